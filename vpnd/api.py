@@ -1,0 +1,270 @@
+"""The control API's types: what the daemon answers and what its clients may rely on.
+
+Types and constants only, standard library only: `vpnctl` imports this module on every start.
+The API is HTTP over the Unix socket, JSON bodies, paths under `/v1`:
+
+    GET    /v1/status                -> NodeStatus
+    GET    /v1/links/{peer}          -> LinkStatus
+    GET    /v1/peers                 -> list[PeerInfo]
+    POST   /v1/peers  PeerRequest    -> 201 LinkStatus
+    DELETE /v1/peers/{name}          -> PeerRemoved
+    POST   /v1/peers/{name}/rekey    -> RekeyStarted
+    GET    /v1/events                -> Event, one JSON object a line (application/x-ndjson)
+
+Any answer from 400 on carries an `ErrorBody`. Clients ignore fields they do not know: within one
+`schema` number fields are only ever added.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Final, NotRequired, TypedDict
+
+SCHEMA: Final = 1
+
+DEFAULT_CONFIG_PATH: Final = "/etc/vpnd/vpnd.toml"
+DEFAULT_RUNTIME_DIR: Final = "/run/vpnd"
+CONTROL_SOCKET_NAME: Final = "control.sock"
+DEFAULT_CONTROL_SOCKET: Final = f"{DEFAULT_RUNTIME_DIR}/{CONTROL_SOCKET_NAME}"
+CONTROL_SOCKET_ENVIRONMENT: Final = "VPND_SOCKET"
+
+MAX_REQUEST_BYTES: Final = 64 * 1024
+"""A longer request body is refused with `ErrorCode.TOO_LARGE`."""
+
+CONTENT_TYPE_JSON: Final = "application/json"
+CONTENT_TYPE_EVENTS: Final = "application/x-ndjson"
+
+
+class LinkState(StrEnum):
+    """What every tool shows of a link."""
+
+    DOWN = "down"
+    EXCHANGING = "exchanging"
+    INSTALLED = "installed"
+    """A first key is on the interface, no WireGuard handshake has used it yet."""
+    ACTIVE = "active"
+    DEGRADED = "degraded"
+    """Protected, but a named thing is not as configured."""
+    CLOSED = "closed"
+    """Lifetime over, or policy: nothing passes."""
+
+    @property
+    def protected(self) -> bool:
+        """True while traffic passes under a key in force."""
+        return self in (LinkState.ACTIVE, LinkState.DEGRADED)
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `vpnctl` and `vpnd`."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    """Wrong usage or configuration."""
+    UNREACHABLE = 3
+    """The daemon does not answer."""
+    NOT_PROTECTED = 4
+
+
+class ErrorCode(StrEnum):
+    """Stable slugs in `ErrorBody`; the HTTP status that goes with each stands beside it."""
+
+    BAD_REQUEST = "bad_request"  # 400: not JSON, not an object, a wrong content type
+    NOT_ALLOWED = "not_allowed"  # 403: the caller's uid may not do this
+    NO_SUCH_ROUTE = "no_such_route"  # 404
+    NO_SUCH_PEER = "no_such_peer"  # 404
+    METHOD_NOT_ALLOWED = "method_not_allowed"  # 405
+    PEER_EXISTS = "peer_exists"  # 409
+    CONFLICT = "conflict"  # 409: a prefix, an identity or a file is in use elsewhere
+    TOO_LARGE = "too_large"  # 413
+    INVALID = "invalid"  # 422: well-formed, but values are wrong; `details` names each
+    INTERNAL = "internal"  # 500: a bug, or a failure nobody foresaw
+    BACKEND_FAILED = "backend_failed"  # 500: WireGuard, netlink or the file system refused
+    UNAVAILABLE = "unavailable"  # 503: starting, stopping, or too many requests
+
+
+class ErrorDetail(TypedDict):
+    """One thing that is wrong."""
+
+    file: NotRequired[str]
+    line: NotRequired[int]
+    key: NotRequired[str]
+    """Dotted, as in `tunnels.backbone.mtu`."""
+    reason: str
+    hint: NotRequired[str]
+
+
+class ErrorInfo(TypedDict):
+    code: str
+    """One of `ErrorCode`; a client treats one that it does not know by the HTTP status."""
+    message: str
+    hint: str
+    """What to do; may be empty."""
+    details: list[ErrorDetail]
+
+
+class ErrorBody(TypedDict):
+    error: ErrorInfo
+
+
+class IdentityInfo(TypedDict):
+    suite: int
+    text: str
+    """The fingerprint's text form, `vpnd1…`."""
+
+
+class KeyInfo(TypedDict):
+    key_id: str
+    """8 hex digits, the same at both ends. It finds a mismatch and authenticates nothing."""
+    installed_at: str
+    """RFC 3339, UTC."""
+    in_force_since: str | None
+    age_seconds: float
+
+
+class WireGuardInfo(TypedDict):
+    public_key: str
+    """Base64, of this node's interface; empty while there is none."""
+    peer_public_key: str | None
+    endpoint: str | None
+    last_handshake_seconds: float | None
+    """How long ago; None for never."""
+    rx_bytes: int
+    tx_bytes: int
+
+
+class ExternalKeysInfo(TypedDict):
+    mode: str
+    """off, prefer or require."""
+    mixed: list[str]
+    """Names of the sources whose keys are in the key in force."""
+
+
+class LastError(TypedDict):
+    code: str
+    message: str
+    at: str
+    """RFC 3339, UTC."""
+
+
+class LinkStatus(TypedDict):
+    schema: int
+    peer: str
+    state: str
+    """One of `LinkState`."""
+    reason: str
+    since: str
+    """RFC 3339, UTC."""
+    adopted: bool
+    """Found on the interface at the daemon's start, and no exchange completed since."""
+    identity: str
+    """The peer's fingerprint in use."""
+    suite: int
+    tunnel: str
+    role: NotRequired[str]
+    """In the last exchange: initiator or responder."""
+    key_in_force: KeyInfo | None
+    key_installed: KeyInfo | None
+    next_renewal_seconds: float | None
+    expires_seconds: float | None
+    endpoint: str | None
+    """Where the key exchange is sent to."""
+    wireguard: WireGuardInfo
+    external_keys: ExternalKeysInfo
+    last_error: LastError | None
+    counters: dict[str, int]
+    allowed_ips: list[str]
+    warnings: list[str]
+
+
+class TunnelStatus(TypedDict):
+    tunnel: str
+    interface: str
+    backend: str
+    """kernel or userspace; empty while the interface could not be made."""
+    adopted: bool
+    public_key: str
+    listen_port: int
+    addresses: list[str]
+    mtu: int
+    routes: str
+    error: str | None
+    """Why there is no interface, with what to do."""
+
+
+class NodeStatus(TypedDict):
+    schema: int
+    node: str
+    version: str
+    identities: list[IdentityInfo]
+    pid: int
+    uptime_seconds: float
+    listen: list[str]
+    tunnels: list[TunnelStatus]
+    links: list[LinkStatus]
+    counters: dict[str, int]
+    warnings: list[str]
+
+
+class PeerInfo(TypedDict):
+    """A peer as it is configured."""
+
+    schema: int
+    name: str
+    identities: list[str]
+    """The first is the one that this node starts exchanges with."""
+    endpoint: str | None
+    tunnel: str
+    allowed_ips: list[str]
+    keepalive: int
+    rekey_interval: int
+    key_lifetime: int
+    protect: list[str] | None
+    external_keys: str
+    file: str
+
+
+class PeerRequest(TypedDict):
+    """A peer to be added; what is left out gets the default of the peer file."""
+
+    name: str
+    identity: str | list[str]
+    allowed_ips: list[str]
+    endpoint: NotRequired[str | None]
+    """`host:port`, `[v6]:port` or `name:port`; absent or null: the peer comes to us."""
+    tunnel: NotRequired[str | None]
+    """May be left out on a node with exactly one tunnel."""
+    keepalive: NotRequired[int]
+    rekey_interval: NotRequired[int]
+    key_lifetime: NotRequired[int | None]
+    protect: NotRequired[list[str] | None]
+
+
+class PeerRemoved(TypedDict):
+    schema: int
+    peer: str
+    removed: bool
+
+
+class RekeyStarted(TypedDict):
+    schema: int
+    peer: str
+    started: bool
+
+
+class Event(TypedDict):
+    """One line of `/v1/events`."""
+
+    schema: int
+    at: str
+    """RFC 3339, UTC."""
+    event: str
+    """What happened, a stable slug such as `state_changed` or `key_installed`."""
+    peer: NotRequired[str]
+    tunnel: NotRequired[str]
+    state: NotRequired[str]
+    reason: NotRequired[str]
+    key_id: NotRequired[str]
+    role: NotRequired[str]
+    dropped: NotRequired[int]
+    """Only with the event `events_dropped`: lines this reader was too slow for."""
+    fields: NotRequired[dict[str, str | int | float | bool | None]]
+    """Whatever else the record carries; for people, not for programs."""
