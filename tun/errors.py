@@ -1,0 +1,45 @@
+"""What can go wrong with a WireGuard interface, each with a message that says what to do.
+
+A bug is not in this list: it propagates as what it is.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendUnavailable",
+    "InterfaceMissing",
+    "NotOurs",
+    "PeerMissing",
+    "ReadBackMismatch",
+    "TunError",
+]
+
+
+class TunError(Exception):
+    """Base of all errors of this package. The text never contains key material."""
+
+
+class BackendUnavailable(TunError):
+    """The backend asked for cannot be had on this host; the message names what to install."""
+
+
+class NotOurs(TunError):
+    """An interface, an address or a route stands in the way that vpnd did not make.
+
+    Nothing was changed.
+    """
+
+
+class InterfaceMissing(TunError):
+    """The interface, or the wireguard-go process behind it, is gone.
+
+    Make it anew with ``open_tunnel``: it gets a new private key.
+    """
+
+
+class PeerMissing(TunError):
+    """The interface has no such peer (deleted by hand?). Nothing was created."""
+
+
+class ReadBackMismatch(TunError):
+    """The backend reported success, and reading back shows something else."""

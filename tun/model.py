@@ -1,0 +1,196 @@
+"""What a tunnel and its peers are, as values: no I/O, no backend.
+
+Public keys are ``bytes`` of length 32; the only secret that passes through here is the
+preshared key (PSK), and it is a type of its own.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address
+from typing import Literal, NoReturn
+
+__all__ = [
+    "ALIAS_PREFIX",
+    "KEY_LENGTH",
+    "BackendChoice",
+    "BackendName",
+    "Endpoint",
+    "HandshakeStamp",
+    "InterfaceAddress",
+    "PeerSpec",
+    "PeerStatus",
+    "Prefix",
+    "PresharedKey",
+    "RoutePolicy",
+    "TunnelSpec",
+]
+
+KEY_LENGTH = 32
+"""Bytes in a WireGuard private, public or preshared key."""
+
+ALIAS_PREFIX = "vpnd:"
+"""An interface is ours if its alias is this prefix and the name of its tunnel."""
+
+BackendName = Literal["kernel", "userspace"]
+BackendChoice = Literal["auto", "kernel", "userspace"]
+RoutePolicy = Literal["allowed-ips", "none"]
+
+Prefix = IPv4Network | IPv6Network
+InterfaceAddress = IPv4Interface | IPv6Interface
+
+Endpoint = tuple[str, int]
+"""Numeric IP address (an IPv6 link-local one with ``%index``) and UDP port."""
+
+HandshakeStamp = tuple[int, int]
+"""Seconds and nanoseconds of the data plane's wall clock: compare for change, never with a clock."""
+
+_INTERFACE_NAME = re.compile(r"[A-Za-z0-9_=+.-]{1,15}", re.ASCII)  # IFNAMSIZ - 1
+_MAX_U32 = 2**32 - 1
+# Linux keeps 256 bytes for an alias; the prefix takes some of them.
+_MAX_TUNNEL_NAME = 128
+
+
+class PresharedKey:
+    """A WireGuard PSK of 32 bytes that shows itself nowhere; it leaves by ``expose()`` only."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        """Take over 32 bytes; raises ValueError for another length and for all zeros (= none)."""
+        if len(key) != KEY_LENGTH:
+            raise ValueError(f"a preshared key has {KEY_LENGTH} bytes, not {len(key)}")
+        if hmac.compare_digest(key, bytes(KEY_LENGTH)):
+            raise ValueError("a preshared key of all zeros means to WireGuard that there is none")
+        self._key = bytes(key)
+
+    def expose(self) -> bytes:
+        """The 32 bytes themselves, for handing to a backend."""
+        return self._key
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PresharedKey):
+            return NotImplemented
+        return hmac.compare_digest(self._key, other._key)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return "<PresharedKey redacted>"
+
+    def __format__(self, format_spec: str) -> str:
+        return repr(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a preshared key is not to be pickled")
+
+    def __copy__(self) -> PresharedKey:
+        return self
+
+    def __deepcopy__(self, memo: object) -> PresharedKey:
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelSpec:
+    """A WireGuard interface as it is wanted; raises ValueError for what cannot be."""
+
+    interface: str
+    tunnel_name: str
+    listen_port: int
+    """UDP port of WireGuard; 0 lets the system choose."""
+    addresses: tuple[InterfaceAddress, ...] = ()
+    mtu: int = 1420
+    backend: BackendChoice = "auto"
+    routes: RoutePolicy = "allowed-ips"
+    table: int | None = None
+    """Routing table of the tunnel's routes; None is the main table."""
+    metric: int | None = None
+    """Metric of the tunnel's routes; None is the kernel's default."""
+    fwmark: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _INTERFACE_NAME.fullmatch(self.interface) or self.interface in (".", ".."):
+            raise ValueError(
+                f"interface name {self.interface!r}: 1 to 15 letters, digits, or any of _=+.-"
+            )
+        if not 1 <= len(self.tunnel_name) <= _MAX_TUNNEL_NAME or not self.tunnel_name.isprintable():
+            raise ValueError(
+                f"tunnel name {self.tunnel_name!r}: 1 to {_MAX_TUNNEL_NAME} printable characters"
+            )
+        _check_range("listen_port", self.listen_port, 0, 65535)
+        _check_range("mtu", self.mtu, 576, 65535)
+        if self.mtu < 1280 and any(address.version == 6 for address in self.addresses):
+            raise ValueError(f"mtu {self.mtu}: IPv6 needs at least 1280")
+        if self.table is not None:
+            _check_range("table", self.table, 1, _MAX_U32)
+        if self.metric is not None:
+            # The worst two metrics stay free: the guard routes have one of them.
+            _check_range("metric", self.metric, 0, _MAX_U32 - 2)
+        if self.fwmark is not None:
+            _check_range("fwmark", self.fwmark, 0, _MAX_U32)
+
+    @property
+    def alias(self) -> str:
+        """The alias that marks the interface as made for this tunnel."""
+        return ALIAS_PREFIX + self.tunnel_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerSpec:
+    """A WireGuard peer as it is wanted; there is none without a PSK."""
+
+    public_key: bytes
+    psk: PresharedKey
+    allowed_ips: tuple[Prefix, ...]
+    endpoint: Endpoint | None = None
+    keepalive: int = 25
+    """Seconds; 0 is off."""
+
+    def __post_init__(self) -> None:
+        check_public_key(self.public_key)
+        check_keepalive(self.keepalive)
+        if self.endpoint is not None:
+            check_endpoint(self.endpoint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStatus:
+    """A peer as one dump of the interface showed it."""
+
+    public_key: bytes
+    endpoint: Endpoint | None
+    handshake_stamp: HandshakeStamp | None
+    """None while there was no handshake yet."""
+    rx_bytes: int
+    tx_bytes: int
+    allowed_ips: tuple[Prefix, ...]
+    keepalive: int
+    psk: PresharedKey | None = field(default=None)
+    """Only filled where keys were asked for; None also when the peer has none."""
+
+
+def check_public_key(public_key: bytes) -> None:
+    """Raise ValueError unless it has the length of a WireGuard public key."""
+    if len(public_key) != KEY_LENGTH:
+        raise ValueError(f"a WireGuard public key has {KEY_LENGTH} bytes, not {len(public_key)}")
+
+
+def check_keepalive(keepalive: int) -> None:
+    """Raise ValueError unless it is a number of seconds that WireGuard can hold."""
+    _check_range("keepalive", keepalive, 0, 65535)
+
+
+def check_endpoint(endpoint: Endpoint) -> None:
+    """Raise ValueError unless it is a numeric address and a port."""
+    host, port = endpoint
+    ip_address(host)
+    _check_range("endpoint port", port, 1, 65535)
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value}: must be between {low} and {high}")
