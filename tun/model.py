@@ -45,7 +45,7 @@ Endpoint = tuple[str, int]
 """Numeric IP address (an IPv6 link-local one with ``%index``) and UDP port."""
 
 HandshakeStamp = tuple[int, int]
-"""Seconds and nanoseconds of the data plane's wall clock: compare for change, never with a clock."""
+"""Seconds and nanoseconds of the data plane's wall clock: to compare for change, no more."""
 
 _INTERFACE_NAME = re.compile(r"[A-Za-z0-9_=+.-]{1,15}", re.ASCII)  # IFNAMSIZ - 1
 _MAX_U32 = 2**32 - 1
