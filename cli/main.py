@@ -1,2 +1,106 @@
+"""vpnctl's entry point: the tree of commands, and the one place where errors become exit codes.
+
+Every module here is imported on every start; what is slow (rich, pydantic, cryptography) is
+imported inside the function that needs it.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cli import completion, events, peers, status
+from cli.errors import PROGRAM, CliError, UsageProblem, report
+from cli.options import new_app
+from vpnd.api import CONTROL_SOCKET_ENVIRONMENT, ExitCode
+
+app = new_app(name=PROGRAM, help="Operate vpnd: quantum-safe links between sites.")
+app.command()(status.status)
+app.add_typer(peers.app)
+app.command()(events.events)
+app.command()(completion.completion)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"{PROGRAM} {version('vpnd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def global_options(
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            envvar="VPND_CONFIG",
+            help="The node's configuration; /etc/vpnd/vpnd.toml unless given.",
+        ),
+    ] = None,
+    socket: Annotated[
+        str | None,
+        typer.Option(
+            "--socket",
+            metavar="PATH",
+            envvar=CONTROL_SOCKET_ENVIRONMENT,
+            help="The daemon's control socket; from the configuration unless given.",
+        ),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    if config == "":
+        raise UsageProblem("--config is empty", "leave it out or name a file")
+    if socket == "":
+        raise UsageProblem("--socket is empty", "leave it out or name a socket")
+
+
 def main() -> None:
-    raise SystemExit("vpnctl: not built yet")
+    """Runs vpnctl and leaves the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 gets '?', not a traceback
+            stream.reconfigure(errors="replace")
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except CliError as error:
+        report(error)
+        code = error.code
+    except typer.TyperException as error:
+        report(_usage_problem(error))
+        code = ExitCode.USAGE
+    except BrokenPipeError:
+        # The reader has seen enough (`vpnctl events | head`); the interpreter flushes once more
+        # on its way out and must not meet the closed pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.FAILED
+    sys.exit(code)
+
+
+def _run() -> int:
+    completion.register_if_asked()
+    code = app(prog_name=PROGRAM, standalone_mode=False)
+    return code if isinstance(code, int) else ExitCode.DONE
+
+
+def _usage_problem(error: typer.TyperException) -> UsageProblem:
+    """typer's complaint about the command line, in our words where ours are better."""
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else PROGRAM
+    option = getattr(error, "option_name", None)
+    if option in ("--config", "--socket"):
+        return UsageProblem(
+            message, f"{option} goes before the command: {PROGRAM} {option} … COMMAND"
+        )
+    if option == "--json" and command == PROGRAM:
+        return UsageProblem(message, f"--json goes after the command: {PROGRAM} status --json")
+    statement, _, instead = message.partition(" Did you mean ")
+    if instead:
+        return UsageProblem(statement, f"did you mean {instead}")
+    return UsageProblem(message, f"{command} --help shows how it is used")

@@ -1,0 +1,94 @@
+"""What goes wrong in vpnctl, as an exception that knows its hint and its exit code."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vpnd.api import ExitCode
+
+PROGRAM = "vpnctl"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, in one line, and what to do about it (empty: nothing to add)."""
+
+    message: str
+    hint: str = ""
+
+
+class CliError(Exception):
+    """Ends the command: every problem goes to stderr, `code` to the shell.
+
+    The base of everything that a person in front of vpnctl can put right.
+    """
+
+    code = ExitCode.FAILED
+
+    def __init__(self, message: str, hint: str = "", *, more: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = (Problem(message, hint), *more)
+
+
+class UsageProblem(CliError):
+    """A flag, an argument or the configuration is wrong; nothing was changed."""
+
+    code = ExitCode.USAGE
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> "UsageProblem":
+        """Several at once, so that nobody mends them one run at a time.
+
+        `problems` holds at least one.
+        """
+        first, *rest = problems
+        return cls(first.message, first.hint, more=rest)
+
+
+class DaemonUnreachable(CliError):
+    """No vpnd answers at the control socket."""
+
+    code = ExitCode.UNREACHABLE
+
+
+class LinkNotProtected(CliError):
+    """The link does not pass traffic under a key in force."""
+
+    code = ExitCode.NOT_PROTECTED
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with nothing in it that a terminal would act upon.
+
+    Flags, file names and what a peer sent end up in messages: a control character, or a byte that
+    was no UTF-8, is shown as its escape.
+    """
+    line = " ".join(text.splitlines())
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
+def wants_colour(stream: object) -> bool:
+    """True for a terminal whose owner did not ask for plain text (https://no-color.org)."""
+    is_terminal = getattr(stream, "isatty", lambda: False)()
+    return bool(is_terminal) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def report(error: CliError) -> None:
+    """Each problem on stderr as `vpnctl: error: …` and, where there is one, `vpnctl: hint: …`."""
+    for problem in error.problems:
+        _line("error", problem.message, "\x1b[31m")
+        if problem.hint:
+            _line("hint", problem.hint, "\x1b[36m")
+
+
+def hint(text: str) -> None:
+    """A remark beside the data: on stderr, so that a program reading stdout never meets it."""
+    _line("hint", text, "\x1b[36m")
+
+
+def _line(kind: str, text: str, colour: str) -> None:
+    label = f"{kind}:"
+    if wants_colour(sys.stderr):
+        label = f"{colour}{label}\x1b[0m"
+    print(f"{PROGRAM}: {label} {printable(text)}", file=sys.stderr)

@@ -1,0 +1,82 @@
+"""Links as a person reads them: one line, or a table with what stands in the way below it."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from cli.errors import printable
+from cli.show import NOTHING, duration, size, table
+from vpnd.api import LinkState, LinkStatus
+
+_HEADS = (
+    "peer", "state", "key id", "key age", "suite", "keys from",
+    "handshake", "received", "sent", "endpoint",
+)  # fmt: skip
+
+
+def is_protected(link: LinkStatus, *, strict: bool = False) -> bool:
+    """True for active, and for degraded unless `strict`; a state that we do not know is neither."""
+    accepted = {LinkState.ACTIVE} if strict else {LinkState.ACTIVE, LinkState.DEGRADED}
+    return link["state"] in accepted
+
+
+def link_line(link: LinkStatus) -> str:
+    """One link in one line, for after a command that changed it."""
+    text = f"{link['peer']}: {_state(link)}"
+    if key := link["key_in_force"] or link["key_installed"]:
+        text += f", key id {key['key_id']}"
+    if link["state"] != LinkState.ACTIVE and link["reason"]:
+        text += f": {link['reason']}"
+    return printable(text)
+
+
+def links_text(links: Sequence[LinkStatus]) -> str:
+    """The table and, below it, the reason of every link that is not active, and every warning."""
+    notes = "".join(f"{printable(note)}\n" for link in links for note in link_notes(link))
+    return table(_HEADS, [_row(link) for link in links]) + (f"\n{notes}" if notes else "")
+
+
+def link_notes(link: LinkStatus) -> list[str]:
+    """What an operator has to know beyond the table; nothing for a link that is well."""
+    peer = link["peer"]
+    notes = []
+    if link["state"] != LinkState.ACTIVE:
+        age = _seconds_since(link["since"])
+        how_long = "" if age is None else f" for {duration(age)}"
+        notes.append(f"{peer} {link['state']}{how_long}: {link['reason'] or 'no reason given'}")
+        if error := link["last_error"]:
+            notes.append(f"{peer} last error at {error['at']}: {error['message']}")
+    return [*notes, *(f"{peer} warning: {warning}" for warning in link["warnings"])]
+
+
+def _row(link: LinkStatus) -> list[str]:
+    force, installed, wireguard = link["key_in_force"], link["key_installed"], link["wireguard"]
+    shown = force or installed
+    key_id = force["key_id"] if force else NOTHING
+    if installed and (force is None or installed["key_id"] != force["key_id"]):
+        # The newer key waits for WireGuard's next handshake; both ends show the same mark.
+        key_id += f" → {installed['key_id']}"
+    handshake = wireguard["last_handshake_seconds"]
+    return [
+        link["peer"],
+        _state(link),
+        key_id,
+        duration(shown["age_seconds"] if shown else None),
+        str(link["suite"]),
+        " + ".join(["exchange", *link["external_keys"]["mixed"]]) if shown else NOTHING,
+        NOTHING if handshake is None else f"{duration(handshake)} ago",
+        size(wireguard["rx_bytes"]),
+        size(wireguard["tx_bytes"]),
+        wireguard["endpoint"] or link["endpoint"] or NOTHING,
+    ]
+
+
+def _state(link: LinkStatus) -> str:
+    return f"{link['state']} (adopted)" if link["adopted"] else link["state"]
+
+
+def _seconds_since(stamp: str) -> float | None:
+    """Of an RFC 3339 stamp; None where it cannot be read."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
+    except (ValueError, TypeError):
+        return None

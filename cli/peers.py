@@ -1,0 +1,213 @@
+"""`vpnctl peer …`: links are added, looked at and taken away while the others run on."""
+
+import sys
+import time
+from contextlib import suppress
+from typing import Annotated, Final
+
+import typer
+
+from cli import values
+from cli.client import Client, Wakeups
+from cli.errors import DaemonUnreachable, LinkNotProtected, hint
+from cli.links import is_protected, link_line, links_text
+from cli.options import AsJson, Settings, new_app
+from cli.peer_names import PeerArgument, asked_about
+from cli.show import NOTHING, fields, print_json, table
+from vpnd.api import SCHEMA, LinkStatus, PeerInfo, PeerRequest
+
+WAIT_STEP_SECONDS: Final = 0.5
+"""Events wake earlier; this is for a daemon whose stream cannot be had."""
+
+app = new_app(name="peer", help="Add, list, show, remove and rekey the links of this node.")
+
+
+@app.command()
+def add(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the peer here.")],
+    identity: Annotated[
+        list[str],
+        typer.Option(
+            "--identity",
+            metavar="TEXT",
+            help="The peer's fingerprint, vpnd1…; several (repeat it, or commas) in a rotation.",
+        ),
+    ],
+    allow: Annotated[
+        list[str],
+        typer.Option(
+            "--allow",
+            metavar="PREFIX",
+            help="What the peer may send from and is sent; repeat it, or put commas between.",
+        ),
+    ],
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            metavar="HOST:PORT",
+            help="Where the peer's key exchange listens; without it the peer comes to us.",
+        ),
+    ] = None,
+    tunnel: Annotated[
+        str | None,
+        typer.Option(
+            "--tunnel", metavar="NAME", help="Which tunnel; needed where a node has several."
+        ),
+    ] = None,
+    keepalive: Annotated[
+        str | None,
+        typer.Option("--keepalive", metavar="SECONDS", help="25 unless given; 0 for none."),
+    ] = None,
+    wait: Annotated[
+        str | None,
+        typer.Option(
+            "--wait", metavar="SECONDS", help="Wait so long for the link; exit 4 if it is not up."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a peer: the daemon writes its file in peers.d and starts the link at once."""
+    request, seconds = _read_request(name, identity, allow, endpoint, tunnel, keepalive, wait)
+    client = Client.of(Settings.of(context))
+    try:
+        link = client.add_peer(request)
+    except DaemonUnreachable as gone:
+        raise DaemonUnreachable(
+            str(gone),
+            f"{gone.problems[0].hint}; without the daemon, write peers.d/{name}.toml by hand: "
+            "it is read at the next start",
+        ) from gone
+    if seconds is not None:
+        link = _wait_until_protected(client, link, seconds)
+    if as_json:
+        print_json(link)
+    else:
+        print(link_line(link))
+    for warning in link["warnings"]:
+        hint(f"{link['peer']}: {warning}")
+    if seconds is not None and not is_protected(link):
+        raise LinkNotProtected(
+            f"{link['peer']} is still {link['state']} after {seconds:g} s: {link['reason']}",
+            "has `vpnctl peer add` been run at the far end too? The link goes on trying: "
+            f"vpnctl status {link['peer']} --watch",
+        )
+
+
+@app.command("list")
+def list_peers(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the peers as they are configured."""
+    peers = Client.of(Settings.of(context)).peers()
+    if as_json:
+        print_json({"schema": SCHEMA, "peers": peers})
+    elif not peers:
+        print("no peers yet: vpnctl peer add NAME --identity … --endpoint … --allow …")
+    else:
+        heads = ("peer", "tunnel", "endpoint", "allowed", "keepalive", "identity")
+        sys.stdout.write(table(heads, [_row(peer) for peer in peers]))
+
+
+@app.command()
+def show(context: typer.Context, peer: PeerArgument, as_json: AsJson = False) -> None:
+    """Show everything about one peer: its configuration and its link."""
+    client = Client.of(Settings.of(context))
+    link = asked_about(client, peer, client.link)
+    configured = next((each for each in client.peers() if each["name"] == peer), None)
+    if as_json:
+        print_json({"schema": SCHEMA, "peer": configured, "link": link})
+        return
+    if configured is not None:
+        sys.stdout.write(fields(_configuration(configured)) + "\n")
+    sys.stdout.write(links_text([link]))
+
+
+@app.command()
+def remove(context: typer.Context, peer: PeerArgument, as_json: AsJson = False) -> None:
+    """Remove a peer: its link ends, its file goes, traffic to it stops."""
+    client = Client.of(Settings.of(context))
+    removed = asked_about(client, peer, client.remove_peer)
+    if as_json:
+        print_json(removed)
+    else:
+        print(f"{removed['peer']}: removed")
+
+
+@app.command()
+def rekey(context: typer.Context, peer: PeerArgument, as_json: AsJson = False) -> None:
+    """Start an exchange for a new key now; traffic runs on under the old one meanwhile."""
+    client = Client.of(Settings.of(context))
+    started = asked_about(client, peer, client.rekey)
+    if as_json:
+        print_json(started)
+    else:
+        print(f"{started['peer']}: an exchange for a new key has begun")
+
+
+def _read_request(
+    name: str,
+    identity: list[str],
+    allow: list[str],
+    endpoint: str | None,
+    tunnel: str | None,
+    keepalive: str | None,
+    wait: str | None,
+) -> tuple[PeerRequest, float | None]:
+    """The request, and how long to wait for the link; UsageProblem with all that is wrong."""
+    flags = values.Flags()
+    flags.read("NAME", values.name, name)
+    request = PeerRequest(
+        name=name,
+        identity=flags.read_list("--identity", values.identity, identity),
+        allowed_ips=flags.read_list("--allow", values.prefix, allow),
+    )
+    if endpoint is not None:
+        request["endpoint"] = flags.read("--endpoint", values.endpoint, endpoint)
+    if tunnel is not None:
+        request["tunnel"] = flags.read("--tunnel", values.name, tunnel)
+    if keepalive is not None:
+        seconds = flags.read("--keepalive", values.keepalive, keepalive)
+        if seconds is not None:
+            request["keepalive"] = seconds
+    for_seconds = None if wait is None else flags.read("--wait", values.wait_seconds, wait)
+    flags.check()
+    return request, for_seconds
+
+
+def _wait_until_protected(client: Client, link: LinkStatus, seconds: float) -> LinkStatus:
+    """The link as soon as it is protected, else as it is after `seconds`."""
+    deadline = time.monotonic() + seconds
+    with Wakeups(client) as wakeups:
+        while not is_protected(link) and (left := deadline - time.monotonic()) > 0:
+            wakeups.wait(min(left, WAIT_STEP_SECONDS))
+            with suppress(DaemonUnreachable):  # it may be restarting: the deadline decides
+                link = client.link(link["peer"])
+    return link
+
+
+def _row(peer: PeerInfo) -> list[str]:
+    return [
+        peer["name"],
+        peer["tunnel"],
+        peer["endpoint"] or "comes to us",
+        ", ".join(peer["allowed_ips"]),
+        f"{peer['keepalive']} s",
+        ", ".join(peer["identities"]),
+    ]
+
+
+def _configuration(peer: PeerInfo) -> list[tuple[str, str]]:
+    protect = peer["protect"]
+    return [
+        ("peer", peer["name"]),
+        ("identity", ", ".join(peer["identities"])),
+        ("endpoint", peer["endpoint"] or "none: the peer comes to us"),
+        ("tunnel", peer["tunnel"]),
+        ("allowed", ", ".join(peer["allowed_ips"])),
+        ("protected", NOTHING if protect is None else ", ".join(protect) or "nothing"),
+        ("keepalive", f"{peer['keepalive']} s"),
+        ("renewal every", f"{peer['rekey_interval']} s"),
+        ("key lifetime", f"{peer['key_lifetime']} s"),
+        ("external keys", peer["external_keys"]),
+        ("file", peer["file"]),
+    ]

@@ -1,0 +1,112 @@
+"""`vpnctl status`: what the links are doing."""
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import typer
+
+from cli.client import Client, Wakeups
+from cli.errors import DaemonUnreachable, printable
+from cli.links import is_protected, links_text
+from cli.options import AsJson, Settings
+from cli.peer_names import asked_about, complete_peer
+from cli.show import duration, print_json, print_json_line
+from vpnd.api import ExitCode, LinkStatus, NodeStatus
+
+WATCH_SECONDS: Final = 1.0
+
+_CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One look at the daemon: the document as it came, and what of it is shown."""
+
+    document: NodeStatus | LinkStatus
+    links: list[LinkStatus]
+    heading: str
+
+    def text(self) -> str:
+        if not self.links:
+            return (
+                f"{self.heading}no peers yet: "
+                "vpnctl peer add NAME --identity … --endpoint … --allow …\n"
+            )
+        return (
+            f"{self.heading}\n{links_text(self.links)}"
+            if self.heading
+            else (links_text(self.links))
+        )
+
+
+def status(
+    context: typer.Context,
+    peer: Annotated[
+        str | None,
+        typer.Argument(metavar="PEER", help="Only this link.", autocompletion=complete_peer),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit 4 unless active; without PEER, unless all are."),
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Show the links: state, key, traffic.
+
+    With PEER, exits 0 while the link is protected (active or degraded), 4 otherwise.
+    """
+    client = Client.of(Settings.of(context))
+    seen = _look(client, peer)
+    if watch:
+        return _watch(client, peer, seen, as_json=as_json)
+    if as_json:
+        print_json(seen.document)
+    else:
+        sys.stdout.write(seen.text())
+    judged = seen.links if peer is not None or strict else []
+    well = all(is_protected(link, strict=strict) for link in judged)
+    return ExitCode.DONE if well else ExitCode.NOT_PROTECTED
+
+
+def _look(client: Client, peer: str | None) -> _Look:
+    if peer is not None:
+        link = asked_about(client, peer, client.link)
+        return _Look(document=link, links=[link], heading="")
+    node = client.status()
+    return _Look(document=node, links=node["links"], heading=_heading(node))
+
+
+def _heading(node: NodeStatus) -> str:
+    """Who answers, and what is wrong with the node itself."""
+    lines = [f"{node['node']}, vpnd {node['version']}, up {duration(node['uptime_seconds'])}"]
+    for tunnel in node["tunnels"]:
+        if tunnel["error"]:
+            lines.append(f"tunnel {tunnel['tunnel']} has no interface: {tunnel['error']}")
+    lines += [f"warning: {warning}" for warning in node["warnings"]]
+    return "".join(f"{printable(line)}\n" for line in lines)
+
+
+def _watch(client: Client, peer: str | None, seen: _Look, *, as_json: bool) -> int:
+    """Shows until Ctrl-C, over restarts of the daemon; JSON is one document a line."""
+    try:
+        with Wakeups(client) as wakeups:
+            _draw(seen, as_json=as_json)
+            while True:
+                wakeups.wait(WATCH_SECONDS)
+                try:
+                    _draw(_look(client, peer), as_json=as_json)
+                except DaemonUnreachable as gone:
+                    if not as_json:
+                        print(f"{printable(str(gone))}; trying again", flush=True)
+    except KeyboardInterrupt:
+        return ExitCode.DONE
+
+
+def _draw(seen: _Look, *, as_json: bool) -> None:
+    if as_json:
+        print_json_line(seen.document)
+        return
+    clear = _CLEAR if sys.stdout.isatty() else ""
+    print(f"{clear}{seen.text()}", flush=True)
