@@ -100,16 +100,14 @@ def _verify(prefix: str, values: list[int]) -> None:
 def _find_single_mistake(residue: int, length: int) -> int | None:
     """Which one of ``length`` values, changed, would make up for ``residue`` (None: no one does).
 
-    The checksum is linear: a change of one value by d, e values before the end, changes the
-    residue by d times x^e, whatever the other values are.
+    The checksum is linear: a change of one value, seen from the end, moves on through the steps
+    that follow it in the same way whatever the other values are.
     """
-    for index in range(length):
-        for difference in range(1, 32):
-            state = difference
-            for _ in range(length - 1 - index):
-                state = _step(state, 0)
-            if state == residue:
-                return index
+    changes = list(range(1, 32))
+    for index in reversed(range(length)):
+        if residue in changes:
+            return index
+        changes = [_step(change, 0) for change in changes]
     return None
 
 

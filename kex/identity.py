@@ -71,13 +71,14 @@ class Fingerprint:
                 f"a fingerprint has {TEXT_LENGTH} characters, this text has {len(text)}",
                 hint="characters were lost or doubled in copying: copy the text again, whole",
             )
-        prefix, data = bech32m.decode(text)
-        if prefix != TEXT_PREFIX:  # a second "1" further on moved the end of the prefix
+        second_one = text.find(bech32m.SEPARATOR, len(TEXT_PREFIX) + 1)
+        if second_one != -1:  # it would move the end of the prefix, and confuse the message
             raise InvalidIdentity(
-                f"character {len(prefix) + 1} ('1') is not one that is used here",
-                position=len(prefix) + 1,
-                hint="look for l instead of 1",
+                f"character {second_one + 1} ('1') is not one that is used here",
+                position=second_one + 1,
+                hint="it may be an l",
             )
+        _, data = bech32m.decode(text)
         if data[0] not in SUITE_NUMBERS:
             known = ", ".join(map(str, SUITE_NUMBERS))
             raise InvalidIdentity(
@@ -147,9 +148,9 @@ class Identity:
                 "the identity file names a suite that is not known here",
                 hint=f"this version knows suites {known}",
             )
+        suite = suite_of(int(fields[1]))
         try:
             seed = base64.b64decode(fields[2], validate=True)
-            suite = suite_of(int(fields[1]))
             private_key = suite.private_key(seed)
         except (binascii.Error, ValueError):
             # Without its cause: that might quote the seed in a traceback
