@@ -22,8 +22,6 @@ from vpnd.api import (
     DEFAULT_CONFIG_PATH,
     DEFAULT_CONTROL_SOCKET,
     SCHEMA,
-    ErrorCode,
-    ErrorDetail,
     ErrorInfo,
     Event,
     LinkStatus,
@@ -224,19 +222,10 @@ class RefusedUsage(Refused, UsageProblem):
 def refusal(status: int, told: ErrorInfo) -> Refused:
     """The daemon's refusal as an exception; each detail is a line of its own."""
     kind = RefusedUsage if 400 <= status < 500 and status != 403 else Refused
-    more = [_told_detail(detail) for detail in told.get("details", [])]
+    more = [Problem.of(detail) for detail in told.get("details", [])]
     error = kind(str(told.get("message", f"HTTP status {status}")), told.get("hint", ""), more=more)
     error.slug = str(told.get("code", ""))
     return error
-
-
-def is_unknown_peer(error: Refused) -> bool:
-    return error.slug == ErrorCode.NO_SUCH_PEER
-
-
-def _told_detail(detail: ErrorDetail) -> Problem:
-    place = [str(detail[part]) for part in ("file", "line", "key") if detail.get(part) is not None]
-    return Problem(": ".join([*place, detail.get("reason", "")]), detail.get("hint", ""))
 
 
 class Wakeups:

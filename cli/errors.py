@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vpnd.api import ExitCode
+from vpnd.api import ErrorDetail, ExitCode
 
 PROGRAM = "vpnctl"
 
@@ -16,6 +16,15 @@ class Problem:
 
     message: str
     hint: str = ""
+
+    @classmethod
+    def of(cls, detail: ErrorDetail) -> "Problem":
+        """A detail of the daemon's or of the configuration's: `file:line: key: reason`."""
+        place = detail.get("file", "")
+        if (line := detail.get("line")) is not None:
+            place += f":{line}"
+        parts = (place, detail.get("key", ""), detail["reason"])
+        return cls(": ".join(part for part in parts if part), detail.get("hint", ""))
 
 
 class CliError(Exception):

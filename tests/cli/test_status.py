@@ -1,0 +1,218 @@
+"""`vpnctl status` and `vpnctl events` against a server that answers as the daemon does."""
+
+import json
+import re
+import signal
+import subprocess
+from typing import IO
+
+import pytest
+
+from tests.cli.conftest import Vpnctl
+from tests.cli.fake_daemon import FakeDaemon, error, key, link
+from vpnd.api import SCHEMA, Event
+
+STAMP = "2020-01-02T03:04:05Z"
+
+
+def test_table_tells_state_keys_and_traffic_of_each_link(
+    vpnctl: Vpnctl, daemon: FakeDaemon
+) -> None:
+    waiting = link("ams1", key_installed=key("feedbeef", 3.0, in_force=False))
+    daemon.links = [waiting, link("par1", "degraded"), link("lon1", "exchanging")]
+    ended = vpnctl("status")
+    assert ended.code == 0
+    assert ended.stderr == ""
+    lines = ended.stdout.splitlines()
+    assert lines[0] == "fra1, vpnd 0.1.0, up 2 h 1 min"
+    assert re.split("  +", lines[2]) == [
+        "peer", "state", "key id", "key age", "suite", "keys from",
+        "handshake", "received", "sent", "endpoint",
+    ]  # fmt: skip
+    assert re.split("  +", lines[3]) == [
+        "ams1", "active", "0badc0de → feedbeef", "1 min 1 s", "1", "exchange",
+        "12 s ago", "2.0 KiB", "1.5 KiB", "192.0.2.7:51820",
+    ]  # fmt: skip
+    assert re.split("  +", lines[5])[:4] == ["lon1", "exchanging", "–", "–"]
+    assert not [line for line in lines if line.startswith("ams1 active")]
+    assert re.search(
+        r"^lon1 exchanging for \d+ d \d+ h: the reason for exchanging$", ended.stdout, re.M
+    )
+
+
+def test_table_in_a_pipe_has_no_colours_and_a_line_for_each_link(
+    vpnctl: Vpnctl, daemon: FakeDaemon
+) -> None:
+    daemon.links = [link(f"a-rather-long-name-of-a-peer-{number}") for number in range(30)]
+    ended = vpnctl("status", COLUMNS="40", FORCE_COLOR="1")
+    assert "\x1b" not in ended.stdout
+    assert len(re.findall(r"^a-rather-long-name-of-a-peer-\d+ ", ended.stdout, re.M)) == 30
+
+
+def test_nothing_that_a_peer_sent_reaches_the_terminal_raw(
+    vpnctl: Vpnctl, daemon: FakeDaemon
+) -> None:
+    daemon.links = [link("ams1", "down", reason="refused: \x1b[2J\x07evil\r\nams1 active")]
+    ended = vpnctl("status")
+    assert "\x1b" not in ended.stdout
+    assert "\x07" not in ended.stdout
+    assert "refused: \\x1b[2J\\x07evil ams1 active" in ended.stdout
+
+
+def test_without_peers_it_says_how_to_add_one(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    ended = vpnctl("status")
+    assert ended.code == 0
+    assert "vpnctl peer add" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "strict"),
+    [
+        ("active", 0, 0),
+        ("degraded", 0, 4),
+        ("installed", 4, 4),
+        ("exchanging", 4, 4),
+        ("down", 4, 4),
+        ("closed", 4, 4),
+        ("a state of the future", 4, 4),
+    ],
+)
+def test_exit_code_says_whether_a_link_is_protected(
+    vpnctl: Vpnctl, daemon: FakeDaemon, state: str, code: int, strict: int
+) -> None:
+    daemon.links = [link("ams1", state), link("par1")]
+    assert vpnctl("status", "ams1").code == code
+    assert vpnctl("status", "ams1", "--strict").code == strict
+    assert vpnctl("status").code == 0
+    assert vpnctl("status", "--strict").code == strict
+
+
+def test_json_is_the_daemons_own_document(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.links = [link("ams1"), link("par1", "closed")]
+    whole = vpnctl("status", "--json").document
+    assert whole["schema"] == SCHEMA
+    assert whole["links"] == daemon.links
+    one = vpnctl("status", "par1", "--json")
+    assert one.document == daemon.links[1]
+    assert one.code == 4
+
+
+def test_another_schema_is_refused(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.schema = SCHEMA + 1
+    vpnctl("status", "--json").assert_refused(1)
+
+
+def test_unknown_peer_is_corrected(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.links = [link("amsterdam"), link("paris")]
+    ended = vpnctl("status", "amstrdam")
+    ended.assert_refused(2)
+    assert ended.errors == ["there is no peer 'amstrdam'"]
+    assert ended.hints == ["did you mean amsterdam?"]
+    assert vpnctl("status", "zzz").hints == ["the peers here: amsterdam, paris"]
+    assert daemon.requests[0][1] == "/v1/links/amstrdam"
+
+
+def test_a_name_cannot_reach_another_path(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    vpnctl("status", "../status?x").assert_refused(2)
+    assert daemon.requests[0][1] == "/v1/links/..%2Fstatus%3Fx"
+
+
+def test_the_daemons_refusal_is_told_in_full(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    details = [
+        {"file": "/etc/vpnd/vpnd.toml", "line": 3, "key": "node.name", "reason": "no", "hint": "h"},
+        {"reason": "and another"},
+    ]
+    body = error("unavailable", "not now", "try again", details)  # type: ignore[arg-type]
+    daemon.refuses = (503, body)
+    ended = vpnctl("status")
+    ended.assert_refused(1)
+    assert ended.errors == ["not now", "/etc/vpnd/vpnd.toml:3: node.name: no", "and another"]
+    assert ended.hints == ["try again", "h"]
+
+
+def lines_of(stream: IO[str] | None, count: int) -> list[str]:
+    assert stream is not None
+    return [stream.readline() for _ in range(count)]
+
+
+def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """As Ctrl-C does; the exit code and what was on stderr."""
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    return process.returncode, stderr
+
+
+def test_watch_shows_again_until_interrupted(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.links = [link("ams1", "exchanging")]
+    with vpnctl.start("status", "ams1", "--watch", "--json") as process:
+        (first,) = lines_of(process.stdout, 1)
+        assert json.loads(first)["state"] == "exchanging"
+        daemon.links = [link("ams1")]
+        while json.loads(*lines_of(process.stdout, 1))["state"] != "active":
+            pass
+        assert end(process) == (0, "")
+
+
+def test_watch_of_a_table_needs_no_terminal(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.links = [link("ams1")]
+    with vpnctl.start("status", "--watch") as process:
+        text = "".join(lines_of(process.stdout, 10))
+        assert text.count("fra1, vpnd 0.1.0") == 2
+        assert "\x1b" not in text
+        assert end(process) == (0, "")
+
+
+def test_watch_outlives_the_daemon(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.links = [link("ams1")]
+    with vpnctl.start("status", "ams1", "--watch") as process:
+        lines_of(process.stdout, 1)
+        moved = vpnctl.socket.rename(vpnctl.home / "elsewhere.sock")
+        while "trying again" not in lines_of(process.stdout, 1)[0]:
+            pass
+        moved.rename(vpnctl.socket)
+        while not lines_of(process.stdout, 1)[0].startswith("ams1"):
+            pass
+        assert end(process)[0] == 0
+
+
+EVENTS: list[Event] = [
+    {"schema": SCHEMA, "at": STAMP, "event": "state_changed", "peer": "ams1", "state": "active",
+     "reason": "a key is in force", "key_id": "0badc0de", "fields": {"took": 0.2}},
+    {"schema": SCHEMA, "at": STAMP, "event": "key_installed", "peer": "par1"},
+    {"schema": SCHEMA, "at": STAMP, "event": "tunnel_lost", "tunnel": "backbone"},
+]  # fmt: skip
+
+
+def test_events_are_followed(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.events = EVENTS
+    with vpnctl.start("events") as process:
+        assert lines_of(process.stdout, 3) == [
+            f"{STAMP}  ams1  state_changed  active  key id=0badc0de  took=0.2: a key is in force\n",
+            f"{STAMP}  par1  key_installed\n",
+            f"{STAMP}  backbone  tunnel_lost\n",
+        ]
+        assert end(process) == (0, "")
+
+
+def test_events_of_one_peer_as_json_lines(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.links = [link("par1")]
+    daemon.events = EVENTS
+    with vpnctl.start("events", "par1", "--json") as process:
+        assert json.loads(*lines_of(process.stdout, 1)) == EVENTS[1]
+        assert end(process) == (0, "")
+
+
+def test_events_say_when_the_daemon_ends_them(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.end_of_events.set()
+    vpnctl("events").assert_refused(3)
+
+
+def test_a_reader_that_has_enough_is_no_error(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.links = [link("ams1")]
+    with vpnctl.start("status", "--watch", "--json") as process:
+        lines_of(process.stdout, 1)
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 1
