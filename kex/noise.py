@@ -77,13 +77,7 @@ class SymmetricState:
 
     def split(self, suite: Suite) -> Session:
         """Split(), with the initiator's sending key first."""
-        first, second = suite.noise_hkdf(self.ck.expose(), b"", 2)
-        return Session(
-            ck=self.ck,
-            h=self.h,
-            k_i2r=Secret(first[:AEAD_KEY_LENGTH]),
-            k_r2i=Secret(second[:AEAD_KEY_LENGTH]),
-        )
+        return split(suite, ck=self.ck, h=self.h)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +88,17 @@ class Session:
     h: bytes
     k_i2r: Secret
     k_r2i: Secret
+
+
+def split(suite: Suite, *, ck: Secret, h: bytes) -> Session:
+    """Split() from ck alone, which is what a responder has left of a handshake."""
+    first, second = suite.noise_hkdf(ck.expose(), b"", 2)
+    return Session(
+        ck=ck,
+        h=h,
+        k_i2r=Secret(first[:AEAD_KEY_LENGTH]),
+        k_r2i=Secret(second[:AEAD_KEY_LENGTH]),
+    )
 
 
 @dataclass(frozen=True, slots=True)

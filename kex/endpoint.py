@@ -1,0 +1,602 @@
+"""The key exchange of a node: datagrams, timers and answers in, datagrams and events out.
+
+    receive_datagram  handle_timer  next_timer  datagrams_to_send  next_event
+    external_keys  external_keys_failed  key_installed  install_failed
+
+Time is CLOCK_BOOTTIME in seconds and comes in as `now`; randomness comes from the injected
+suites. A datagram that is refused (PacketRejected) leaves the state as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kex import cookies, noise, responder, wire
+from kex.address import Address
+from kex.errors import KexError, PacketRejected
+from kex.events import Event, IdentityLearned, StartReason
+from kex.exchange import Exchange, Phase
+from kex.external import ExternalKey
+from kex.identity import Fingerprint, Identity
+from kex.link import Link, Timer, local_identities
+from kex.link_config import LinkConfig
+from kex.load import Load
+from kex.node import Node, Outgoing
+from kex.reassembly import Reassembly
+from kex.suites import Suite
+from kex.wire import Fragment, MessageType
+
+HELLO_CACHE_SECONDS = 10.0
+HELLO_CACHE_ENTRIES = 256
+_TO_RESPONDER = (MessageType.INIT_HELLO, MessageType.INIT_CONF, MessageType.IDENTITY_QUERY)
+_FROM_THE_ASKED = (MessageType.COOKIE_REPLY, MessageType.IDENTITY_REPLY)
+
+
+class UnknownLink(KexError, KeyError):
+    """No link of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatistics:
+    """A snapshot. `rejected` counts refused datagrams by reason."""
+
+    rejected: Mapping[str, int]
+    accepted: int
+    cookie_replies: int
+    reassembly_bytes: int
+    reassembly_messages: int
+    under_load: bool
+
+
+class Endpoint:
+    """All links of one node, on one UDP port. Copying it is cheap: its parts are values."""
+
+    def __init__(
+        self,
+        *,
+        suites: Mapping[int, Suite],
+        identities: Iterable[Identity],
+        random: Callable[[int], bytes],
+        now: float,
+        chunk_length: int = wire.MAX_CHUNK_LENGTH,
+        load: Load | None = None,
+    ) -> None:
+        self._node = Node.create(
+            suites=suites, identities=identities, random=random, chunk_length=chunk_length, now=now
+        )
+        self._links: dict[str, Link] = {}
+        self._pairs: dict[tuple[Fingerprint, Fingerprint], str] = {}
+        self._exchanges: dict[bytes, str] = {}
+        self._kept: dict[bytes, str] = {}
+        self._indexed: dict[str, tuple[bytes | None, bytes | None, float | None]] = {}
+        self._timers: list[tuple[float, str]] = []
+        self._reassembly = Reassembly()
+        self._hellos: dict[bytes, tuple[float, tuple[Fragment, ...]]] = {}
+        self._load = load or Load(now)
+        self._rejected: Counter[str] = Counter()
+        self._accepted = 0
+        self._cookie_replies = 0
+        self._index_identities()
+
+    def _index_identities(self) -> None:
+        identities = self._node.identities
+        self._mac_keys = {
+            (kind, suite): [
+                (own, wire.mac_key(kind, own)) for own in identities if own.suite == suite
+            ]
+            for kind in MessageType
+            for suite in {own.suite for own in identities}
+        }
+
+    # ---- links
+
+    def add_link(self, config: LinkConfig, now: float, *, start_at: float | None = None) -> None:
+        """A new link; its first exchange begins at `start_at`, or now. Raises ValueError."""
+        if config.name in self._links:
+            raise ValueError(f"link {config.name}: there is one of that name")
+        self._claim(config)
+        link = Link(config=config, retry_at=now if start_at is None else start_at)
+        self._links[config.name] = link
+        self._note(link)
+
+    def update_link(self, config: LinkConfig, now: float) -> None:
+        """Change a link; others are left alone. Raises UnknownLink, ValueError."""
+        link = self._link(config.name)
+        self._claim(config)
+        link.reconfigure(self._node, config, now)
+        self._note(link)
+
+    def remove_link(self, name: str) -> None:
+        """Forget a link. Raises UnknownLink."""
+        link = self._link(name)
+        link.exchange = link.kept = None
+        self._note(link)
+        del self._links[name], self._indexed[name]
+        self._pairs = {pair: owner for pair, owner in self._pairs.items() if owner != name}
+
+    def _claim(self, config: LinkConfig) -> None:
+        pairs = local_identities(config)
+        for pair in pairs:
+            owner = self._pairs.get(pair)
+            if owner not in (None, config.name):
+                raise ValueError(
+                    f"link {config.name}: the same pair of identities as link {owner}; "
+                    "a parallel link needs an identity of its own"
+                )
+            if pair[0] not in self._node.identities:
+                raise ValueError(f"link {config.name}: an identity that this node does not hold")
+            if pair[1] in self._node.identities:
+                raise ValueError(f"link {config.name}: the peer has an identity of this node")
+        self._pairs = {pair: owner for pair, owner in self._pairs.items() if owner != config.name}
+        self._pairs.update(dict.fromkeys(pairs, config.name))
+
+    def set_identities(self, identities: Iterable[Identity]) -> None:
+        """Change the node's own identities: no link may use one that is gone."""
+        self._node.identities = {identity.fingerprint: identity for identity in identities}
+        self._index_identities()
+
+    def know_public_key(self, fingerprint: Fingerprint, public_key: bytes) -> None:
+        """A peer's whole public key from a cache. Raises ValueError if it does not fit."""
+        if Fingerprint.of(fingerprint.suite, public_key) != fingerprint:
+            raise ValueError("the public key does not belong to the fingerprint")
+        self._node.public_keys[fingerprint] = public_key
+
+    def link(self, name: str) -> Link:
+        """A copy of a link's state, to read. Raises UnknownLink."""
+        return self._link(name).copy()
+
+    def links(self) -> Sequence[str]:
+        return tuple(self._links)
+
+    def _link(self, name: str) -> Link:
+        try:
+            return self._links[name]
+        except KeyError:
+            raise UnknownLink(name) from None
+
+    # ---- datagrams
+
+    def receive_datagram(self, datagram: bytes, source: Address, now: float) -> None:
+        """Take a datagram. PacketRejected: refused, counted, and the state is as it was."""
+        try:
+            self._receive_untrusted(datagram, source, now)
+        except PacketRejected as error:
+            self._rejected[error.reason] += 1
+            raise
+        self._accepted += 1
+
+    def _receive_untrusted(self, datagram: bytes, source: Address, now: float) -> None:
+        fragment = wire.parse_untrusted(datagram)
+        suite = self._node.suites.get(fragment.suite)
+        if suite is None:
+            raise PacketRejected("suite")
+        if fragment.type in _TO_RESPONDER:
+            local = self._addressed_untrusted(fragment)
+            if fragment.type is MessageType.IDENTITY_QUERY:
+                self._answer_query_untrusted(fragment, local, source)
+                return
+            length = self._message_length(suite, fragment.type)
+            wire.check_fragment_length_untrusted(fragment, length)
+            if self._wants_cookie(fragment, local, source, now, len(datagram)):
+                return
+            body = self._reassembled_untrusted(fragment, source, length, now)
+            if body is not None and fragment.type is MessageType.INIT_HELLO:
+                self._init_hello_untrusted(suite, local, fragment, body, source, now)
+            elif body is not None:
+                self._init_conf_untrusted(suite, local, fragment, body, source, now)
+            return
+        link, exchange = self._answered_untrusted(fragment)
+        if fragment.type is MessageType.COOKIE_REPLY:
+            self._cookie_reply_untrusted(fragment, link, exchange, now)
+        else:
+            length = self._message_length(suite, fragment.type)
+            body = self._reassembled_untrusted(fragment, source, length, now)
+            if body is not None:
+                self._answer_untrusted(suite, fragment.type, body, link, exchange, now)
+        self._note(link)
+
+    def _addressed_untrusted(self, fragment: Fragment) -> Fingerprint:
+        """The identity of ours that a question is for: mac1 says it."""
+        for own, key in self._mac_keys.get((fragment.type, fragment.suite), ()):
+            if wire.mac1_matches(key, fragment):
+                return own
+        raise PacketRejected("mac1")
+
+    def _answered_untrusted(self, fragment: Fragment) -> tuple[Link, Exchange]:
+        """The link whose exchange an answer belongs to."""
+        name = self._exchanges.get(fragment.exchange_id)
+        link = None if name is None else self._links[name]
+        if link is None or link.exchange is None:
+            raise PacketRejected("no such exchange")
+        exchange = link.exchange
+        asked = fragment.type in _FROM_THE_ASKED
+        key = wire.mac_key(fragment.type, exchange.remote if asked else exchange.local)
+        if fragment.suite != exchange.remote.suite or not wire.mac1_matches(key, fragment):
+            raise PacketRejected("mac1")
+        if exchange.phase is not _ANSWERED_IN.get(fragment.type, exchange.phase):
+            raise PacketRejected("phase")
+        return link, exchange
+
+    @staticmethod
+    def _message_length(suite: Suite, kind: MessageType) -> int:
+        """Every message of a type and suite has one length, in bytes."""
+        if kind is MessageType.INIT_HELLO:
+            return suite.message1_length
+        if kind is MessageType.RESP_HELLO:
+            return suite.message2_length + suite.biscuit_length
+        if kind is MessageType.IDENTITY_REPLY:
+            return suite.public_key_length
+        return _FIXED_LENGTHS[kind]
+
+    def _reassembled_untrusted(
+        self, fragment: Fragment, source: Address, length: int, now: float
+    ) -> bytes | None:
+        self._reassembly.expire(now)
+        return self._reassembly.add_untrusted(fragment, source=source, length=length, now=now)
+
+    # ---- as the responder
+
+    def _wants_cookie(
+        self, fragment: Fragment, local: Fingerprint, source: Address, now: float, length: int
+    ) -> bool:
+        """Under load, a fragment without a valid cookie gets one, and takes neither memory nor
+        a public-key operation."""
+        if not self._load.is_high(now) and not self._reassembly.is_crowded():
+            return False
+        secret = self._node.cookie_secret
+        if any(wire.mac2_matches(cookie, fragment) for cookie in secret.accepted(source)):
+            return False
+        body = cookies.seal_cookie(
+            local,
+            nonce=self._node.random(cookies.NONCE_LENGTH),
+            mac1=fragment.mac1,
+            cookie=secret.cookie(source),
+        )
+        key = wire.mac_key(MessageType.COOKIE_REPLY, local)
+        reply = wire.cut(
+            MessageType.COOKIE_REPLY, fragment.suite, fragment.exchange_id, body, key=key
+        )
+        if len(reply[0].datagram()) <= length:
+            self._node.send(reply, source)
+            self._cookie_replies += 1
+        return True
+
+    def _answer_query_untrusted(
+        self, fragment: Fragment, local: Fingerprint, source: Address
+    ) -> None:
+        """Give the one fragment of our public key that the query names and is as long as."""
+        public_key = self._node.identities[local].public_key
+        length = len(public_key)
+        wire.check_fragment_length_untrusted(fragment, length)
+        size = len(fragment.chunk)
+        if fragment.count > 1 and fragment.index == fragment.count - 1:
+            chunk_length = (length - size) // (fragment.count - 1)
+        else:
+            chunk_length = size
+        key = wire.mac_key(MessageType.IDENTITY_REPLY, local)
+        reply = wire.cut(
+            MessageType.IDENTITY_REPLY,
+            fragment.suite,
+            fragment.exchange_id,
+            public_key,
+            key=key,
+            chunk_length=chunk_length,
+        )
+        self._node.send(reply[fragment.index : fragment.index + 1], source)
+
+    def _init_hello_untrusted(
+        self,
+        suite: Suite,
+        local: Fingerprint,
+        fragment: Fragment,
+        body: bytes,
+        source: Address,
+        now: float,
+    ) -> None:
+        digest = hashlib.sha256(local.digest + fragment.exchange_id + body).digest()
+        cached = self._hellos.get(digest)
+        if cached is not None and now < cached[0]:
+            self._node.send(cached[1], source)
+            return
+        self._load.charge(now)
+        state = noise.responder_read(suite, self._node.identities[local].private_key, body)
+        # RH0: an unknown initiator ends here, before any encapsulation
+        initiator = Fingerprint.of(suite.number, state.remote_public_key)
+        name = self._pairs.get((local, initiator))
+        if name is None:
+            raise PacketRejected("unknown peer")
+        fragments, number, keys = responder.answer_init_hello(
+            suite,
+            state,
+            self._node.biscuit_keys,
+            exchange_id=fragment.exchange_id,
+            local=local,
+            chunk_length=self._node.chunk_length,
+        )
+        self._node.biscuit_keys = keys
+        self._links[name].highest_issued = number
+        self._hellos = (
+            {key: entry for key, entry in self._hellos.items() if now < entry[0]}
+            if len(self._hellos) >= HELLO_CACHE_ENTRIES
+            else self._hellos
+        )
+        if len(self._hellos) < HELLO_CACHE_ENTRIES:
+            self._hellos[digest] = (now + HELLO_CACHE_SECONDS, fragments)
+        self._node.send(fragments, source)
+
+    def _init_conf_untrusted(
+        self,
+        suite: Suite,
+        local: Fingerprint,
+        fragment: Fragment,
+        body: bytes,
+        source: Address,
+        now: float,
+    ) -> None:
+        # RC1: a repetition is known by its bytes, before anything is opened
+        digest = hashlib.sha256(local.digest + fragment.exchange_id + body).digest()
+        repeated = self._kept.get(digest)
+        if repeated is not None:
+            self._links[repeated].repeated(self._node, source)
+            return
+        biscuit = responder.open_biscuit_untrusted(
+            suite,
+            self._node.biscuit_keys,
+            body,
+            exchange_id=fragment.exchange_id,
+            local=local,
+        )
+        name = self._pairs.get((local, biscuit.initiator))
+        if name is None:
+            raise PacketRejected("unknown peer")
+        link = self._links[name]
+        opened = responder.open_init_conf_untrusted(
+            suite, biscuit, body, exchange_id=fragment.exchange_id, local=local
+        )
+        link.init_conf_untrusted(
+            self._node,
+            opened,
+            source=source,
+            digest=digest,
+            others=self._wireguard_keys_of_others(name),
+            now=now,
+        )
+        self._note(link)
+
+    def _wireguard_keys_of_others(self, name: str) -> frozenset[bytes]:
+        return frozenset(
+            link.peer.wireguard_key
+            for link in self._links.values()
+            if link.peer is not None and link.name != name
+        )
+
+    # ---- as the initiator
+
+    def _cookie_reply_untrusted(
+        self, fragment: Fragment, link: Link, exchange: Exchange, now: float
+    ) -> None:
+        if fragment.count != 1:
+            raise PacketRejected("fragment count")
+        for sent in exchange.sent:
+            try:
+                cookie = cookies.open_cookie_untrusted(
+                    exchange.remote, body=fragment.chunk, mac1=sent.mac1
+                )
+            except PacketRejected:
+                continue
+            link.cookie_received(self._node, cookie, now + cookies.COOKIE_SECONDS, now)
+            return
+        raise PacketRejected("cookie")
+
+    def _answer_untrusted(
+        self,
+        suite: Suite,
+        kind: MessageType,
+        body: bytes,
+        link: Link,
+        exchange: Exchange,
+        now: float,
+    ) -> None:
+        if kind is MessageType.IDENTITY_REPLY:
+            if Fingerprint.of(suite.number, body) != exchange.remote:
+                raise PacketRejected("public key")
+            suite.check_public_key(body)
+            self._node.public_keys[exchange.remote] = body
+            self._node.emit(IdentityLearned(link.name, exchange.remote, body))
+            link.identity_learnt(self._node, body, now)
+        elif kind is MessageType.RESP_HELLO:
+            link.resp_hello_untrusted(self._node, body, now)
+        elif kind is MessageType.RESP_CONF:
+            others = self._wireguard_keys_of_others(link.name)
+            link.resp_conf_untrusted(self._node, body, others, now)
+        else:
+            link.reject_untrusted(self._node, body, now)
+
+    # ---- time
+
+    def next_timer(self) -> float | None:
+        """When handle_timer() wants to be called."""
+        self._drop_stale_timers()
+        at = [self._node.biscuit_keys.rotate_at, self._node.cookie_secret.rotate_at]
+        if self._timers:
+            at.append(self._timers[0][0])
+        deadline = self._reassembly.next_deadline()
+        if deadline is not None:
+            at.append(deadline)
+        return min(at)
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due."""
+        self._node.rotate(now)
+        self._reassembly.expire(now)
+        self._hellos = {d: entry for d, entry in self._hellos.items() if now < entry[0]}
+        self._drop_stale_timers()
+        due = []
+        while self._timers and self._timers[0][0] <= now:
+            due.append(heapq.heappop(self._timers)[1])
+            self._drop_stale_timers()
+        for name in dict.fromkeys(due):
+            link = self._links[name]
+            for at, timer in link.timers():
+                if at <= now and (at, timer) in link.timers():
+                    link.fire(self._node, timer, now)
+            self._note(link, again=True)
+
+    def _drop_stale_timers(self) -> None:
+        while self._timers:
+            at, name = self._timers[0]
+            if self._indexed.get(name, _NOT_INDEXED)[2] == at:
+                return
+            heapq.heappop(self._timers)
+
+    def _note(self, link: Link, *, again: bool = False) -> None:
+        """Bring the indexes of exchanges, kept answers and timers up to date."""
+        exchange_id = None if link.exchange is None else link.exchange.exchange_id
+        kept = None if link.kept is None else link.kept.digest
+        timers = link.timers()
+        at = min(timers, key=lambda timer: timer[0])[0] if timers else None
+        before = self._indexed.get(link.name, _NOT_INDEXED)
+        if before[0] != exchange_id:
+            if before[0] is not None:
+                self._exchanges.pop(before[0], None)
+            if exchange_id is not None:
+                self._exchanges[exchange_id] = link.name
+        if before[1] != kept:
+            if before[1] is not None:
+                self._kept.pop(before[1], None)
+            if kept is not None:
+                self._kept[kept] = link.name
+        if at is not None and (again or before[2] != at):
+            heapq.heappush(self._timers, (at, link.name))
+        self._indexed[link.name] = (exchange_id, kept, at)
+
+    # ---- what comes out
+
+    def datagrams_to_send(self) -> list[Outgoing]:
+        """The datagrams made since the last call, in order."""
+        out = list(self._node.outbox)
+        self._node.outbox.clear()
+        return out
+
+    def next_event(self) -> Event | None:
+        """The oldest event that was not taken yet; None when there is none."""
+        return self._node.events.popleft() if self._node.events else None
+
+    # ---- what else comes in
+
+    def external_keys(
+        self, name: str, token: bytes, keys: tuple[ExternalKey, ...], now: float
+    ) -> None:
+        """Answer ExternalKeysWanted. Too late is no error. Raises UnknownLink, ValueError."""
+        link = self._link(name)
+        link.external_keys(self._node, token, keys, now)
+        self._note(link)
+
+    def external_keys_failed(self, name: str, token: bytes, detail: str, now: float) -> None:
+        """Answer ExternalKeysWanted: no key can be had. Raises UnknownLink."""
+        link = self._link(name)
+        link.external_keys_failed(self._node, token, detail, now)
+        self._note(link)
+
+    def key_installed(self, name: str, token: bytes, now: float) -> None:
+        """Answer KeyEstablished: it is installed and was read back. Raises UnknownLink."""
+        link = self._link(name)
+        link.key_installed(self._node, token, now)
+        self._note(link)
+
+    def install_failed(self, name: str, token: bytes, detail: str, now: float) -> None:
+        """Answer KeyEstablished: it could not be installed. Raises UnknownLink."""
+        link = self._link(name)
+        link.install_failed(self._node, token, detail, now)
+        self._note(link)
+
+    def request_exchange(self, name: str, reason: StartReason, now: float) -> None:
+        """Start an exchange now. Raises UnknownLink, NotPossible."""
+        link = self._link(name)
+        link.request(self._node, reason, now)
+        self._note(link)
+
+    def session_started(self, name: str, at: float, now: float) -> None:
+        """A WireGuard session began at `at`, in the endpoint's time. Raises UnknownLink."""
+        link = self._link(name)
+        link.session_started(self._node, at, now)
+        self._note(link)
+
+    def adopt(self, name: str, key_id: str, *, installed_at: float, expires_at: float) -> None:
+        """Take over a key that an earlier run installed. Raises UnknownLink."""
+        link = self._link(name)
+        link.adopt(key_id, installed_at=installed_at, expires_at=expires_at)
+        self._note(link)
+
+    def fire(self, name: str, timer: Timer, now: float) -> None:
+        """Let one timer of one link be up, whatever its time: for tests that explore orders."""
+        link = self._link(name)
+        link.fire(self._node, timer, now)
+        self._note(link)
+
+    # ---- as a value
+
+    def statistics(self) -> EndpointStatistics:
+        return EndpointStatistics(
+            rejected=dict(self._rejected),
+            accepted=self._accepted,
+            cookie_replies=self._cookie_replies,
+            reassembly_bytes=self._reassembly.held,
+            reassembly_messages=len(self._reassembly.partials),
+            under_load=self._load.high,
+        )
+
+    def copy(self) -> Endpoint:
+        """An independent endpoint in the same state; counters of statistics start anew."""
+        twin = Endpoint.__new__(Endpoint)
+        twin.__dict__.update(self.__dict__)
+        twin._node = self._node.copy()
+        twin._links = {name: link.copy() for name, link in self._links.items()}
+        twin._pairs = dict(self._pairs)
+        twin._exchanges = dict(self._exchanges)
+        twin._kept = dict(self._kept)
+        twin._indexed = dict(self._indexed)
+        twin._timers = list(self._timers)
+        twin._reassembly = self._reassembly.copy()
+        twin._hellos = dict(self._hellos)
+        twin._load = replace(self._load)
+        twin._rejected = Counter()
+        return twin
+
+    def state(self, *, with_times: bool = True) -> Hashable:
+        """The whole state as a value, to be compared; without counters, and if asked for without
+        times: then only what the order rules depend on is left."""
+        node = self._node
+        links: tuple[Any, ...] = tuple(
+            link.state(with_times=with_times) for link in self._links.values()
+        )
+        shared: tuple[Any, ...] = (node.biscuit_keys.next_number, tuple(node.public_keys))
+        if with_times:
+            shared += (
+                node.biscuit_keys,
+                node.cookie_secret,
+                tuple(self._reassembly.partials.items()),
+                tuple(self._hellos),
+                tuple(node.outbox),
+                tuple(node.events),
+            )
+        return (*shared, links)
+
+
+_NOT_INDEXED: tuple[bytes | None, bytes | None, float | None] = (None, None, None)
+_FIXED_LENGTHS = {
+    MessageType.INIT_CONF: wire.INIT_CONF_LENGTH,
+    MessageType.RESP_CONF: wire.RESP_CONF_PAYLOAD_LENGTH + wire.AEAD_TAG_LENGTH,
+    MessageType.REJECT: wire.REJECT_PAYLOAD_LENGTH + wire.AEAD_TAG_LENGTH,
+}
+_ANSWERED_IN = {
+    MessageType.RESP_HELLO: Phase.HELLO,
+    MessageType.RESP_CONF: Phase.CONF,
+    MessageType.REJECT: Phase.CONF,
+    MessageType.IDENTITY_REPLY: Phase.IDENTITY,
+}

@@ -1,0 +1,147 @@
+"""What the key exchange tells the daemon, and the reasons it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from kex.address import Address
+from kex.external import ExternalKeyReference
+from kex.identity import Fingerprint
+from kex.payload import Announcement, ExternalListing
+from kex.secret import Secret
+
+
+class Role(StrEnum):
+    INITIATOR = "initiator"
+    RESPONDER = "responder"
+
+
+class StartReason(StrEnum):
+    """Why an exchange is begun."""
+
+    FIRST_KEY = "first key"
+    RENEWAL = "renewal"
+    UNANSWERED = "an earlier exchange got no answer"
+    REFUSED = "an earlier exchange was refused"
+    REQUESTED = "requested"
+    HANDSHAKE_OVERDUE = "WireGuard did not take the key up"
+
+
+class RejectCode(IntEnum):
+    """What a Reject says; the numbers stand on the wire."""
+
+    MALFORMED = 1
+    POLICY = 2
+    WIREGUARD_KEY = 3
+    KEY_MANAGER = 4
+    KEY_MISMATCH = 5
+    INSTALL_FAILED = 6
+
+
+class FailureCode(StrEnum):
+    """Why an exchange of ours ended without a key."""
+
+    NO_ANSWER = "no_answer"
+    INIT_CONF_UNANSWERED = "init_conf_unanswered"
+    REFUSED = "refused"
+    BAD_ANSWER = "bad_answer"
+    EXTERNAL_KEYS = "external_keys"
+    INSTALL_FAILED = "install_failed"
+    CROSSED = "crossed"
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`link` is the name of the link it happened to."""
+
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeStarted(Event):
+    exchange_id: bytes
+    reason: StartReason
+    address: Address
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeFailed(Event):
+    """An exchange of ours is over and gave no key; the link goes on by itself."""
+
+    exchange_id: bytes
+    code: FailureCode
+    detail: str
+    reject: RejectCode | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RejectSent(Event):
+    """We refused the peer's exchange, and told it why."""
+
+    exchange_id: bytes
+    code: RejectCode
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityLearned(Event):
+    """The peer's whole public key, fetched and checked against its fingerprint: keep it."""
+
+    fingerprint: Fingerprint
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalKeysWanted(Event):
+    """Answer with external_keys() or external_keys_failed(), with the same token.
+
+    The responder has the listing of the initiator and must give the keys that are `present` in
+    it, in its order; the initiator chooses. `deadline` is in the endpoint's time, in seconds.
+    """
+
+    token: bytes
+    role: Role
+    deadline: float
+    listing: tuple[ExternalListing, ...]
+
+    @property
+    def references(self) -> tuple[ExternalKeyReference, ...]:
+        return tuple(entry.reference for entry in self.listing if entry.present)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEstablished(Event):
+    """Both ends proved that they hold this key: install it, then answer with the token.
+
+    Answer with key_installed(), or install_failed(reason).
+    """
+
+    token: bytes
+    role: Role
+    psk: Secret
+    key_id: str
+    suite: int
+    peer_identity: Fingerprint
+    local_identity: Fingerprint
+    peer: Announcement
+    address: Address
+    external: tuple[ExternalListing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyConfirmed(Event):
+    """The key was installed here, and the exchange is complete at this end."""
+
+    key_id: str
+    role: Role
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkExpired(Event):
+    """The key's lifetime is over and no other took its place: close the link."""
+
+    key_id: str

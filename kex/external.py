@@ -1,0 +1,101 @@
+"""Keys from outside, where they enter the exchange: names and IDs on the wire, keys in the root.
+
+The key exchange asks (an event), is answered, mixes, and proves equality before anything is
+installed. Where the keys come from is not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from kex.secret import Secret
+
+MAX_EXTERNAL_KEYS = 4
+MAX_NAME_LENGTH = 64
+"""Bytes of a key manager's name, an SAE's name, a source type."""
+MAX_KEY_ID_LENGTH = 64
+MAX_KEY_IDS = 4
+"""IDs behind one external key (a key of 512 bits may be two of 256)."""
+MIN_KEY_LENGTH = 16
+MAX_KEY_LENGTH = 1024
+"""Bytes of one external key."""
+
+
+class ExternalMode(IntEnum):
+    """The policy of one end of a link; the numbers stand on the wire."""
+
+    OFF = 0
+    PREFER = 1
+    REQUIRE = 2
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ExternalKeyReference:
+    """What both ends say of one external key: never secret. Sorted by type, source, SAE, IDs."""
+
+    source_type: str
+    source: str
+    sae: str
+    key_ids: tuple[str, ...]
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalKey:
+    """A reference and its key; None where the source had none (mode `prefer`)."""
+
+    reference: ExternalKeyReference
+    key: Secret | None
+
+    @property
+    def present(self) -> bool:
+        return self.key is not None
+
+
+def in_fixed_order(keys: Sequence[ExternalKey]) -> tuple[ExternalKey, ...]:
+    """The order in which keys are listed and mixed."""
+    return tuple(sorted(keys, key=lambda external: external.reference))
+
+
+def root_input(keys: Sequence[ExternalKey]) -> bytes:
+    """For each source: presence byte, length in 2 bytes, key. Never XOR, never without lengths."""
+    parts = []
+    for external in keys:
+        key = b"" if external.key is None else external.key.expose()
+        parts.append(bytes((external.present,)) + len(key).to_bytes(2, "big") + key)
+    return b"".join(parts)
+
+
+def check(keys: Sequence[ExternalKey]) -> None:
+    """Raise ValueError for keys that cannot be mixed: it is the caller's mistake."""
+    if len(keys) > MAX_EXTERNAL_KEYS:
+        raise ValueError(f"{len(keys)} external keys; at most {MAX_EXTERNAL_KEYS} can be mixed")
+    for external in keys:
+        check_reference(external.reference)
+        length = None if external.key is None else len(external.key)
+        if length is not None and not MIN_KEY_LENGTH <= length <= MAX_KEY_LENGTH:
+            raise ValueError(
+                f"the key of {external.reference.source} has {length} bytes; "
+                f"{MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} are mixed"
+            )
+        if length is not None and length * 8 != external.reference.bits:
+            raise ValueError(
+                f"the key of {external.reference.source} has {length * 8} bits, "
+                f"announced are {external.reference.bits}"
+            )
+
+
+def check_reference(reference: ExternalKeyReference) -> None:
+    """Raise ValueError for a reference that does not fit its bounds."""
+    for name in (reference.source_type, reference.source, reference.sae):
+        if len(name.encode()) > MAX_NAME_LENGTH:
+            raise ValueError(f"a name of {len(name.encode())} bytes; at most {MAX_NAME_LENGTH}")
+    if len(reference.key_ids) > MAX_KEY_IDS:
+        raise ValueError(f"{len(reference.key_ids)} key IDs; at most {MAX_KEY_IDS}")
+    for key_id in reference.key_ids:
+        if len(key_id.encode()) > MAX_KEY_ID_LENGTH:
+            raise ValueError(f"a key ID of {len(key_id.encode())} bytes; at most 64")
+    if not 0 <= reference.bits <= MAX_KEY_LENGTH * 8:
+        raise ValueError(f"a key of {reference.bits} bits")

@@ -1,0 +1,241 @@
+"""The two payloads: P_i in InitConf, P_r in RespConf (docs/protocol.md §5).
+
+A payload is a 2-byte length, CBOR, and zeros up to a fixed length. Keys that are not known are
+ignored, so that a later minor version can add some.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import cbor2
+
+from kex.errors import PacketRejected
+from kex.external import (
+    MAX_EXTERNAL_KEYS,
+    ExternalKey,
+    ExternalKeyReference,
+    ExternalMode,
+    check_reference,
+)
+
+MINOR_VERSION = 0
+WIREGUARD_KEY_LENGTH = 32
+MAX_PREFIXES = 16
+MAX_INTERVAL = 24 * 3600
+"""Seconds."""
+
+Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What each end says of itself, in both payloads."""
+
+    wireguard_key: bytes
+    wireguard_port: int
+    prefixes: tuple[Prefix, ...]
+    mode: ExternalMode
+    interval: int
+    """Seconds between renewals."""
+    can_start: bool
+    """Whether this end knows an address at which it can reach the other."""
+    minor: int = MINOR_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalListing:
+    """One external key as P_i lists it: the reference and whether it is mixed."""
+
+    reference: ExternalKeyReference
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InitiatorPayload:
+    """P_i."""
+
+    announcement: Announcement
+    external: tuple[ExternalListing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResponderPayload:
+    """P_r."""
+
+    announcement: Announcement
+    mixed: int
+    """How many external keys the responder mixed."""
+    suite: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a Reject says."""
+
+    code: int
+    detail: str
+
+
+def listing(keys: tuple[ExternalKey, ...]) -> tuple[ExternalListing, ...]:
+    return tuple(ExternalListing(external.reference, external.present) for external in keys)
+
+
+def encode_initiator(payload: InitiatorPayload, length: int) -> bytes:
+    """P_i, `length` bytes. Raises ValueError where it does not fit."""
+    fields = _announcement_fields(payload.announcement)
+    fields["keys"] = [
+        [r.source_type, r.source, r.sae, list(r.key_ids), r.bits, entry.present]
+        for entry in payload.external
+        for r in (entry.reference,)
+    ]
+    return _pad(fields, length)
+
+
+def encode_responder(payload: ResponderPayload, length: int) -> bytes:
+    """P_r, `length` bytes."""
+    fields = _announcement_fields(payload.announcement)
+    fields["mixed"] = payload.mixed
+    fields["suite"] = payload.suite
+    return _pad(fields, length)
+
+
+def encode_refusal(refusal: Refusal, length: int) -> bytes:
+    """The plaintext of Reject, `length` bytes; a long detail is cut."""
+    detail = refusal.detail.encode()[: length - 40].decode(errors="ignore")
+    return _pad({"code": refusal.code, "detail": detail}, length)
+
+
+def decode_initiator_untrusted(data: bytes) -> InitiatorPayload:
+    """Raises PacketRejected."""
+    fields = _unpad(data)
+    entries = _typed(fields, "keys", list)
+    if len(entries) > MAX_EXTERNAL_KEYS:
+        raise PacketRejected("payload: too many external keys")
+    return InitiatorPayload(
+        announcement=_announcement(fields), external=tuple(_listing(entry) for entry in entries)
+    )
+
+
+def decode_responder_untrusted(data: bytes) -> ResponderPayload:
+    """Raises PacketRejected."""
+    fields = _unpad(data)
+    return ResponderPayload(
+        announcement=_announcement(fields),
+        mixed=_integer(fields, "mixed", 0, MAX_EXTERNAL_KEYS),
+        suite=_integer(fields, "suite", 0, 15),
+    )
+
+
+def decode_refusal_untrusted(data: bytes) -> Refusal:
+    """Raises PacketRejected. The detail is printable text of the peer's: show it as a quotation."""
+    fields = _unpad(data)
+    detail = _typed(fields, "detail", str)
+    return Refusal(
+        code=_integer(fields, "code", 0, 255),
+        detail="".join(char if char.isprintable() else "?" for char in detail),
+    )
+
+
+def _announcement_fields(announcement: Announcement) -> dict[str, Any]:
+    return {
+        "minor": announcement.minor,
+        "wg": announcement.wireguard_key,
+        "port": announcement.wireguard_port,
+        "prefixes": [[p.prefixlen, p.network_address.packed] for p in announcement.prefixes],
+        "mode": int(announcement.mode),
+        "interval": announcement.interval,
+        "starts": announcement.can_start,
+    }
+
+
+def _announcement(fields: Mapping[str, Any]) -> Announcement:
+    key = _typed(fields, "wg", bytes)
+    if len(key) != WIREGUARD_KEY_LENGTH:
+        raise PacketRejected("payload: WireGuard key")
+    prefixes = _typed(fields, "prefixes", list)
+    if len(prefixes) > MAX_PREFIXES:
+        raise PacketRejected("payload: too many prefixes")
+    return Announcement(
+        minor=_integer(fields, "minor", 0, 2**16),
+        wireguard_key=key,
+        wireguard_port=_integer(fields, "port", 0, 65535),
+        prefixes=tuple(_prefix(entry) for entry in prefixes),
+        mode=ExternalMode(_integer(fields, "mode", 0, max(ExternalMode))),
+        interval=_integer(fields, "interval", 1, MAX_INTERVAL),
+        can_start=_typed(fields, "starts", bool),
+    )
+
+
+def _prefix(entry: object) -> Prefix:
+    if type(entry) is not list or len(entry) != 2 or type(entry[0]) is not int:
+        raise PacketRejected("payload: prefix")
+    length, packed = entry
+    if type(packed) is not bytes or len(packed) not in (4, 16):
+        raise PacketRejected("payload: prefix")
+    try:
+        return ipaddress.ip_network((packed, length))
+    except ValueError as error:
+        raise PacketRejected("payload: prefix") from error
+
+
+def _listing(entry: object) -> ExternalListing:
+    if type(entry) is not list or len(entry) != 6:
+        raise PacketRejected("payload: external key")
+    source_type, source, sae, key_ids, bits, present = entry
+    texts = [source_type, source, sae, *(key_ids if type(key_ids) is list else [None])]
+    if any(type(text) is not str or not text.isprintable() for text in texts):
+        raise PacketRejected("payload: external key")
+    if type(bits) is not int or type(present) is not bool:
+        raise PacketRejected("payload: external key")
+    reference = ExternalKeyReference(source_type, source, sae, tuple(key_ids), bits)
+    try:
+        check_reference(reference)
+    except ValueError as error:
+        raise PacketRejected("payload: external key") from error
+    return ExternalListing(reference, present)
+
+
+def _pad(fields: Mapping[str, Any], length: int) -> bytes:
+    data: bytes = cbor2.dumps(fields)
+    if len(data) + 2 > length:
+        raise ValueError(
+            f"the payload has {len(data)} bytes, {length - 2} fit: "
+            "announce fewer prefixes, or name external key sources shorter"
+        )
+    return len(data).to_bytes(2, "big") + data + bytes(length - 2 - len(data))
+
+
+def _unpad(data: bytes) -> dict[str, Any]:
+    size = int.from_bytes(data[:2], "big")
+    if size > len(data) - 2 or any(data[2 + size :]):
+        raise PacketRejected("payload: length")
+    stream = BytesIO(data[2 : 2 + size])
+    try:
+        decoder = cbor2.CBORDecoder(
+            stream, read_size=1, max_depth=8, allow_indefinite=False, allow_duplicate_keys=False
+        )
+        fields = decoder.decode()
+    except cbor2.CBORError as error:
+        raise PacketRejected("payload: CBOR") from error
+    if type(fields) is not dict or stream.tell() != size:
+        raise PacketRejected("payload: CBOR")
+    return fields
+
+
+def _typed(fields: Mapping[str, Any], name: str, wanted: type) -> Any:
+    value = fields.get(name)
+    if type(value) is not wanted:
+        raise PacketRejected(f"payload: {name}")
+    return value
+
+
+def _integer(fields: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    value: int = _typed(fields, name, int)
+    if not low <= value <= high:
+        raise PacketRejected(f"payload: {name}")
+    return value
