@@ -1,0 +1,49 @@
+# `make` alone lists the targets.
+#
+# All work is done by scripts in tools/, so that each can be run without make as well.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+PYTHON_IN_VENV := .venv/bin/python
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+.PHONY: setup
+setup: ## install what the project needs; a second run does nothing
+	@tools/setup
+
+.PHONY: setup-emulator
+setup-emulator: ## besides, what it takes to boot a kernel with WireGuard for tests
+	@tools/setup --emulator
+
+.PHONY: demo
+demo: setup ## two sites, a router, a tunnel: watch a link live through renewal and SIGKILL
+	@$(PYTHON_IN_VENV) -m lab.demo
+
+.PHONY: test
+test: setup-emulator ## everything but the tests marked long; what CI runs
+	@$(PYTHON_IN_VENV) tools/run_checks.py full
+
+.PHONY: test-fast
+test-fast: setup ## static checks and the tests that need no namespaces; under a minute
+	@$(PYTHON_IN_VENV) tools/run_checks.py fast
+
+.PHONY: test-long
+test-long: setup-emulator ## everything, the tests marked long included
+	@$(PYTHON_IN_VENV) tools/run_checks.py long
+
+.PHONY: format
+format: setup ## let ruff format the code and mend what it can
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+.PHONY: pins
+pins: ## write requirements.txt anew from pyproject.toml (needs uv)
+	@tools/pin
+
+.PHONY: clean
+clean: ## remove what set-up and tests made in this folder (packages stay installed)
+	@rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
