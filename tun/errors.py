@@ -5,13 +5,17 @@ A bug is not in this list: it propagates as what it is.
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "BackendUnavailable",
     "InterfaceMissing",
+    "MalformedAnswer",
     "NotOurs",
     "PeerMissing",
     "ReadBackMismatch",
     "TunError",
+    "tun_error",
 ]
 
 
@@ -43,3 +47,16 @@ class PeerMissing(TunError):
 
 class ReadBackMismatch(TunError):
     """The backend reported success, and reading back shows something else."""
+
+
+class MalformedAnswer(TunError):
+    """The backend's answer cannot be understood; nothing of it was used."""
+
+
+def tun_error(error: OSError, doing: str) -> TunError:
+    """The error to raise for one of the system's: what was being done, what came of it, a hint."""
+    if error.errno == errno.ENODEV:
+        return InterfaceMissing(f"{doing}: the interface is gone")
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return TunError(f"{doing}: {error.strerror} (vpnd needs CAP_NET_ADMIN)")
+    return TunError(f"{doing}: {error.strerror or error}")

@@ -187,7 +187,11 @@ def check_keepalive(keepalive: int) -> None:
 def check_endpoint(endpoint: Endpoint) -> None:
     """Raise ValueError unless it is a numeric address and a port."""
     host, port = endpoint
-    ip_address(host)
+    address, _, zone = host.partition("%")
+    ip_address(address)
+    # A zone is free text to `ipaddress`; a line break in one would be a line of UAPI.
+    if zone and not (zone.isascii() and zone.isdigit() and ":" in address):
+        raise ValueError(f"endpoint {host!r}: a zone is the number of an interface, for IPv6 only")
     _check_range("endpoint port", port, 1, 65535)
 
 

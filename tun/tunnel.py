@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from tun.model import BackendName, Endpoint, PeerSpec, PeerStatus, Prefix, PresharedKey, TunnelSpec
 
@@ -79,11 +78,11 @@ class Tunnel:
         raise NotImplementedError
 
 
-async def open_tunnel(spec: TunnelSpec, *, runtime_dir: Path) -> Tunnel:
+async def open_tunnel(spec: TunnelSpec) -> Tunnel:
     """Adopt the interface of this tunnel, or create it with a new private key.
 
-    `runtime_dir` takes wireguard-go's log file (mode 0600). Raises NotOurs for an interface of
-    that name without our alias and for an address that another interface has; nothing was
-    changed then. Raises BackendUnavailable where the backend cannot be had.
+    Raises NotOurs for an interface of that name without our alias and for an address that
+    another interface has; nothing was changed then. Raises BackendUnavailable where the backend
+    cannot be had.
     """
     raise NotImplementedError

@@ -1,0 +1,241 @@
+"""Links, addresses and routes, through pyroute2: the one module that sees its untyped values.
+
+pyroute2's synchronous sockets keep an event loop and a socket for each thread that calls them,
+and a worker thread of trio's may be another one at every call. So a socket lives for one piece
+of work in one thread: opening it takes less than a millisecond.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_interface, ip_network
+from typing import Any, TypeVar
+
+import trio
+from pyroute2 import IPRoute  # type: ignore[import-untyped]
+from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+
+from tun.model import InterfaceAddress, Prefix
+
+__all__ = ["OUR_PROTOCOL", "Address", "Link", "Route", "Rtnl", "with_rtnl"]
+
+OUR_PROTOCOL = 157
+"""Marks routes and addresses as vpnd's (rtm_protocol, ifa_proto); unused by others (rt_protos)."""
+
+MAIN_TABLE = 254
+
+_IFF_UP = 1
+_NODAD = 0x02  # IFA_F_NODAD
+_UNICAST = 1
+_UNREACHABLE = 7
+_NO_LINK_LOCAL = 1  # IN6_ADDR_GEN_MODE_NONE
+
+_T = TypeVar("_T")
+
+_limiter = trio.CapacityLimiter(4)
+
+
+async def with_rtnl(work: Callable[[Rtnl], _T]) -> _T:
+    """Run `work` in a worker thread with an open socket; a cancelled call is finished first."""
+
+    def run() -> _T:
+        with _as_oserror(), IPRoute(strict_check=True) as socket_:
+            return work(Rtnl(socket_))
+
+    return await trio.to_thread.run_sync(run, limiter=_limiter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A network interface."""
+
+    index: int
+    name: str
+    kind: str | None
+    alias: str | None
+    group: int
+    mtu: int
+    is_up: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """An address of an interface."""
+
+    index: int
+    address: InterfaceAddress
+    is_ours: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A route into an interface, or (without `index`) an unreachable one."""
+
+    prefix: Prefix
+    table: int
+    metric: int
+    """0 stands for the kernel's default when adding (IPv6: 1024)."""
+    index: int | None
+    is_ours: bool = True
+
+
+class Rtnl:
+    """Blocking calls; each raises OSError with the kernel's error number."""
+
+    def __init__(self, iproute: Any) -> None:
+        self._iproute = iproute
+
+    def link(self, name: str) -> Link | None:
+        """The interface of this name, or None."""
+        try:
+            with _as_oserror():
+                (message,) = self._iproute.link("get", ifname=name)
+        except OSError as error:
+            if error.errno == 19:  # ENODEV
+                return None
+            raise
+        return _link(message)
+
+    def links(self) -> list[Link]:
+        """All interfaces."""
+        with _as_oserror():
+            return [_link(message) for message in self._iproute.get_links()]
+
+    def create_wireguard(self, name: str, *, group: int) -> None:
+        """Create a kernel WireGuard interface; EOPNOTSUPP where the kernel has none."""
+        self._link("add", ifname=name, kind="wireguard", group=group)
+
+    def mark_link(self, index: int, alias: str) -> None:
+        """Set the alias, and in the same step the default group."""
+        self._link("set", index=index, ifalias=alias, group=0)
+
+    def set_mtu(self, index: int, mtu: int) -> None:
+        self._link("set", index=index, mtu=mtu)
+
+    def set_up(self, index: int) -> None:
+        self._link("set", index=index, state="up")
+
+    def without_link_local(self, index: int) -> None:
+        """Let the kernel generate no IPv6 link-local address."""
+        mode = {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", _NO_LINK_LOCAL]]}
+        self._link("set", index=index, IFLA_AF_SPEC={"attrs": [["AF_INET6", mode]]})
+
+    def delete_link(self, index: int) -> None:
+        self._link("del", index=index)
+
+    def _link(self, command: str, **values: Any) -> None:
+        with _as_oserror():
+            self._iproute.link(command, **values)
+
+    def addresses(self, index: int | None = None) -> list[Address]:
+        """The addresses of one interface, or of all."""
+        chosen = {} if index is None else {"index": index}
+        with _as_oserror():
+            return [_address(message) for message in self._iproute.addr("dump", **chosen)]
+
+    def add_address(self, index: int, address: InterfaceAddress) -> None:
+        """Add an address as ours, IPv6 without duplicate address detection."""
+        self._address("add", index, address, proto=OUR_PROTOCOL)
+
+    def delete_address(self, index: int, address: InterfaceAddress) -> None:
+        self._address("del", index, address)
+
+    def _address(self, command: str, index: int, address: InterfaceAddress, **values: int) -> None:
+        if address.version == 6 and command == "add":
+            values["flags"] = _NODAD
+        with _as_oserror():
+            self._iproute.addr(
+                command,
+                index=index,
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+                **values,
+            )
+
+    def routes_into(self, index: int) -> list[Route]:
+        """All routes into an interface, ours and others, of all tables."""
+        return self._routes(oif=index)
+
+    def unreachable_routes(self, table: int) -> list[Route]:
+        """Our unreachable routes in a table. The kernel filters: a BGP table is not dumped."""
+        return self._routes(table=table, proto=OUR_PROTOCOL, type=_UNREACHABLE)
+
+    def _routes(self, **chosen: int) -> list[Route]:
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with _as_oserror():
+                found += [
+                    _route(message)
+                    for message in self._iproute.route("dump", family=family, **chosen)
+                    if not message["flags"] & 0x200  # RTM_F_CLONED: a cache entry
+                ]
+        return found
+
+    def add_route(self, route: Route) -> None:
+        """Add a route as ours; EEXIST where one of the same prefix and metric stands."""
+        self._route("add", route)
+
+    def delete_route(self, route: Route) -> None:
+        """Delete a route that is ours; ESRCH where there is none."""
+        self._route("del", route)
+
+    def _route(self, command: str, route: Route) -> None:
+        values: dict[str, Any] = {
+            "dst": str(route.prefix),
+            "family": socket.AF_INET if route.prefix.version == 4 else socket.AF_INET6,
+            "table": route.table,
+            "proto": OUR_PROTOCOL,
+        }
+        if route.metric:
+            values["priority"] = route.metric
+        if route.index is None:
+            values["type"] = "unreachable"
+        else:
+            values["oif"] = route.index
+        with _as_oserror():
+            self._iproute.route(command, **values)
+
+
+@contextmanager
+def _as_oserror() -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        raise OSError(error.code, error.args[1]) from None
+
+
+def _link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=info.get_attr("IFLA_INFO_KIND") if info is not None else None,
+        alias=message.get_attr("IFLA_IFALIAS"),
+        group=message.get_attr("IFLA_GROUP") or 0,
+        mtu=message.get_attr("IFLA_MTU"),
+        is_up=bool(message["flags"] & _IFF_UP),
+    )
+
+
+def _address(message: Any) -> Address:
+    host = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    return Address(
+        index=message["index"],
+        address=ip_interface(f"{host}/{message['prefixlen']}"),
+        is_ours=message.get_attr("IFA_PROTO") == OUR_PROTOCOL,
+    )
+
+
+def _route(message: Any) -> Route:
+    default = "0.0.0.0" if message["family"] == socket.AF_INET else "::"  # noqa: S104 - a prefix
+    destination = message.get_attr("RTA_DST") or default
+    return Route(
+        prefix=ip_network(f"{destination}/{message['dst_len']}"),
+        table=message.get_attr("RTA_TABLE") or message["table"],
+        metric=message.get_attr("RTA_PRIORITY") or 0,
+        index=message.get_attr("RTA_OIF") if message["type"] == _UNICAST else None,
+        is_ours=message["proto"] == OUR_PROTOCOL,
+    )

@@ -1,0 +1,208 @@
+"""The Unix socket through which one wireguard-go process is driven."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+
+import trio
+
+from tun.device import DeviceChange, DeviceState
+from tun.errors import InterfaceMissing, TunError, tun_error
+from tun.model import BackendName
+from tun.uapi import GET_REQUEST, UapiRefused, build_set, parse_get, parse_set
+
+__all__ = ["UserspaceDevice", "bind_socket", "is_answered", "socket_path"]
+
+# wireguard-go has no other place, and watches this file: it ends when the file goes.
+_SOCKET_DIR = Path("/var/run/wireguard")
+
+_FIRST_BUFFER = 65536
+_MAX_ANSWER = 256 * 2**20  # 1,000 peers with 1,000 prefixes each are 30 MB
+_ANSWER_TIMEOUT = 10.0
+_GONE_TIMEOUT = 10.0
+
+
+def socket_path(interface: str) -> Path:
+    """Where the socket of an interface is. By name, not by namespace: sites with interfaces of
+    the same name on one host need a mount namespace each.
+    """
+    return _SOCKET_DIR / f"{interface}.sock"
+
+
+def bind_socket(interface: str) -> socket.socket:
+    """Make the listening socket for a new wireguard-go process; removes one that is stale.
+
+    Raises FileExistsError where a process still answers on it.
+    """
+    path = socket_path(interface)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if is_answered(path):
+        raise FileExistsError(errno.EEXIST, "a process answers on it", str(path))
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(str(path))
+        # Nobody can connect before listen(): the mode is right from the first moment on.
+        path.chmod(0o600)
+        listener.listen(16)
+    except BaseException:
+        listener.close()
+        path.unlink(missing_ok=True)
+        raise
+    return listener
+
+
+def is_answered(path: Path) -> bool:
+    """Whether a process listens on a socket file. Blocking."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_ANSWER_TIMEOUT)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
+class UserspaceDevice:
+    """A connection to one wireguard-go process, kept open: so it is always the same process,
+    and its end is the end of the connection.
+    """
+
+    backend: BackendName = "userspace"
+
+    def __init__(self, stream: trio.socket.SocketType, *, name: str) -> None:
+        self._stream = stream
+        self._name = name
+        self._lock = trio.Lock()
+        self._usable = True
+
+    @classmethod
+    async def open(cls, *, name: str) -> UserspaceDevice:
+        """Connect; raises InterfaceMissing where no process answers."""
+        return cls(await _connect(name), name=name)
+
+    async def apply(self, change: DeviceChange) -> None:
+        request = build_set(change)
+        try:
+            parse_set(await self._call(request))
+        except UapiRefused as error:
+            # It has left the rest of the request unread, and would take it for the next one.
+            await self._reconnect()
+            raise TunError(f"configuring {self._name}: {error.strerror}") from None
+        finally:
+            request[:] = bytes(len(request))
+
+    async def read(self, *, only: bytes | None = None, keys: bool = False) -> DeviceState:
+        answer = await self._call(bytearray(GET_REQUEST))
+        try:
+            return parse_get(answer, only=only, keys=keys)
+        except UapiRefused as error:
+            raise TunError(f"reading {self._name}: {error.strerror}") from None
+        finally:
+            answer[:] = bytes(len(answer))
+
+    async def wait_gone(self) -> None:
+        """Wait until the process has ended; raises TunError if it does not.
+
+        It ends by itself when its TUN link is deleted. When it does not notice, it ends when its
+        socket file goes.
+        """
+        if not await self._wait_end():
+            socket_path(self._name).unlink(missing_ok=True)
+            if not await self._wait_end():
+                raise TunError(
+                    f"wireguard-go of {self._name} does not end although its interface is gone: "
+                    f"look for it with `pgrep -af 'wireguard-go .*{self._name}'`"
+                )
+        # A process that was killed leaves its socket file behind.
+        path = socket_path(self._name)
+        if not await trio.to_thread.run_sync(is_answered, path):
+            path.unlink(missing_ok=True)
+
+    async def aclose(self) -> None:
+        self._usable = False
+        self._stream.close()
+
+    async def _wait_end(self) -> bool:
+        with trio.move_on_after(_GONE_TIMEOUT):
+            try:
+                while await self._stream.recv(4096):
+                    pass
+            except OSError:
+                pass
+            return True
+        return False
+
+    async def _call(self, request: bytearray) -> bytearray:
+        """Send a request and return the whole answer; both hold keys.
+
+        Finished even when cancelled (it takes a moment only), so that the next call finds the
+        connection between two answers.
+        """
+        doing = f"configuring {self._name}"
+        async with self._lock:
+            if not self._usable:
+                raise InterfaceMissing(f"{doing}: the connection to wireguard-go was closed")
+            self._usable = False
+            try:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _ANSWER_TIMEOUT):
+                    await self._send(request)
+                    answer = await self._receive()
+                    self._usable = True
+                    return answer
+            except OSError as error:
+                if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                    raise InterfaceMissing(f"{doing}: wireguard-go has ended") from None
+                raise tun_error(error, doing) from error
+            raise TunError(f"{doing}: wireguard-go does not answer")
+
+    async def _reconnect(self) -> None:
+        async with self._lock:
+            self._usable = False
+            self._stream.close()
+            with trio.CancelScope(shield=True):
+                self._stream = await _connect(self._name)
+            self._usable = True
+
+    async def _send(self, request: bytearray) -> None:
+        with memoryview(request) as view:
+            sent = 0
+            while sent < len(view):
+                sent += await self._stream.send(view[sent:])
+
+    async def _receive(self) -> bytearray:
+        buffer = bytearray(_FIRST_BUFFER)
+        used = 0
+        while True:
+            with memoryview(buffer) as view:
+                size = await self._stream.recv_into(view[used:])
+            if size == 0:
+                buffer[:] = bytes(len(buffer))
+                raise ConnectionResetError(errno.ECONNRESET, "end of stream")
+            used += size
+            if buffer.endswith(b"\n\n", 0, used):
+                del buffer[used:]
+                return buffer
+            if used == len(buffer):
+                if used >= _MAX_ANSWER:
+                    buffer[:] = bytes(len(buffer))
+                    raise TunError(f"reading {self._name}: the answer is too long")
+                longer = bytearray(2 * used)
+                longer[:used] = buffer
+                buffer[:] = bytes(used)
+                buffer = longer
+
+
+async def _connect(name: str) -> trio.socket.SocketType:
+    stream = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        await stream.connect(str(socket_path(name)))
+    except (FileNotFoundError, ConnectionRefusedError):
+        stream.close()
+        raise InterfaceMissing(f"no wireguard-go answers for {name}") from None
+    except BaseException:
+        stream.close()
+        raise
+    return stream
