@@ -1,0 +1,287 @@
+"""The configuration as a whole: vpnd.toml and peers.d/*.toml, read and checked together.
+
+`load_config` gives a configuration that holds together, or ConfigErrors with everything that is
+wrong with it. Nothing of the system is touched before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from kex.identity import Fingerprint
+from vpnd.config_check import Draft, check, notes, unknown_tunnel
+from vpnd.config_errors import ConfigErrors, ConfigProblem, Location, kind_of
+from vpnd.config_fields import FieldError, absolute_path
+from vpnd.config_fields import name as parse_name
+from vpnd.config_model import (
+    Defaults,
+    NodeConfig,
+    PeerConfig,
+    PeerRequest,
+    PeerSettings,
+    TableT,
+    TunnelConfig,
+    TunnelSettings,
+    default_lifetime,
+    unknown_key,
+    validate,
+)
+from vpnd.config_source import Source, fault_problem, read_document
+from vpnd.file_trust import FileFault, FileUnreadable, folder_fault, folder_files
+from vpnd.identity_store import load_identities
+from vpnd.peer_file import SUFFIX, peer_path
+
+_TOP_LEVEL: Final = ("node", "defaults", "tunnels")
+_KEY_SOURCES: Final = ("sources", "key_sources", "external_keys", "keysources")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration that holds together. Immutable: a change makes a new one."""
+
+    path: Path
+    node: NodeConfig
+    defaults: Defaults
+    tunnels: Mapping[str, TunnelConfig]
+    peers: Mapping[str, PeerConfig]
+    own: tuple[Fingerprint, ...] = ()
+    """This node's identities as found beside it; empty before `vpnctl init`."""
+    notes: tuple[ConfigProblem, ...] = field(default=(), compare=False)
+    """What is allowed, and worth knowing."""
+
+    def with_peer(self, request: PeerRequest) -> Config:
+        """The same with one more peer; ConfigErrors with all that speaks against it."""
+        source = Source(None)
+        if request.name in self.peers:
+            hint = f"remove it first, or edit {self.peers[request.name].file}"
+            raise ConfigErrors(
+                [source.problem(("name",), f"{request.name} is there already", hint)]
+            )
+        file = peer_path(self.node.peers_dir, request.name)
+        peer = complete_peer(
+            request.name, file, request, self.defaults, tuple(self.tunnels), source
+        )
+        return self._with_peers({**self.peers, peer.name: peer}, source)
+
+    def without_peer(self, name: str) -> Config:
+        """The same without a peer; KeyError if there is none of that name."""
+        peers = dict(self.peers)
+        del peers[name]
+        return self._with_peers(peers, Source(None))
+
+    def _with_peers(self, peers: Mapping[str, PeerConfig], source: Source) -> Config:
+        draft = Draft(
+            main=Source(self.path),
+            node=self.node,
+            tunnels=self.tunnels,
+            peers=peers,
+            sources=dict.fromkeys(peers, source),
+            own=self.own,
+        )
+        problems = tuple(check(draft))
+        if problems:
+            raise ConfigErrors(problems)
+        return replace(self, peers=MappingProxyType(dict(peers)), notes=tuple(notes(draft)))
+
+
+def load_config(path: Path, *, with_identities: bool = True) -> Config:
+    """Read and check a whole configuration; ConfigErrors, and no other exception, if it is bad.
+
+    With `with_identities` this node's identity files are looked at as well: whether they are
+    kept secret, and whether a peer has one of them.
+    """
+    return _Loader(path.absolute()).load(with_identities)
+
+
+def complete_peer(
+    name: str,
+    file: Path,
+    settings: PeerSettings,
+    defaults: Defaults,
+    tunnels: Sequence[str],
+    source: Source,
+) -> PeerConfig:
+    """A peer with all that its file left out; ConfigErrors where its tunnel is not one of ours."""
+    tunnel = settings.tunnel
+    if tunnel is None:
+        if len(tunnels) != 1:
+            reason = "is missing" if tunnels else "is missing, and there is no tunnel at all"
+            hint = f"one of {', '.join(tunnels)}" if tunnels else "add a [tunnels.NAME]"
+            raise ConfigErrors([source.problem(("tunnel",), reason, hint)])
+        tunnel = tunnels[0]
+    elif tunnel not in tunnels:
+        raise ConfigErrors([source.problem(("tunnel",), *unknown_tunnel(tunnel, tunnels))])
+    given = {key: getattr(settings, key) for key in settings.model_fields_set - {"name"}}
+    values = defaults.model_dump(exclude_none=True) | given
+    lifetime = values.pop("key_lifetime", None)
+    values |= {"name": name, "file": file, "tunnel": tunnel}
+    peer = PeerConfig.model_construct(**values, key_lifetime=0)
+    if lifetime is None:
+        lifetime = default_lifetime(peer.rekey_interval)
+    return peer.model_copy(update={"key_lifetime": lifetime})
+
+
+class _Loader:
+    """One reading of a configuration; it collects problems, and goes on behind each of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[ConfigProblem] = []
+        self.notes: list[ConfigProblem] = []
+        self._check_folder(path.parent, sticky_allowed=True)
+        document = read_document(path)
+        self.problems += document.problems
+        self.main = document.source
+        self.values = document.values
+        self.parsed = bool(document.values) or not document.problems
+
+    def load(self, with_identities: bool) -> Config:
+        node = self._node() if self.parsed else None
+        table = self.values.get("defaults", {})
+        defaults = self._valid(Defaults, table, self.main, ("defaults",)) or Defaults()
+        tunnels = dict(self._tunnels())
+        self._unknown_keys()
+        sources: dict[str, Source] = {}
+        peers = dict(self._peers(self._peers_dir(node), defaults, sources))
+        own = self._own(node) if with_identities and node is not None else ()
+        draft = Draft(self.main, node, tunnels, peers, sources, own)
+        self.problems += check(draft)
+        if self.problems or node is None:
+            raise ConfigErrors(_in_order(self.problems))
+        return Config(
+            path=self.path,
+            node=node,
+            defaults=defaults,
+            tunnels=MappingProxyType(tunnels),
+            peers=MappingProxyType(peers),
+            own=own,
+            notes=(*self.notes, *notes(draft)),
+        )
+
+    def _node(self) -> NodeConfig | None:
+        values = self.values.get("node", {})
+        if isinstance(values, dict):
+            values = dict(values)
+            runtime_dir = values.get("runtime_dir", NodeConfig.model_fields["runtime_dir"].default)
+            values.setdefault("peers_dir", str(self.path.parent / "peers.d"))
+            # A runtime_dir of a wrong type is told once, not a second time for the socket in it
+            usable = isinstance(runtime_dir, (str, Path))
+            values.setdefault(
+                "control_socket", f"{runtime_dir}/control.sock" if usable else "/control.sock"
+            )
+        return self._valid(NodeConfig, values, self.main, ("node",))
+
+    def _tunnels(self) -> Iterator[tuple[str, TunnelConfig]]:
+        tables = self.values.get("tunnels", {})
+        if not isinstance(tables, dict):
+            reason = f"must be tables, is {kind_of(tables)}"
+            self._tell(self.main, ("tunnels",), reason, "one [tunnels.NAME] for each tunnel")
+            return
+        for name, values in tables.items():
+            try:
+                parse_name(name)
+            except FieldError as error:
+                self._tell(self.main, ("tunnels", name), error.reason, error.hint)
+            settings = self._valid(TunnelSettings, values, self.main, ("tunnels", name))
+            if settings is not None:
+                yield name, TunnelConfig.model_construct(name=name, **settings.__dict__)
+
+    def _unknown_keys(self) -> None:
+        for key in self.values:
+            if key in _KEY_SOURCES:
+                hint = "leave it out; a later version reads it"
+                self._tell(self.main, (key,), "this version has no key sources", hint)
+            elif key not in _TOP_LEVEL:
+                self._tell(self.main, (key,), *unknown_key(key, list(_TOP_LEVEL)))
+
+    def _peers_dir(self, node: NodeConfig | None) -> Path:
+        """Where the peers are; also when `[node]` is wrong, so that their errors are told too."""
+        if node is not None:
+            return node.peers_dir
+        table = self.values.get("node")
+        named = table.get("peers_dir") if isinstance(table, dict) else None
+        try:
+            return absolute_path(named)
+        except FieldError:
+            return self.path.parent / "peers.d"
+
+    def _peers(
+        self, folder: Path, defaults: Defaults, sources: dict[str, Source]
+    ) -> Iterator[tuple[str, PeerConfig]]:
+        self._check_folder(folder)
+        try:
+            files = folder_files(folder, SUFFIX)
+        except FileFault as fault:
+            self.problems.append(fault_problem(fault))
+            return
+        declared = self.values.get("tunnels")
+        names = tuple(declared) if isinstance(declared, dict) else ()
+        for file in files:
+            document = read_document(file)
+            self.problems += document.problems
+            if document.problems and not document.values:
+                continue
+            sources[file.stem] = document.source
+            peer = self._peer(file, document.values, document.source, defaults, names)
+            if peer is not None:
+                yield peer.name, peer
+
+    def _peer(
+        self,
+        file: Path,
+        values: dict[str, Any],
+        source: Source,
+        defaults: Defaults,
+        tunnels: Sequence[str],
+    ) -> PeerConfig | None:
+        try:
+            name = parse_name(file.stem)
+        except FieldError as error:
+            self._tell(source, (), f"the file's name is the peer's: {error.reason}", error.hint)
+            name = file.stem
+        settings = self._valid(PeerSettings, values, source, ())
+        if settings is None:
+            return None
+        if not self.parsed:
+            # Without the tunnels nothing can be said of a peer but what its own file holds
+            return None
+        try:
+            return complete_peer(name, file, settings, defaults, tunnels, source)
+        except ConfigErrors as errors:
+            self.problems += errors.problems
+            return None
+
+    def _own(self, node: NodeConfig) -> tuple[Fingerprint, ...]:
+        stored = load_identities(node.state_dir)
+        for fault in stored.faults:
+            # `vpnctl check` by an ordinary user: he cannot know, and the daemon will look
+            target = self.notes if isinstance(fault, FileUnreadable) else self.problems
+            target.append(fault_problem(fault))
+        return tuple(identity.fingerprint for identity in stored.identities.values())
+
+    def _valid(
+        self, model: type[TableT], values: object, source: Source, at: Location
+    ) -> TableT | None:
+        try:
+            return validate(model, values, source, at)
+        except ConfigErrors as errors:
+            self.problems += errors.problems
+            return None
+
+    def _tell(self, source: Source, at: Location, reason: str, hint: str) -> None:
+        self.problems.append(source.problem(at, reason, hint))
+
+    def _check_folder(self, folder: Path, *, sticky_allowed: bool = False) -> None:
+        fault = folder_fault(folder, sticky_allowed=sticky_allowed)
+        if fault is not None:
+            self.problems.append(fault_problem(fault))
+
+
+def _in_order(problems: list[ConfigProblem]) -> list[ConfigProblem]:
+    """File by file as they were read, and from top to bottom in each."""
+    files = {file: index for index, file in enumerate(dict.fromkeys(one.file for one in problems))}
+    return sorted(problems, key=lambda one: (files[one.file], one.line or 0))

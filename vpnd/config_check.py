@@ -1,0 +1,274 @@
+"""What must hold between the tables of a configuration, once each of them is right by itself.
+
+Every check runs over whatever could be read, so that one broken file does not hide what is
+wrong in another. A problem between two peers is told at the later one and names the earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Final
+
+from kex.identity import Fingerprint
+from vpnd.config_errors import ConfigProblem, Location
+from vpnd.config_fields import Prefix, did_you_mean
+from vpnd.config_model import (
+    MIN_LIFETIME_MARGIN,
+    NodeConfig,
+    PeerConfig,
+    TunnelConfig,
+)
+from vpnd.config_source import Source
+
+MAIN_TABLE: Final = 254
+_MIN_IPV6_MTU: Final = 1280
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A configuration before it is accepted: the parts that could be read."""
+
+    main: Source
+    node: NodeConfig | None
+    tunnels: Mapping[str, TunnelConfig]
+    peers: Mapping[str, PeerConfig]
+    sources: Mapping[str, Source]
+    """Where each peer of `peers` came from."""
+    own: Sequence[Fingerprint]
+    """This node's identities, as far as they are known."""
+
+
+def check(draft: Draft) -> Iterator[ConfigProblem]:
+    """All that contradicts itself."""
+    yield from _check_tunnels(draft)
+    yield from _check_identities(draft)
+    yield from _check_prefixes(draft)
+    for peer in draft.peers.values():
+        yield from _check_peer(peer, draft.tunnels.get(peer.tunnel), draft.sources[peer.name])
+
+
+def notes(draft: Draft) -> Iterator[ConfigProblem]:
+    """What is allowed, and worth knowing: prefixes within others, and on several tunnels."""
+    owners: dict[Prefix, list[PeerConfig]] = {}
+    for peer in draft.peers.values():
+        for prefix in peer.allowed_ips:
+            owners.setdefault(prefix, []).append(peer)
+    for peer in draft.peers.values():
+        for index, prefix in enumerate(peer.allowed_ips):
+            source = draft.sources[peer.name]
+            for wider, other in _covering(prefix, owners):
+                if other.name != peer.name:
+                    same = "is also" if wider == prefix else f"lies within {wider}"
+                    yield source.problem(
+                        ("allowed_ips", index),
+                        f"{prefix} {same} at peer {other.name} (tunnel {other.tunnel})",
+                        "the longest match decides"
+                        if other.tunnel == peer.tunnel
+                        else "the routing tables decide between the tunnels",
+                        value=str(prefix),
+                    )
+
+
+def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
+    interfaces: dict[str, str] = {}
+    addresses: dict[object, str] = {}
+    # Every port of the key exchange is taken, whatever address it is bound to: WireGuard
+    # binds all of them
+    ports = {} if draft.node is None else {one.port: "node.listen" for one in draft.node.listen}
+    if draft.node is not None and len(set(draft.node.listen)) < len(draft.node.listen):
+        yield draft.main.problem(("node", "listen"), "the same address stands there twice")
+    for tunnel in draft.tunnels.values():
+        at: Location = ("tunnels", tunnel.name)
+        here = ".".join(map(str, at))
+        if tunnel.interface in interfaces:
+            yield draft.main.problem(
+                (*at, "interface"),
+                f"{tunnel.interface} is the interface of tunnel {interfaces[tunnel.interface]}",
+                "each tunnel has an interface of its own",
+            )
+        if tunnel.listen_port in ports:
+            yield draft.main.problem(
+                (*at, "listen_port"),
+                f"UDP port {tunnel.listen_port} is in use at {ports[tunnel.listen_port]}",
+                "each tunnel, and the key exchange, has a port of its own",
+            )
+        interfaces.setdefault(tunnel.interface, tunnel.name)
+        ports.setdefault(tunnel.listen_port, f"{here}.listen_port")
+        for index, address in enumerate(tunnel.addresses):
+            if address.ip in addresses:
+                yield draft.main.problem(
+                    (*at, "addresses", index),
+                    f"{address.ip} is already at {addresses[address.ip]}",
+                    value=str(address),
+                )
+            addresses.setdefault(address.ip, f"{here}.addresses")
+        if tunnel.mtu < _MIN_IPV6_MTU and any(one.version == 6 for one in tunnel.addresses):
+            yield draft.main.problem(
+                (*at, "mtu"),
+                f"{tunnel.mtu} is too small for the tunnel's IPv6 addresses",
+                f"at least {_MIN_IPV6_MTU}",
+            )
+
+
+def _check_identities(draft: Draft) -> Iterator[ConfigProblem]:
+    owners: dict[Fingerprint, str] = {}
+    for peer in draft.peers.values():
+        source = draft.sources[peer.name]
+        for index, fingerprint in enumerate(peer.identity):
+            at = _identity_at(peer, index)
+            if fingerprint in draft.own:
+                yield source.problem(
+                    at,
+                    "is this node's own fingerprint",
+                    "run `vpnctl id` on the other node, and take what it prints",
+                )
+            elif owners.get(fingerprint) == peer.name:
+                yield source.problem(at, "stands in the list twice", "remove one of them")
+            elif fingerprint in owners:
+                yield source.problem(
+                    at,
+                    f"is also the identity of peer {owners[fingerprint]}: one pair of identities "
+                    "on two links",
+                    "each link to the same gateway needs a pair of identities of its own",
+                )
+            owners.setdefault(fingerprint, peer.name)
+        if draft.own and all(one.suite != peer.fingerprint.suite for one in draft.own):
+            suites = ", ".join(str(suite) for suite in sorted({one.suite for one in draft.own}))
+            yield source.problem(
+                _identity_at(peer, 0),
+                f"is of suite {peer.fingerprint.suite}, and this node's own is of suite {suites}",
+                "both ends of a link have identities of the same suite",
+            )
+
+
+def _identity_at(peer: PeerConfig, index: int) -> Location:
+    return ("identity",) if len(peer.identity) == 1 else ("identity", index)
+
+
+def _check_prefixes(draft: Draft) -> Iterator[ConfigProblem]:
+    owners: dict[Prefix, list[PeerConfig]] = {}
+    own_addresses = {
+        ip_network(address.ip): tunnel.name
+        for tunnel in draft.tunnels.values()
+        for address in tunnel.addresses
+    }
+    for peer in draft.peers.values():
+        source = draft.sources[peer.name]
+        seen: set[Prefix] = set()
+        for index, prefix in enumerate(peer.allowed_ips):
+            at = ("allowed_ips", index)
+            if prefix in seen:
+                yield source.problem(at, f"{prefix} stands in the list twice", value=str(prefix))
+                continue
+            seen.add(prefix)
+            if prefix in own_addresses:
+                yield source.problem(
+                    at,
+                    f"{prefix} is this node's own address in tunnel {own_addresses[prefix]}",
+                    "allowed_ips are the peer's addresses and the networks behind it",
+                    value=str(prefix),
+                )
+            for other in owners.get(prefix, ()):
+                reason = _collision(peer, other, draft.tunnels)
+                if reason is not None:
+                    yield source.problem(at, f"{prefix} {reason[0]}", reason[1], value=str(prefix))
+                    break
+            owners.setdefault(prefix, []).append(peer)
+
+
+def _collision(
+    peer: PeerConfig, other: PeerConfig, tunnels: Mapping[str, TunnelConfig]
+) -> tuple[str, str] | None:
+    """Why two peers cannot both have a prefix, and what to do."""
+    if peer.tunnel == other.tunnel:
+        return (
+            f"is also at peer {other.name} of the same tunnel",
+            "WireGuard gives a prefix to one peer; a longer prefix may lie within another",
+        )
+    mine, theirs = tunnels.get(peer.tunnel), tunnels.get(other.tunnel)
+    if mine is None or theirs is None or "none" in (mine.routes, theirs.routes):
+        return None
+    if (mine.table or MAIN_TABLE) != (theirs.table or MAIN_TABLE):
+        return None
+    return (
+        f"is also at peer {other.name} of tunnel {other.tunnel}, and both tunnels' routes are in "
+        "the same table",
+        'set routes = "none" or another table for one of the tunnels',
+    )
+
+
+def _check_peer(
+    peer: PeerConfig, tunnel: TunnelConfig | None, source: Source
+) -> Iterator[ConfigProblem]:
+    shortest = peer.rekey_interval + MIN_LIFETIME_MARGIN
+    if peer.key_lifetime < shortest:
+        yield source.problem(
+            ("key_lifetime",),
+            f"{peer.key_lifetime} s is too short for a rekey_interval of {peer.rekey_interval} s",
+            f"at least {shortest} s; left out, it follows the interval",
+        )
+    for index, prefix in enumerate(peer.protect or ()):
+        if prefix.prefixlen == 0:
+            yield source.problem(
+                ("protect", index),
+                f"{prefix} cannot be guarded: the host's own default route goes before the guard",
+                "name the prefixes that must not leave in the clear",
+                value=str(prefix),
+            )
+    if tunnel is None:
+        return
+    yield from _check_routes(peer, tunnel, source)
+    if tunnel.mtu < _MIN_IPV6_MTU and any(prefix.version == 6 for prefix in peer.allowed_ips):
+        yield source.problem(
+            ("allowed_ips",),
+            f"has IPv6 prefixes, and tunnel {tunnel.name} has an mtu of {tunnel.mtu}",
+            f"IPv6 needs at least {_MIN_IPV6_MTU}",
+        )
+
+
+def _check_routes(
+    peer: PeerConfig, tunnel: TunnelConfig, source: Source
+) -> Iterator[ConfigProblem]:
+    default = next((prefix for prefix in peer.allowed_ips if prefix.prefixlen == 0), None)
+    if peer.protect is None and (tunnel.routes == "none" or default is not None):
+        why = (
+            f"{default} is in allowed_ips"
+            if default
+            else f'tunnel {tunnel.name} has routes = "none"'
+        )
+        yield source.problem(
+            ("protect",),
+            f"is missing: {why}, so no guard route follows from allowed_ips",
+            "protect = [prefixes that must never leave in the clear]; [] says that there are none",
+        )
+    address = None if peer.endpoint is None else peer.endpoint.address
+    own_table = tunnel.table not in (None, MAIN_TABLE)
+    if address is None or tunnel.routes == "none" or own_table or tunnel.fwmark is not None:
+        return
+    for index, prefix in enumerate(peer.allowed_ips):
+        if address in prefix:
+            yield source.problem(
+                ("allowed_ips", index),
+                f"{prefix} holds the peer's own endpoint {address}: its route would lead the "
+                "tunnel into itself",
+                "set fwmark for the tunnel, or a table of its own, or take the prefix out",
+                value=str(prefix),
+            )
+
+
+def _covering(
+    prefix: Prefix, owners: Mapping[Prefix, Iterable[PeerConfig]]
+) -> Iterator[tuple[Prefix, PeerConfig]]:
+    """Every prefix that holds this one, itself included, with the peers that have it."""
+    for length in range(prefix.prefixlen, -1, -1):
+        wider: Prefix = prefix.supernet(new_prefix=length)
+        for peer in owners.get(wider, ()):
+            yield wider, peer
+
+
+def unknown_tunnel(wanted: str, known: Sequence[str]) -> tuple[str, str]:
+    """Reason and hint for a tunnel that does not exist."""
+    names = ", ".join(known) or "none"
+    return f'there is no tunnel "{wanted}"', f"{did_you_mean(wanted, known)}tunnels here: {names}"

@@ -1,0 +1,293 @@
+"""The configuration's tables: which keys there are, what each may hold, and its default.
+
+The parsers in `config_fields` judge the values; pydantic finds missing and unknown keys and
+collects every error of a table at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainValidator,
+    ValidationError,
+)
+
+from kex.identity import Fingerprint
+from vpnd import config_fields as fields
+from vpnd.config_errors import ConfigErrors, Location, kind_of
+from vpnd.config_fields import Endpoint, FieldError, InterfaceAddress, Prefix
+from vpnd.config_source import Source
+
+MIN_REKEY_INTERVAL: Final = 120
+"""Seconds: WireGuard renews its session no sooner, and a PSK counts from a renewal on."""
+MAX_REKEY_INTERVAL: Final = 24 * 3600
+MAX_KEY_LIFETIME: Final = 2 * MAX_REKEY_INTERVAL
+MIN_LIFETIME_MARGIN: Final = 300
+"""Seconds that a key has to live on after its renewal was due."""
+MAX_ANNOUNCED_PREFIXES: Final = 16
+MAX_IDENTITIES: Final = 8
+MIN_DATAGRAM: Final = 532  # docs/protocol.md, fragments: a chunk of 500 bytes, 32 around it
+MAX_DATAGRAM: Final = 1232
+
+_Item = TypeVar("_Item")
+TableT = TypeVar("TableT", bound="Table")
+
+
+def _at_most(limit: int) -> Any:
+    def check(items: tuple[_Item, ...]) -> tuple[_Item, ...]:
+        if len(items) > limit:
+            raise FieldError(f"has {len(items)} entries", f"at most {limit}")
+        return items
+
+    return AfterValidator(check)
+
+
+def _one_or_more(items: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    if not items:
+        raise FieldError("is empty", "at least one entry is needed")
+    return items
+
+
+def _list_of_one(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _served_mode(value: object) -> str:
+    mode = fields.choice("off", "prefer", "require")(value)
+    if mode != "off":
+        raise FieldError(
+            f'"{mode}" cannot be kept: this version has no key sources',
+            'set mode = "off", or leave the table out',
+        )
+    return mode
+
+
+Name = Annotated[str, PlainValidator(fields.name)]
+AbsolutePath = Annotated[Path, PlainValidator(fields.absolute_path)]
+PrefixItem = Annotated[Prefix, PlainValidator(fields.prefix)]
+Prefixes = Annotated[tuple[PrefixItem, ...], _at_most(4096)]
+Interval = Annotated[
+    int,
+    PlainValidator(fields.whole_number(MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL, "seconds")),
+]
+Lifetime = Annotated[
+    int,
+    PlainValidator(
+        fields.whole_number(MIN_REKEY_INTERVAL + MIN_LIFETIME_MARGIN, MAX_KEY_LIFETIME, "seconds")
+    ),
+]
+Keepalive = Annotated[int, PlainValidator(fields.whole_number(0, 65535, "seconds, 0 for none"))]
+
+
+class Table(BaseModel):
+    """A table of the configuration: immutable, and without keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class NodeConfig(Table):
+    """`[node]`: this host."""
+
+    name: Name
+    listen: Annotated[
+        tuple[Annotated[Endpoint, PlainValidator(fields.listen_address)], ...],
+        AfterValidator(_one_or_more),
+        _at_most(16),
+    ] = (Endpoint("::", fields.DEFAULT_EXCHANGE_PORT),)
+    """UDP sockets of the key exchange."""
+    state_dir: AbsolutePath = Path("/var/lib/vpnd")
+    """Identities and the cache of the peers' public keys."""
+    runtime_dir: AbsolutePath = Path("/run/vpnd")
+    peers_dir: AbsolutePath
+    """Default: `peers.d` beside the file."""
+    control_socket: Annotated[Path, PlainValidator(fields.socket_path)]
+    """Default: `control.sock` in `runtime_dir`."""
+    max_datagram: Annotated[
+        int, PlainValidator(fields.whole_number(MIN_DATAGRAM, MAX_DATAGRAM, "bytes"))
+    ] = MAX_DATAGRAM
+    """Bytes of UDP payload that this node sends at once."""
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        PlainValidator(fields.choice("debug", "info", "warning", "error")),
+    ] = "info"
+
+
+class Defaults(Table):
+    """`[defaults]`: what a peer gets whose own file does not say."""
+
+    keepalive: Keepalive | None = None
+    rekey_interval: Interval | None = None
+    key_lifetime: Lifetime | None = None
+
+
+class TunnelSettings(Table):
+    """`[tunnels.NAME]`: a WireGuard interface."""
+
+    interface: Annotated[str, PlainValidator(fields.interface_name)]
+    listen_port: Annotated[int, PlainValidator(fields.whole_number(1, 65535))]
+    addresses: Annotated[
+        tuple[Annotated[InterfaceAddress, PlainValidator(fields.interface_address)], ...],
+        _at_most(64),
+    ] = ()
+    backend: Annotated[
+        Literal["auto", "kernel", "userspace"],
+        PlainValidator(fields.choice("auto", "kernel", "userspace")),
+    ] = "auto"
+    routes: Annotated[
+        Literal["allowed-ips", "none"], PlainValidator(fields.choice("allowed-ips", "none"))
+    ] = "allowed-ips"
+    mtu: Annotated[int, PlainValidator(fields.whole_number(576, 65535, "bytes"))] = 1420
+    table: Annotated[int, PlainValidator(fields.whole_number(1, 2**32 - 1))] | None = None
+    """Routing table of the tunnel's routes and guards; None is the main one."""
+    # The two worst metrics stay free: the guard routes have one of them (docs/operations.md)
+    metric: Annotated[int, PlainValidator(fields.whole_number(0, 2**32 - 3))] | None = None
+    fwmark: Annotated[int, PlainValidator(fields.whole_number(1, 2**32 - 1))] | None = None
+    announce: Annotated[tuple[PrefixItem, ...], _at_most(MAX_ANNOUNCED_PREFIXES)] = ()
+    """Prefixes behind this node, told to the peers of the tunnel for comparison only."""
+
+
+class TunnelConfig(TunnelSettings):
+    """A tunnel with its name."""
+
+    name: str
+
+
+class ExternalKeys(Table):
+    """`[external_keys]` of a peer: keys from outside that are mixed in."""
+
+    mode: Annotated[Literal["off", "prefer", "require"], PlainValidator(_served_mode)] = "off"
+    source: Name | None = None
+    peer_sae: Name | None = None
+
+
+class _PeerTable(Table):
+    identity: Annotated[
+        tuple[Annotated[Fingerprint, PlainValidator(fields.fingerprint)], ...],
+        BeforeValidator(_list_of_one),
+        AfterValidator(_one_or_more),
+        _at_most(MAX_IDENTITIES),
+    ]
+    """The first is the one that exchanges are started with; one or more, in a rotation."""
+    endpoint: Annotated[Endpoint, PlainValidator(fields.endpoint)] | None = None
+    """Where the peer's key exchange listens; None: the peer comes to us."""
+    allowed_ips: Annotated[Prefixes, AfterValidator(_one_or_more)]
+    keepalive: Keepalive = 25
+    """Seconds; 0 is off."""
+    rekey_interval: Interval = MIN_REKEY_INTERVAL
+    """Seconds."""
+    protect: Prefixes | None = None
+    """What must never leave in the clear where no guard routes follow from `allowed_ips`."""
+    external_keys: ExternalKeys = ExternalKeys()
+
+
+class PeerSettings(_PeerTable):
+    """A peer's file, `peers.d/NAME.toml`."""
+
+    tunnel: Name | None = None
+    """May be left out where there is exactly one."""
+    key_lifetime: Lifetime | None = None
+    """Seconds."""
+
+
+class PeerRequest(PeerSettings):
+    """What a client of the control socket sends to add a peer: its name and its file's content."""
+
+    name: Name
+
+
+class PeerConfig(_PeerTable):
+    """A peer with all that its file may leave out."""
+
+    name: str
+    file: Path
+    tunnel: str
+    key_lifetime: int
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The identity that this node's own exchanges are for."""
+        return self.identity[0]
+
+
+def default_lifetime(rekey_interval: int) -> int:
+    """Seconds that a key lives: 10 min, or 8 min more than the interval."""
+    return max(600, rekey_interval + 480)
+
+
+_NEVER: Final = ("preshared_key", "psk", "private_key", "public_key")
+
+
+def unknown_key(key: str, known: list[str]) -> tuple[str, str]:
+    """Reason and hint for a key that is not known."""
+    if key.lower() in _NEVER:
+        return "unknown key", "take it out: vpnd makes WireGuard's keys itself, and keeps no copy"
+    return "unknown key", fields.did_you_mean(key, known) + "known here: " + ", ".join(known)
+
+
+def validate(model: type[TableT], values: object, source: Source, at: Location = ()) -> TableT:
+    """The table that `values` make; ConfigErrors with all that is wrong, each with its place."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for found in error.errors(include_url=False):
+            reason, hint = _reason(found, _model_at(model, found["loc"]))
+            location = (*at, *_as_written(found["loc"], values))
+            problems.append(source.problem(location, reason, hint, value=found["input"]))
+        # Without its cause: pydantic's text quotes the values
+        raise ConfigErrors(problems) from None
+
+
+def _as_written(location: Location, values: object) -> Location:
+    """Without the index that a single string got where a list may stand, too."""
+    if len(location) == 2 and isinstance(values, dict) and isinstance(values[location[0]], str):
+        return location[:1]
+    return location
+
+
+def _model_at(model: type[Table], location: Location) -> type[Table]:
+    return ExternalKeys if location[:1] == ("external_keys",) and location[1:] else model
+
+
+def _reason(found: Any, model: type[Table]) -> tuple[str, str]:
+    """One of pydantic's errors in our words; none of its own messages quotes a value to a user."""
+    match found["type"]:
+        case "value_error" if isinstance(found["ctx"]["error"], FieldError):
+            error = found["ctx"]["error"]
+            return error.reason, error.hint
+        case "missing":
+            return "is missing", _MISSING.get(found["loc"][-1], "")
+        case "extra_forbidden":
+            key = str(found["loc"][-1])
+            return _SPECIAL.get((model, key)) or unknown_key(key, list(model.model_fields))
+        case "tuple_type":
+            return f"must be a list, is {kind_of(found['input'])}", 'such as ["…", "…"]'
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return f"must be a table, is {kind_of(found['input'])}", ""
+        case _:
+            return "is not valid", ""
+
+
+_MISSING: Final[Mapping[str | int, str]] = {
+    "identity": "the line that `vpnctl id` prints on the other node",
+    "allowed_ips": "the prefixes behind the peer, and its address in the tunnel",
+    "interface": "the name of the interface, such as wg-backbone",
+    "listen_port": "WireGuard's UDP port, such as 51820",
+    "name": "a name for this node, such as fra1",
+}
+
+_SPECIAL: Final[Mapping[tuple[type[Table], str], tuple[str, str]]] = {
+    (TunnelSettings, "netns"): (
+        "interfaces in another network namespace are not in this version",
+        "leave it out: the interface is made in the namespace that vpnd runs in",
+    ),
+    (TunnelSettings, "name"): ("unknown key", "a tunnel's name is its table's: [tunnels.NAME]"),
+    (PeerSettings, "name"): ("unknown key", "a peer's name is its file's: peers.d/NAME.toml"),
+}

@@ -1,0 +1,170 @@
+"""This node's identities on disk, and what it has learnt of its peers' public keys.
+
+    STATE_DIR/identity.key            the identity called "default"
+    STATE_DIR/identity-NAME.key       further ones: another suite, the next one in a rotation
+    STATE_DIR/peer-keys/vpnd1….pub    a peer's public key, under its fingerprint
+
+An identity file is a secret: mode 0600, the daemon's own user, never overwritten. A cached public
+key is no secret and not believed either: it is checked against its fingerprint at each reading.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kex.errors import InvalidIdentity
+from kex.identity import Fingerprint, Identity
+from kex.suites import Suite, suite
+from vpnd.atomic_file import remove_durably, write_atomically
+from vpnd.config_fields import FieldError
+from vpnd.config_fields import name as parse_name
+from vpnd.file_trust import (
+    FileFault,
+    FileMissing,
+    folder_fault,
+    folder_files,
+    read_public,
+    read_secret,
+)
+
+DEFAULT_IDENTITY: Final = "default"
+_MAX_IDENTITY_BYTES: Final = 1024
+_MAX_PUBLIC_KEY_BYTES: Final = 16 * 1024
+_SECRET_MODE: Final = 0o600
+_PUBLIC_MODE: Final = 0o644
+_FOLDER_MODE: Final = 0o700
+
+
+@dataclass(frozen=True, slots=True)
+class StoredIdentities:
+    """What was found: the identities that can be used, and the files that cannot."""
+
+    identities: Mapping[str, Identity]
+    """By name, the default one first."""
+    faults: tuple[FileFault, ...]
+
+
+def system_suite(number: int) -> Suite:
+    """The suite over the system's random generator; ValueError on an unknown number."""
+    return suite(number, random=os.urandom)
+
+
+def identity_path(state_dir: Path, name: str = DEFAULT_IDENTITY) -> Path:
+    """The file of an identity."""
+    return state_dir / ("identity.key" if name == DEFAULT_IDENTITY else f"identity-{name}.key")
+
+
+def load_identities(state_dir: Path) -> StoredIdentities:
+    """All identities of this node; none where the folder is missing. Raises nothing."""
+    identities: dict[str, Identity] = {}
+    faults: list[FileFault] = []
+    fault = folder_fault(state_dir)
+    if fault is not None:
+        faults.append(fault)
+    try:
+        files = folder_files(state_dir, ".key")
+    except FileFault as error:
+        return StoredIdentities({}, (*faults, error))
+    # "identity.key" sorts behind "identity-…"; the default comes first
+    for path in sorted(files, key=lambda path: (path != identity_path(state_dir), path)):
+        name = _identity_name(path)
+        if name is None:
+            continue
+        try:
+            identities[name] = load_identity(path)
+        except FileFault as error:
+            faults.append(error)
+    return StoredIdentities(identities, tuple(faults))
+
+
+def load_identity(path: Path) -> Identity:
+    """The identity in a file; FileFault if others can read it, or if it is none."""
+    content = read_secret(path, limit=_MAX_IDENTITY_BYTES)
+    try:
+        return Identity.from_file_text(content.decode("ascii"), suite_of=system_suite)
+    except InvalidIdentity as error:
+        raise FileFault(path, str(error), error.hint) from None
+    except UnicodeDecodeError:
+        # Its text would quote the file
+        raise FileFault(path, "is not an identity file", "restore it from a backup") from None
+
+
+def create_identity(state_dir: Path, identity: Identity, name: str = DEFAULT_IDENTITY) -> Path:
+    """Keep a new identity; FileExists, with the old one untouched, if there is one of that name."""
+    try:
+        parse_name(name)
+    except FieldError as error:
+        raise FileFault(state_dir, f"identity's name: {error.reason}", error.hint) from None
+    _make_folder(state_dir)
+    fault = folder_fault(state_dir)
+    if fault is not None:
+        raise fault
+    path = identity_path(state_dir, name)
+    write_atomically(path, identity.to_file_text().encode(), mode=_SECRET_MODE, replace=False)
+    return path
+
+
+class PeerKeyCache:
+    """The peers' whole public keys, fetched once over the wire, kept from one start to the next.
+
+    Nothing depends on it but time: a file that is missing or spoiled is fetched anew. `warn`
+    gets a sentence about each spoiled file.
+    """
+
+    def __init__(self, state_dir: Path, *, warn: Callable[[str], None]) -> None:
+        self._folder = state_dir / "peer-keys"
+        self._warn = warn
+
+    def load(self, fingerprint: Fingerprint) -> bytes | None:
+        """The public key of this fingerprint, verified; None if it has to be fetched."""
+        path = self._path(fingerprint)
+        try:
+            public_key = read_public(path, limit=_MAX_PUBLIC_KEY_BYTES).data
+        except FileMissing:
+            return None
+        except FileFault as fault:
+            self._warn(f"{fault}; the peer's public key is fetched again")
+            return None
+        if Fingerprint.of(fingerprint.suite, public_key) != fingerprint:
+            self._warn(f"{path}: not the key of its fingerprint; it is fetched again")
+            return None
+        return public_key
+
+    def store(self, fingerprint: Fingerprint, public_key: bytes) -> None:
+        """Keep a public key; ValueError if it is not this fingerprint's, FileFault on failure."""
+        if Fingerprint.of(fingerprint.suite, public_key) != fingerprint:
+            raise ValueError("a public key that is not the one of its fingerprint")
+        _make_folder(self._folder)
+        write_atomically(self._path(fingerprint), public_key, mode=_PUBLIC_MODE, replace=True)
+
+    def forget(self, fingerprint: Fingerprint) -> None:
+        """Remove a public key, if there is one; FileFault on failure."""
+        remove_durably(self._path(fingerprint))
+
+    def _path(self, fingerprint: Fingerprint) -> Path:
+        return self._folder / f"{fingerprint.text()}.pub"
+
+
+def _identity_name(path: Path) -> str | None:
+    """The name in a file's name; None for a file that is something else."""
+    if path.name == "identity.key":
+        return DEFAULT_IDENTITY
+    prefix, dash, name = path.stem.partition("-")
+    if prefix != "identity" or not dash or name == DEFAULT_IDENTITY:
+        return None
+    with suppress(FieldError):
+        return parse_name(name)
+    return None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a possible name"
+        raise FileFault(folder, f"cannot be made: {reason}") from None

@@ -1,0 +1,103 @@
+"""Peer files, `peers.d/NAME.toml`: as text, written and removed. A person writes them just so."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Final
+
+from vpnd.atomic_file import remove_durably, write_atomically
+from vpnd.config_model import ExternalKeys, PeerSettings, validate
+from vpnd.config_source import Source
+
+SUFFIX: Final = ".toml"
+_MODE: Final = 0o644  # nothing in it is secret
+
+TomlValue = str | int | list[str]
+
+
+def peer_path(peers_dir: Path, name: str) -> Path:
+    """Where a peer's file is."""
+    return peers_dir / f"{name}{SUFFIX}"
+
+
+def render_peer(settings: PeerSettings) -> str:
+    """A peer's file: what was set, and nothing that has a default anyway."""
+    lines = [f"{key} = {_literal(value)}" for key, value in _peer_values(settings).items()]
+    external = _external_values(settings.external_keys)
+    if external:
+        lines += ["", "[external_keys]"]
+        lines += [f"{key} = {_literal(value)}" for key, value in external.items()]
+    text = "\n".join(lines) + "\n"
+    _check_reads_back(text, settings)
+    return text
+
+
+def write_peer_file(
+    peers_dir: Path, name: str, settings: PeerSettings, *, replace: bool = False
+) -> Path:
+    """Write a peer's file, whole and durably; FileExists, FileFault where it cannot be done."""
+    path = peer_path(peers_dir, name)
+    write_atomically(path, render_peer(settings).encode(), mode=_MODE, replace=replace)
+    return path
+
+
+def remove_peer_file(peers_dir: Path, name: str) -> None:
+    """Remove a peer's file; it is fine if there is none. FileFault where it cannot be done."""
+    remove_durably(peer_path(peers_dir, name))
+
+
+def _peer_values(settings: PeerSettings) -> dict[str, TomlValue]:
+    identities = [fingerprint.text() for fingerprint in settings.identity]
+    values: dict[str, TomlValue | None] = {
+        "identity": identities[0] if len(identities) == 1 else identities,
+        "endpoint": None if settings.endpoint is None else str(settings.endpoint),
+        "tunnel": settings.tunnel,
+        "allowed_ips": [str(prefix) for prefix in settings.allowed_ips],
+        "keepalive": settings.keepalive,
+        "rekey_interval": settings.rekey_interval,
+        "key_lifetime": settings.key_lifetime,
+        "protect": None
+        if settings.protect is None
+        else [str(prefix) for prefix in settings.protect],
+    }
+    return {
+        key: value
+        for key, value in values.items()
+        if key in settings.model_fields_set and value is not None
+    }
+
+
+def _external_values(external: ExternalKeys) -> dict[str, TomlValue]:
+    values: dict[str, str | None] = {
+        "mode": external.mode,
+        "source": external.source,
+        "peer_sae": external.peer_sae,
+    }
+    return {
+        key: value
+        for key, value in values.items()
+        if key in external.model_fields_set and value is not None
+    }
+
+
+def _literal(value: TomlValue) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_literal(item) for item in value) + "]"
+    if isinstance(value, int):
+        return str(value)
+    # TOML 1.0, basic strings: these must be escaped, and nothing else needs to be
+    return '"' + "".join(_escaped(character) for character in value) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    return character if character.isprintable() else f"\\U{ord(character):08X}"
+
+
+def _check_reads_back(text: str, settings: PeerSettings) -> None:
+    """A file that does not say what was meant must not be written: RuntimeError, a bug of ours."""
+    read = validate(PeerSettings, tomllib.loads(text), Source(None))
+    if any(getattr(read, key) != getattr(settings, key) for key in PeerSettings.model_fields):
+        raise RuntimeError("a peer's file does not read back as it was meant")
