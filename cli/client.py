@@ -246,13 +246,15 @@ class Wakeups:
         self._close()
 
     def wait(self, seconds: float) -> None:
-        """Returns soon after an event, or after `seconds`."""
-        if self._connection is None:
-            with suppress(CliError):
-                self._connection, _ = self._client.open_events()
+        """Returns soon after an event, or after `seconds`; at once when the stream is new.
+
+        (Something may have happened between the last look and the opening of the stream.)
+        """
         stream = self._connection.sock if self._connection is not None else None
         if stream is None:
-            time.sleep(seconds)
+            with suppress(CliError):
+                self._connection, _ = self._client.open_events()
+            time.sleep(seconds if self._connection is None else min(seconds, BURST_SECONDS))
             return
         ready, _, _ = select.select([stream], [], [], seconds)
         if ready:

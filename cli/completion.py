@@ -5,8 +5,9 @@ from typing import Annotated, Final
 
 import typer
 
-from cli import values
-from cli.errors import PROGRAM
+from cli.errors import PROGRAM, UsageProblem
+
+SHELLS: Final = ("bash", "zsh", "fish")
 
 VARIABLE: Final = "_VPNCTL_COMPLETE"
 """Set by the shell's function when it asks vpnctl for completions."""
@@ -16,7 +17,7 @@ def completion(
     context: typer.Context,
     shell: Annotated[
         str,
-        typer.Argument(metavar="bash|zsh|fish", autocompletion=lambda: ["bash", "zsh", "fish"]),
+        typer.Argument(metavar="bash|zsh|fish", autocompletion=lambda: list(SHELLS)),
     ],
 ) -> int:
     """Print the completion script of a shell.
@@ -27,9 +28,10 @@ def completion(
 
     fish: vpnctl completion fish > /etc/fish/completions/vpnctl.fish
     """
-    flags = values.Flags()
-    flags.read("SHELL", values.shell, shell)
-    flags.check()
+    if shell not in SHELLS:
+        raise UsageProblem(
+            f"{shell!r} is not a shell with completion", f"one of {', '.join(SHELLS)}"
+        )
     from typer.completion import shell_complete
 
     register()

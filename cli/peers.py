@@ -7,7 +7,6 @@ from typing import Annotated, Final
 
 import typer
 
-from cli import values
 from cli.client import Client, Wakeups
 from cli.errors import DaemonUnreachable, LinkNotProtected, hint
 from cli.links import is_protected, link_line, links_text
@@ -154,24 +153,27 @@ def _read_request(
     wait: str | None,
 ) -> tuple[PeerRequest, float | None]:
     """The request, and how long to wait for the link; UsageProblem with all that is wrong."""
-    flags = values.Flags()
-    flags.read("NAME", values.name, name)
+    from cli.values import Flags, number, wait_seconds
+    from vpnd import config_fields as fields
+
+    flags = Flags("vpnctl peer add")
     request = PeerRequest(
-        name=name,
-        identity=flags.read_list("--identity", values.identity, identity),
-        allowed_ips=flags.read_list("--allow", values.prefix, allow),
+        name=flags.read("NAME", fields.name, name) or "",
+        identity=[
+            each.text() for each in flags.read_list("--identity", fields.fingerprint, identity)
+        ],
+        allowed_ips=[str(each) for each in flags.read_list("--allow", fields.prefix, allow)],
     )
     if endpoint is not None:
-        request["endpoint"] = flags.read("--endpoint", values.endpoint, endpoint)
+        request["endpoint"] = str(flags.read("--endpoint", fields.endpoint, endpoint))
     if tunnel is not None:
-        request["tunnel"] = flags.read("--tunnel", values.name, tunnel)
+        request["tunnel"] = flags.read("--tunnel", fields.name, tunnel)
     if keepalive is not None:
-        seconds = flags.read("--keepalive", values.keepalive, keepalive)
-        if seconds is not None:
-            request["keepalive"] = seconds
-    for_seconds = None if wait is None else flags.read("--wait", values.wait_seconds, wait)
+        parse = number(0, 65_535, "seconds, 0 for none")
+        request["keepalive"] = flags.read("--keepalive", parse, keepalive) or 0
+    seconds = None if wait is None else flags.read("--wait", wait_seconds, wait)
     flags.check()
-    return request, for_seconds
+    return request, seconds
 
 
 def _wait_until_protected(client: Client, link: LinkStatus, seconds: float) -> LinkStatus:

@@ -105,7 +105,26 @@ class FakeDaemon:
         self.schema = SCHEMA
         self.activates_after: int | None = None
         """A link that was added becomes active when it has been asked about so many times."""
-        self.end_of_events = threading.Event()
+        self.warnings_of_added: list[str] = []
+        self._news = threading.Condition()
+        self._events_ended = False
+
+    def tell(self, *events: Event) -> None:
+        """Sends events to every reader of the stream, now and later."""
+        with self._news:
+            self.events.extend(events)
+            self._news.notify_all()
+
+    def end_events(self) -> None:
+        with self._news:
+            self._events_ended = True
+            self._news.notify_all()
+
+    def wait_events(self, after: int) -> list[Event]:
+        """The events after the first `after`, as soon as there are any; none at the end."""
+        with self._news:
+            self._news.wait_for(lambda: len(self.events) > after or self._events_ended)
+            return self.events[after:]
 
     def find(self, peer: str) -> LinkStatus | None:
         return next((each for each in self.links if each["peer"] == peer), None)
@@ -151,7 +170,12 @@ class FakeDaemon:
     def _add(self, request: PeerRequest) -> tuple[int, Any]:
         if self.find(request["name"]):
             return 409, error("peer_exists", f"there is a peer {request['name']} already")
-        added = link(request["name"], "exchanging", allowed_ips=request["allowed_ips"])
+        added = link(
+            request["name"],
+            "exchanging",
+            allowed_ips=request["allowed_ips"],
+            warnings=self.warnings_of_added,
+        )
         self.links.append(added)
         return 201, added
 
@@ -199,10 +223,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for event in daemon.events:
-            line = json.dumps(event).encode() + b"\n"
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
-        daemon.end_of_events.wait()
+        sent = 0
+        while events := daemon.wait_events(sent):
+            for event in events:
+                line = json.dumps(event).encode() + b"\n"
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+            sent += len(events)
         self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -233,7 +259,7 @@ def fake_daemon(socket_path: Path) -> Iterator[FakeDaemon]:
         try:
             yield daemon
         finally:
-            daemon.end_of_events.set()
+            daemon.end_events()
             server.shutdown()
             serving.join()
     socket_path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import IO
 
 import pytest
 
+from cli.client import Client, Wakeups
 from tests.cli.conftest import Vpnctl
 from tests.cli.fake_daemon import FakeDaemon, error, key, link
 from vpnd.api import SCHEMA, Event
@@ -184,7 +185,7 @@ EVENTS: list[Event] = [
 
 
 def test_events_are_followed(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
-    daemon.events = EVENTS
+    daemon.tell(*EVENTS)
     with vpnctl.start("events") as process:
         assert lines_of(process.stdout, 3) == [
             f"{STAMP}  ams1  state_changed  active  key id=0badc0de  took=0.2: a key is in force\n",
@@ -196,14 +197,14 @@ def test_events_are_followed(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
 
 def test_events_of_one_peer_as_json_lines(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
     daemon.links = [link("par1")]
-    daemon.events = EVENTS
+    daemon.tell(*EVENTS)
     with vpnctl.start("events", "par1", "--json") as process:
         assert json.loads(*lines_of(process.stdout, 1)) == EVENTS[1]
         assert end(process) == (0, "")
 
 
 def test_events_say_when_the_daemon_ends_them(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
-    daemon.end_of_events.set()
+    daemon.end_events()
     vpnctl("events").assert_refused(3)
 
 
@@ -216,3 +217,11 @@ def test_a_reader_that_has_enough_is_no_error(vpnctl: Vpnctl, daemon: FakeDaemon
         assert process.stderr is not None
         assert process.stderr.read() == ""
         assert process.wait(30) == 1
+
+
+def test_a_wait_ends_with_the_next_event(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    """Of the three waits each may last a minute; only an event lets the test go on."""
+    with Wakeups(Client(str(vpnctl.socket))) as wakeups:
+        for event in EVENTS:
+            daemon.tell(event)
+            wakeups.wait(60)
