@@ -1,0 +1,99 @@
+"""Drives the key exchange: datagrams and time in, datagrams and events out.
+
+Every call of the endpoint goes through here, so that whatever it made is sent and handed on at
+once. No await stands between a call and that: nothing can come in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from kex.address import Address
+from kex.endpoint import Endpoint
+from kex.errors import PacketRejected
+from kex.events import Event
+from vpnd.clock import boottime
+from vpnd.journal import Journal
+from vpnd.transport import Transport
+
+MAX_SLEEP: Final = 30.0
+"""Seconds: the boot clock runs on in suspend, the one that sleeps are measured by does not."""
+
+Handler = Callable[[Event], None]
+
+
+class Engine:
+    """The endpoint with its socket and its clock."""
+
+    def __init__(self, endpoint: Endpoint, transport: Transport, journal: Journal) -> None:
+        self._endpoint = endpoint
+        self._transport = transport
+        self._journal = journal
+        self._handlers: dict[str, Handler] = {}
+        self._changed = trio.Event()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """To read only: calls that change it go through `driving`."""
+        return self._endpoint
+
+    def handle_events(self, link: str, handler: Handler) -> None:
+        """Give the events of a link to `handler`, which must not block."""
+        self._handlers[link] = handler
+
+    def forget(self, link: str) -> None:
+        self._handlers.pop(link, None)
+
+    @contextmanager
+    def driving(self) -> Iterator[tuple[Endpoint, float]]:
+        """The endpoint and the time, for one call; what it made goes out afterwards."""
+        try:
+            yield self._endpoint, boottime()
+        finally:
+            self._flush()
+
+    async def run(self) -> None:
+        """Receive and keep time until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._transport.run, self._receive)
+            nursery.start_soon(self._keep_time)
+
+    def _receive(self, data: bytes, source: Address) -> None:
+        try:
+            self._endpoint.receive_datagram(data, source, boottime())
+        except PacketRejected:
+            return  # counted by the endpoint; an answer could be a help to who probes
+        except Exception as error:  # noqa: BLE001
+            # A bug, met by one peer's datagram: it must not stop the others
+            self._journal.record(
+                "internal_error", level="error", reason="datagram", exc_info=error
+            )
+        self._flush()
+
+    async def _keep_time(self) -> None:
+        while True:
+            self._changed = trio.Event()
+            at = self._endpoint.next_timer()
+            wait = MAX_SLEEP if at is None else min(max(0.0, at - boottime()), MAX_SLEEP)
+            with trio.move_on_after(wait):
+                await self._changed.wait()
+            with self.driving() as (endpoint, now):
+                endpoint.handle_timer(now)
+            await trio.lowlevel.checkpoint()
+
+    def _flush(self) -> None:
+        """Send what there is to send, and hand on what happened, until nothing is left."""
+        while True:
+            for data, address in self._endpoint.datagrams_to_send():
+                self._transport.send(data, address)
+            event = self._endpoint.next_event()
+            if event is None:
+                break
+            handler = self._handlers.get(event.link)
+            if handler is not None:
+                handler(event)
+        self._changed.set()

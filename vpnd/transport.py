@@ -1,0 +1,159 @@
+"""The UDP sockets of the key exchange: bytes and addresses, and nothing about what they mean."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from kex.address import Address
+from vpnd.config_fields import Endpoint
+
+MAX_DATAGRAM: Final = 2048
+"""What is read of one datagram; the longest legal one has 1,232 bytes."""
+DRAIN: Final = 64
+"""Datagrams read at a stretch before other tasks get their turn."""
+RECEIVE_BUFFER: Final = 4 * 1024 * 1024
+_MAPPED: Final = "::ffff:"
+
+Receive = Callable[[bytes, Address], None]
+
+
+class CannotListen(Exception):
+    """A UDP socket could not be had; the message says which and what to do."""
+
+
+class Transport:
+    """Bound UDP sockets. An IPv6 wildcard serves IPv4 as well, unless IPv4 has its own."""
+
+    def __init__(self, sockets: Sequence[trio.socket.SocketType]) -> None:
+        self._sockets = sockets
+        self.unsent = 0
+        """Datagrams that the system did not take; the exchange repeats them."""
+
+    @classmethod
+    async def bind(cls, listen: Sequence[Endpoint]) -> Transport:
+        """Bind all of them. Raises CannotListen."""
+        ipv4_ports = {entry.port for entry in listen if ":" not in entry.host}
+        sockets = []
+        try:
+            for entry in listen:
+                sockets.append(await _bound(entry, ipv4_ports))
+        except OSError as error:
+            for bound in sockets:
+                bound.close()
+            raise CannotListen(_why(entry, error)) from error
+        return cls(sockets)
+
+    async def run(self, receive: Receive) -> None:
+        """Hand every datagram to `receive` until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for bound in self._sockets:
+                nursery.start_soon(self._read, bound, receive)
+
+    async def _read(self, bound: trio.socket.SocketType, receive: Receive) -> None:
+        # One wait for many datagrams: an await for each would cost more than refusing it
+        raw = _raw(bound)
+        while True:
+            await trio.lowlevel.wait_readable(raw)
+            for _ in range(DRAIN):
+                try:
+                    data, source = raw.recvfrom(MAX_DATAGRAM)
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno not in _TRANSIENT:
+                        raise
+                    continue
+                receive(data, _address(source))
+
+    def send(self, data: bytes, address: Address) -> None:
+        """Send, or count that it could not be: a lost datagram is repeated by its sender."""
+        for bound in self._sockets:
+            target = _target(bound.family, bound.getsockname()[0], address)
+            if target is None:
+                continue
+            try:
+                _raw(bound).sendto(data, target)
+            except OSError as error:
+                if error.errno not in _TRANSIENT:
+                    raise
+                self.unsent += 1
+            return
+        self.unsent += 1
+
+    def local_names(self) -> list[str]:
+        """Where we listen, as text."""
+        names = [bound.getsockname() for bound in self._sockets]
+        return [str(Address(name[0], name[1])) for name in names]
+
+    def close(self) -> None:
+        for bound in self._sockets:
+            bound.close()
+
+
+_TRANSIENT = {
+    errno.EAGAIN,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+    errno.EINTR,
+    errno.ECONNREFUSED,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.EADDRNOTAVAIL,
+    errno.EPERM,  # a firewall's verdict
+    errno.EACCES,
+    errno.EINVAL,  # no route of the address's scope
+    errno.EMSGSIZE,
+}
+
+
+def _raw(bound: trio.socket.SocketType) -> socket.socket:
+    # trio's own wrapper, taken off: its calls await, ours must not
+    raw: socket.socket = bound._sock  # type: ignore[attr-defined]
+    return raw
+
+
+async def _bound(entry: Endpoint, ipv4_ports: set[int]) -> trio.socket.SocketType:
+    family = socket.AF_INET6 if ":" in entry.host else socket.AF_INET
+    bound = trio.socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        if family == socket.AF_INET6:
+            alone = entry.host != "::" or entry.port in ipv4_ports
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(alone))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        await bound.bind((entry.host, entry.port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _address(source: tuple[str, int] | tuple[str, int, int, int]) -> Address:
+    host = source[0]
+    if host.startswith(_MAPPED) and "." in host:
+        return Address(host[len(_MAPPED) :], source[1])
+    return Address(host, source[1])
+
+
+def _target(family: int, local: str, address: Address) -> tuple[str, int] | None:
+    """The address as a socket of this family takes it; None where it cannot."""
+    is_ipv6 = ":" in address.host
+    if family == socket.AF_INET:
+        return None if is_ipv6 else (address.host, address.port)
+    if is_ipv6:
+        return (address.host, address.port)
+    return (_MAPPED + address.host, address.port) if local == "::" else None
+
+
+def _why(entry: Endpoint, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        reason += ": another program has this port; change node.listen or stop it"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        reason += ": no interface has this address; change node.listen or wait for it"
+    return f"cannot listen on {entry}: {reason}"
