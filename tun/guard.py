@@ -1,7 +1,8 @@
 """Guard routes: what leaves through no tunnel leaves not at all.
 
 An ``unreachable`` route with the worst metric stands under each prefix of a link, set before
-the interface and independent of interface and daemon, removed only with the link.
+the interface and independent of interface and daemon, removed only with the link. It is in
+force when no other route to the prefix is left: no key yet, interface deleted, wireguard-go dead.
 """
 
 from __future__ import annotations
@@ -9,25 +10,48 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tun.model import Prefix
+from tun.routing import add_routes, delete_routes
+from tun.rtnl import MAIN_TABLE, Route, Rtnl, with_rtnl
 
 __all__ = ["GUARD_METRIC", "guard_routes", "remove_guard_routes", "set_guard_routes"]
 
 GUARD_METRIC = 4294967294
+"""The worst but one: any other route to the same prefix goes before a guard route."""
 
 
 async def set_guard_routes(prefixes: Iterable[Prefix], *, table: int | None = None) -> None:
     """Add the guard routes that are missing; others that stand already are left alone.
 
-    Raises NotOurs where a route that is not ours has the same prefix and metric.
+    0.0.0.0/0 and ::/0 get none: it would cut the host off, and mean nothing for the rest.
+    Raises NotOurs where a route that is not ours has the same prefix and metric; none of them
+    was added then. `table` None is the main table.
     """
-    raise NotImplementedError
+    wanted = {_guard(prefix, table) for prefix in prefixes if prefix.prefixlen > 0}
+    await with_rtnl(lambda rtnl: add_routes(rtnl, wanted - _standing(rtnl, table)))
 
 
 async def remove_guard_routes(prefixes: Iterable[Prefix], *, table: int | None = None) -> None:
     """Remove the guard routes of these prefixes; one that is not there is no error."""
-    raise NotImplementedError
+    unwanted = {_guard(prefix, table) for prefix in prefixes}
+    await with_rtnl(lambda rtnl: delete_routes(rtnl, unwanted & _standing(rtnl, table)))
 
 
 async def guard_routes(*, table: int | None = None) -> tuple[Prefix, ...]:
-    """The prefixes whose guard routes stand, sorted."""
-    raise NotImplementedError
+    """The prefixes whose guard routes stand in a table, sorted, IPv4 first."""
+    standing = await with_rtnl(lambda rtnl: _standing(rtnl, table))
+    prefixes = [route.prefix for route in standing]
+    return tuple(sorted(prefixes, key=lambda p: (p.version, p.network_address.packed, p.prefixlen)))
+
+
+def _guard(prefix: Prefix, table: int | None) -> Route:
+    return Route(
+        prefix=prefix,
+        table=MAIN_TABLE if table is None else table,
+        metric=GUARD_METRIC,
+        index=None,
+    )
+
+
+def _standing(rtnl: Rtnl, table: int | None) -> set[Route]:
+    routes = rtnl.unreachable_routes(MAIN_TABLE if table is None else table)
+    return {route for route in routes if route.metric == GUARD_METRIC}

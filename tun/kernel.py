@@ -1,4 +1,4 @@
-"""The kernel's WireGuard: creating the link, and the generic netlink way to its device."""
+"""The kernel's WireGuard: creating a link, and the generic netlink way to its device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tun.model import BackendName, TunnelSpec
 from tun.rtnl import Link, Rtnl, with_rtnl
 from tun.wgmessage import CMD_GET_DEVICE, CMD_SET_DEVICE, DeviceReader, build_get, build_set
 
-__all__ = ["HALF_MADE_GROUP", "KernelDevice", "create_link", "require_kernel"]
+__all__ = ["HALF_MADE_GROUP", "KernelDevice", "create_device", "require_kernel"]
 
 HALF_MADE_GROUP = 0x76706E64  # "vpnd"
 """Group of an interface from its creation to its alias, which the kernel takes only afterwards:
@@ -99,7 +99,7 @@ class KernelDevice:
             raise tun_error(error, doing) from error
 
 
-async def create_link(spec: TunnelSpec) -> Link:
+async def create_device(spec: TunnelSpec) -> tuple[Link, KernelDevice]:
     """Create the interface, marked as ours, down and without a key.
 
     Raises BackendUnavailable where the kernel has no WireGuard: creating is the only sure test.
@@ -113,7 +113,13 @@ async def create_link(spec: TunnelSpec) -> Link:
         rtnl.mark_link(link.index, spec.alias)
         return link
 
-    return await with_rtnl(create)
+    link = await with_rtnl(create)
+    try:
+        return link, await KernelDevice.open(name=link.name, index=link.index)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await with_rtnl(lambda rtnl: rtnl.delete_link(link.index))
+        raise
 
 
 async def require_kernel() -> None:

@@ -101,7 +101,7 @@ class TunnelSpec:
     interface: str
     tunnel_name: str
     listen_port: int
-    """UDP port of WireGuard; 0 lets the system choose."""
+    """UDP port of WireGuard."""
     addresses: tuple[InterfaceAddress, ...] = ()
     mtu: int = 1420
     backend: BackendChoice = "auto"
@@ -121,7 +121,7 @@ class TunnelSpec:
             raise ValueError(
                 f"tunnel name {self.tunnel_name!r}: 1 to {_MAX_TUNNEL_NAME} printable characters"
             )
-        _check_range("listen_port", self.listen_port, 0, 65535)
+        _check_range("listen_port", self.listen_port, 1, 65535)
         _check_range("mtu", self.mtu, 576, 65535)
         if self.mtu < 1280 and any(address.version == 6 for address in self.addresses):
             raise ValueError(f"mtu {self.mtu}: IPv6 needs at least 1280")

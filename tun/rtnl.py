@@ -7,6 +7,7 @@ of work in one thread: opening it takes less than a millisecond.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +21,23 @@ from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-unty
 
 from tun.model import InterfaceAddress, Prefix
 
-__all__ = ["OUR_PROTOCOL", "Address", "Link", "Route", "Rtnl", "with_rtnl"]
+__all__ = [
+    "KERNEL_PROTOCOL",
+    "MAIN_TABLE",
+    "OUR_PROTOCOL",
+    "Address",
+    "Link",
+    "Route",
+    "Rtnl",
+    "default_metric",
+    "with_rtnl",
+]
 
 OUR_PROTOCOL = 157
 """Marks routes and addresses as vpnd's (rtm_protocol, ifa_proto); unused by others (rt_protos)."""
+
+KERNEL_PROTOCOL = 2
+"""Marks the routes that the kernel adds itself, beside each address."""
 
 MAIN_TABLE = 254
 
@@ -77,9 +91,8 @@ class Route:
     prefix: Prefix
     table: int
     metric: int
-    """0 stands for the kernel's default when adding (IPv6: 1024)."""
     index: int | None
-    is_ours: bool = True
+    protocol: int = OUR_PROTOCOL
 
 
 class Rtnl:
@@ -90,11 +103,18 @@ class Rtnl:
 
     def link(self, name: str) -> Link | None:
         """The interface of this name, or None."""
+        return self._one_link(ifname=name)
+
+    def link_at(self, index: int) -> Link | None:
+        """The interface of this index, or None."""
+        return self._one_link(index=index)
+
+    def _one_link(self, **chosen: Any) -> Link | None:
         try:
             with _as_oserror():
-                (message,) = self._iproute.link("get", ifname=name)
+                (message,) = self._iproute.link("get", **chosen)
         except OSError as error:
-            if error.errno == 19:  # ENODEV
+            if error.errno == errno.ENODEV:
                 return None
             raise
         return _link(message)
@@ -189,7 +209,7 @@ class Rtnl:
             "table": route.table,
             "proto": OUR_PROTOCOL,
         }
-        if route.metric:
+        if route.metric:  # for IPv4, none at all is 0
             values["priority"] = route.metric
         if route.index is None:
             values["type"] = "unreachable"
@@ -205,6 +225,11 @@ def _as_oserror() -> Iterator[None]:
         yield
     except NetlinkError as error:
         raise OSError(error.code, error.args[1]) from None
+
+
+def default_metric(prefix: Prefix) -> int:
+    """The metric that the kernel gives to a route that is added without one."""
+    return 0 if prefix.version == 4 else 1024
 
 
 def _link(message: Any) -> Link:
@@ -237,5 +262,5 @@ def _route(message: Any) -> Route:
         table=message.get_attr("RTA_TABLE") or message["table"],
         metric=message.get_attr("RTA_PRIORITY") or 0,
         index=message.get_attr("RTA_OIF") if message["type"] == _UNICAST else None,
-        is_ours=message["proto"] == OUR_PROTOCOL,
+        protocol=message["proto"],
     )

@@ -4,7 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tun.model import BackendName, Endpoint, PeerSpec, PeerStatus, Prefix, PresharedKey, TunnelSpec
+import trio
+
+from tun import kernel, userspace
+from tun.device import Device, DeviceChange, PeerChange
+from tun.errors import BackendUnavailable, PeerMissing, ReadBackMismatch, TunError
+from tun.interface import (
+    BACKENDS,
+    configure_link,
+    delete_link,
+    find_link,
+    is_half_made,
+    require_free_port,
+)
+from tun.keys import generate_keypair
+from tun.model import (
+    BackendName,
+    Endpoint,
+    PeerSpec,
+    PeerStatus,
+    Prefix,
+    PresharedKey,
+    TunnelSpec,
+    check_endpoint,
+    check_keepalive,
+    check_public_key,
+)
+from tun.routing import set_routes_into
+from tun.rtnl import MAIN_TABLE, Link, with_rtnl
 
 __all__ = ["Tunnel", "open_tunnel"]
 
@@ -16,23 +43,64 @@ class Tunnel:
     TunError for anything else that the backend refuses.
     """
 
-    spec: TunnelSpec
-    backend: BackendName
-    public_key: bytes
-    """The interface's own public key (32 bytes)."""
-    adopted: bool
-    """True where the interface was found running, with its peers and sessions."""
+    def __init__(
+        self, spec: TunnelSpec, device: Device, *, index: int, public_key: bytes, adopted: bool
+    ) -> None:
+        self.spec = spec
+        self.backend: BackendName = device.backend
+        self.public_key = public_key
+        """The interface's own public key (32 bytes)."""
+        self.adopted = adopted
+        """True where the interface was found running, with its peers and sessions."""
+        self._device = device
+        self._index = index
 
     async def add_peer(self, peer: PeerSpec) -> None:
-        """Put a peer on the interface, with its first PSK, in one call."""
-        raise NotImplementedError
+        """Put a peer on the interface, with its first PSK, in one call; read back.
+
+        One that is there already is brought to what is given.
+        """
+        await self._put_peer(peer, remove=None)
+
+    async def replace_peer(self, old_public_key: bytes, peer: PeerSpec) -> None:
+        """Add a peer with PSK and allowed IPs (which moves them), then remove the old one."""
+        check_public_key(old_public_key)
+        await self._put_peer(peer, remove=old_public_key)
+
+    async def _put_peer(self, peer: PeerSpec, *, remove: bytes | None) -> None:
+        if peer.public_key == self.public_key:
+            raise TunError(f"a peer of {self.spec.interface} has the interface's own key")
+        added = PeerChange(
+            public_key=peer.public_key,
+            psk=peer.psk,
+            endpoint=peer.endpoint,
+            keepalive=peer.keepalive,
+            allowed_ips=peer.allowed_ips,
+            replace_allowed_ips=True,
+        )
+        peers: tuple[PeerChange, ...] = (added,)
+        if remove is not None and remove != peer.public_key:
+            peers += (PeerChange(public_key=remove, remove=True),)
+        await self._device.apply(DeviceChange(peers=peers))
+        await self._read_back_psk(peer.public_key, peer.psk)
 
     async def set_psk(self, public_key: bytes, psk: PresharedKey) -> None:
         """Change the PSK and nothing else, and read it back.
 
         Raises PeerMissing (nothing was created) or ReadBackMismatch.
         """
-        raise NotImplementedError
+        check_public_key(public_key)
+        change = PeerChange(public_key=public_key, psk=psk, update_only=True)
+        await self._device.apply(DeviceChange(peers=(change,)))
+        # On a missing peer an update reports success too: reading back is what tells.
+        await self._read_back_psk(public_key, psk)
+
+    async def _read_back_psk(self, public_key: bytes, psk: PresharedKey) -> None:
+        if (await self._peer(public_key, keys=True)).psk != psk:
+            raise ReadBackMismatch(
+                f"{self.spec.interface} took a preshared key and shows another one: does "
+                "another program configure this interface?"
+            )
 
     async def update_peer(
         self,
@@ -42,47 +110,193 @@ class Tunnel:
         endpoint: Endpoint | None = None,
         keepalive: int | None = None,
     ) -> None:
-        """Change what is given and leave the rest; raises PeerMissing."""
-        raise NotImplementedError
+        """Change what is given and leave the rest; raises PeerMissing.
 
-    async def replace_peer(self, old_public_key: bytes, peer: PeerSpec) -> None:
-        """Add a peer with PSK and allowed IPs (which moves them), then remove the old one."""
-        raise NotImplementedError
+        Allowed IPs are only added where that is enough: replacing them drops packets in between.
+        """
+        if endpoint is not None:
+            check_endpoint(endpoint)
+        if keepalive is not None:
+            check_keepalive(keepalive)
+        present = set((await self._peer(public_key)).allowed_ips)
+        wanted = present if allowed_ips is None else set(allowed_ips)
+        replace = not present <= wanted
+        change = PeerChange(
+            public_key=public_key,
+            endpoint=endpoint,
+            keepalive=keepalive,
+            allowed_ips=tuple(wanted if replace else wanted - present),
+            replace_allowed_ips=replace,
+            update_only=True,
+        )
+        await self._device.apply(DeviceChange(peers=(change,)))
+        if set((await self._peer(public_key)).allowed_ips) != wanted:
+            raise ReadBackMismatch(
+                f"{self.spec.interface} took allowed IPs and shows others: does another "
+                "program configure this interface?"
+            )
 
     async def remove_peer(self, public_key: bytes) -> None:
         """Take a peer off the interface; one that is not there is no error."""
-        raise NotImplementedError
+        check_public_key(public_key)
+        change = PeerChange(public_key=public_key, update_only=True, remove=True)
+        await self._device.apply(DeviceChange(peers=(change,)))
 
     async def peers(self, *, with_keys: bool = False) -> dict[bytes, PeerStatus]:
         """All peers by public key, from one dump of the interface."""
-        raise NotImplementedError
+        return (await self._device.read(keys=with_keys)).peers
 
     async def preshared_key_matches(self, public_key: bytes, psk: PresharedKey) -> bool:
         """Whether the peer on the interface has this PSK; raises PeerMissing."""
-        raise NotImplementedError
+        return (await self._peer(public_key, keys=True)).psk == psk
+
+    async def _peer(self, public_key: bytes, *, keys: bool = False) -> PeerStatus:
+        check_public_key(public_key)
+        state = await self._device.read(only=public_key, keys=keys)
+        try:
+            return state.peers[public_key]
+        except KeyError:
+            raise PeerMissing(
+                f"{self.spec.interface} has no such peer: it was removed by hand, or never there"
+            ) from None
 
     async def set_routes(self, prefixes: Iterable[Prefix]) -> None:
         """Make these the only routes of ours into the interface; changes only what differs.
 
         With ``routes = "none"`` in the spec there are none, whatever is given. Raises NotOurs
-        where a route that is not ours stands in the way.
+        where a route that is not ours stands in the way; none was added then.
         """
-        raise NotImplementedError
+        wanted = list(prefixes) if self.spec.routes == "allowed-ips" else []
+        table = MAIN_TABLE if self.spec.table is None else self.spec.table
+        await with_rtnl(
+            lambda rtnl: set_routes_into(
+                rtnl, self._index, wanted, table=table, metric=self.spec.metric
+            )
+        )
 
     async def delete(self) -> None:
-        """Remove the interface, and with it its routes and its wireguard-go process."""
-        raise NotImplementedError
+        """Remove the interface, and with it its routes and its wireguard-go process.
+
+        Raises NotOurs if somebody took our alias off it; one that is gone is no error.
+        """
+        await _delete(self.spec, self._index, self._device)
 
     async def aclose(self) -> None:
         """Close our sockets; the interface runs on."""
-        raise NotImplementedError
+        await self._device.aclose()
 
 
 async def open_tunnel(spec: TunnelSpec) -> Tunnel:
     """Adopt the interface of this tunnel, or create it with a new private key.
 
-    Raises NotOurs for an interface of that name without our alias and for an address that
-    another interface has; nothing was changed then. Raises BackendUnavailable where the backend
-    cannot be had.
+    An adopted one is brought to the spec where it differs; its key, peers and sessions stay. One
+    of another backend than the spec insists on is made anew. Raises NotOurs for an interface of
+    that name without our alias and for an address that another interface has; nothing was
+    changed then. Raises BackendUnavailable where the backend cannot be had.
     """
-    raise NotImplementedError
+    link = await with_rtnl(lambda rtnl: find_link(rtnl, spec))
+    if link is not None:
+        device = await _adopt(spec, link)
+        if device is not None:
+            try:
+                return await _set_up(spec, link, device)
+            except BaseException:
+                await device.aclose()
+                raise
+    require_free_port(spec.listen_port)
+    link, device = await _create(spec)
+    try:
+        return await _set_up(spec, link, device)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await _delete(spec, link.index, device)
+        raise
+
+
+async def _adopt(spec: TunnelSpec, link: Link) -> Device | None:
+    """The device of a link of ours; None after deleting one that cannot be used."""
+    backend = BACKENDS[link.kind]
+    device: Device
+    if is_half_made(link):
+        await with_rtnl(lambda rtnl: delete_link(rtnl, spec, link.index))
+        return None
+    if backend == "kernel":
+        device = await kernel.KernelDevice.open(name=link.name, index=link.index)
+    else:
+        try:
+            device = await userspace.attach(link.name)
+        except TunError:
+            # Its process is lost to us (its socket file is gone, or it hangs). It is ours by its
+            # alias, and ends without its link.
+            await with_rtnl(lambda rtnl: delete_link(rtnl, spec, link.index))
+            return None
+    if spec.backend in ("auto", backend):
+        return device
+    try:
+        # The running one goes only once it is sure that there can be another.
+        if spec.backend == "kernel":
+            await kernel.require_kernel()
+        else:
+            userspace.require_program()
+    except BaseException:
+        await device.aclose()
+        raise
+    await _delete(spec, link.index, device)
+    return None
+
+
+async def _create(spec: TunnelSpec) -> tuple[Link, Device]:
+    if spec.backend == "userspace":
+        return await userspace.create_device(spec)
+    try:
+        return await kernel.create_device(spec)
+    except BackendUnavailable as no_kernel:
+        if spec.backend == "kernel":
+            raise
+        try:
+            return await userspace.create_device(spec)
+        except BackendUnavailable as no_userspace:
+            raise BackendUnavailable(f"{no_kernel}; and {no_userspace}") from None
+
+
+async def _set_up(spec: TunnelSpec, link: Link, device: Device) -> Tunnel:
+    """Give the device a key unless it has one, and bring device and link to the spec."""
+    state = await device.read()
+    fwmark = spec.fwmark or 0
+    if state.public_key is None:
+        keys = generate_keypair()
+        try:
+            await device.apply(
+                DeviceChange(
+                    private_key=keys.private_key, listen_port=spec.listen_port, fwmark=fwmark
+                )
+            )
+        finally:
+            keys.private_key.wipe()
+        public_key = keys.public_key
+    else:
+        public_key = state.public_key
+        if (state.listen_port, state.fwmark) != (spec.listen_port, fwmark):
+            await device.apply(DeviceChange(listen_port=spec.listen_port, fwmark=fwmark))
+    await with_rtnl(lambda rtnl: configure_link(rtnl, spec, link.index))
+    after = await device.read()
+    if (after.public_key, after.listen_port) != (public_key, spec.listen_port):
+        raise ReadBackMismatch(
+            f"{spec.interface} took a private key and a port and shows others: does another "
+            "program configure this interface?"
+        )
+    return Tunnel(
+        spec,
+        device,
+        index=link.index,
+        public_key=public_key,
+        adopted=state.public_key is not None,
+    )
+
+
+async def _delete(spec: TunnelSpec, index: int, device: Device) -> None:
+    try:
+        await with_rtnl(lambda rtnl: delete_link(rtnl, spec, index))
+        await device.wait_gone()
+    finally:
+        await device.aclose()

@@ -19,7 +19,7 @@ from tun.model import TunnelSpec
 from tun.rtnl import Link, with_rtnl
 from tun.uapi_socket import UserspaceDevice, bind_socket, socket_path
 
-__all__ = ["create_device"]
+__all__ = ["attach", "create_device", "require_program"]
 
 _TUN_DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
@@ -40,9 +40,7 @@ async def create_device(spec: TunnelSpec) -> tuple[Link, UserspaceDevice]:
     made here and handed over, so that a link without its mark cannot outlive a killed daemon.
     """
     name = spec.interface
-    program = shutil.which(_PROGRAM)
-    if program is None:
-        raise BackendUnavailable(_MISSING_PROGRAM)
+    program = require_program()
     with _tun_link(name) as tun, _bounded_log() as log:
         link = await with_rtnl(lambda rtnl: rtnl.link(name))
         if link is None:
@@ -53,17 +51,31 @@ async def create_device(spec: TunnelSpec) -> tuple[Link, UserspaceDevice]:
             await trio.to_thread.run_sync(_start, program, name, tun, listener, log)
         # From here on the process alone holds link and socket.
         try:
-            device = await UserspaceDevice.open(name=name)
-            try:
-                await device.read()
-            except BaseException:
-                await device.aclose()
-                raise
+            device = await attach(name)
         except InterfaceMissing:
             socket_path(name).unlink(missing_ok=True)
             said = os.pread(log, _LOG_SIZE, 0).rstrip(b"\0").decode("utf-8", "replace").strip()
             raise TunError(f"{_PROGRAM} ended at once: {said or 'it said nothing'}") from None
     return link, device
+
+
+async def attach(name: str) -> UserspaceDevice:
+    """Connect to the wireguard-go of an interface, and make sure that it answers."""
+    device = await UserspaceDevice.open(name=name)
+    try:
+        await device.read()
+    except BaseException:
+        await device.aclose()
+        raise
+    return device
+
+
+def require_program() -> str:
+    """The path of wireguard-go; raises BackendUnavailable."""
+    program = shutil.which(_PROGRAM)
+    if program is None:
+        raise BackendUnavailable(_MISSING_PROGRAM)
+    return program
 
 
 @contextlib.contextmanager

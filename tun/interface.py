@@ -1,0 +1,151 @@
+"""The link beneath a tunnel: whose it is, its addresses, MTU and state.
+
+Blocking steps on an open rtnetlink socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from tun.errors import InterfaceMissing, NotOurs, TunError, tun_error
+from tun.kernel import HALF_MADE_GROUP
+from tun.model import ALIAS_PREFIX, BackendName, InterfaceAddress, TunnelSpec
+from tun.rtnl import Link, Rtnl
+
+__all__ = [
+    "BACKENDS",
+    "configure_link",
+    "delete_link",
+    "find_link",
+    "is_half_made",
+    "require_free_port",
+]
+
+BACKENDS: dict[str | None, BackendName] = {"wireguard": "kernel", "tun": "userspace"}
+"""The backend behind a kind of link."""
+
+
+def find_link(rtnl: Rtnl, spec: TunnelSpec) -> Link | None:
+    """The interface of the tunnel if it exists; raises NotOurs for what is in its way.
+
+    In its way is an interface of that name without our alias, and one of its addresses on an
+    interface that is not ours. Tunnels of ours may share an address (unnumbered).
+    """
+    link = rtnl.link(spec.interface)
+    if link is not None and not is_half_made(link):
+        if link.alias != spec.alias:
+            alias = f"with the alias {link.alias!r}" if link.alias else "without an alias"
+            raise NotOurs(
+                f"there is an interface {spec.interface} already, {alias} instead of "
+                f"{spec.alias!r}: choose another name for the tunnel's, or delete it"
+            )
+        if link.kind not in BACKENDS:
+            raise NotOurs(f"the interface {spec.interface} is not a WireGuard one: delete it")
+    others = {other.index: other for other in rtnl.links() if other.name != spec.interface}
+    wanted = {address.ip for address in spec.addresses if not address.ip.is_link_local}
+    for found in rtnl.addresses():
+        other = others.get(found.index)
+        if other is None or (other.alias or "").startswith(ALIAS_PREFIX):
+            continue
+        if found.address.ip in wanted:
+            raise NotOurs(
+                f"the address {found.address.ip} of tunnel {spec.tunnel_name} is on the "
+                f"interface {other.name} already: give the tunnel another one"
+            )
+    return link
+
+
+def is_half_made(link: Link) -> bool:
+    """Whether a killed daemon of ours left it between its creation and its alias."""
+    return link.alias is None and link.group == HALF_MADE_GROUP and link.kind == "wireguard"
+
+
+def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> None:
+    """Bring MTU, addresses and state to what is wanted; changes only what differs.
+
+    Addresses that somebody else added to the interface stay; those that we added once and that
+    are not wanted any more go (where the kernel remembers who added one: Linux 5.18).
+    """
+    link = rtnl.link_at(index)
+    if link is None:
+        raise InterfaceMissing(f"the interface {spec.interface} is gone")
+    try:
+        if link.mtu != spec.mtu:
+            rtnl.set_mtu(index, spec.mtu)
+        if not link.is_up:
+            _without_link_local(rtnl, index)
+        standing = rtnl.addresses(index)
+        present = {found.address for found in standing}
+        for address in spec.addresses:
+            if address not in present:
+                _add_address(rtnl, index, address)
+        for found in standing:
+            if found.is_ours and found.address not in spec.addresses:
+                rtnl.delete_address(index, found.address)
+        if not link.is_up:
+            rtnl.set_up(index)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise _port_in_use(spec.listen_port) from None
+        raise tun_error(error, f"configuring the interface {spec.interface}") from error
+
+
+def _without_link_local(rtnl: Rtnl, index: int) -> None:
+    # As kernel WireGuard does of its own: a TUN link would get one, announce it by multicast, and
+    # so send packets into the tunnel that nobody meant to send.
+    try:
+        rtnl.without_link_local(index)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):  # a host without IPv6
+            raise
+
+
+def _add_address(rtnl: Rtnl, index: int, address: InterfaceAddress) -> None:
+    try:
+        rtnl.add_address(index, address)
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            return
+        if address.version == 6 and error.errno in (errno.EACCES, errno.EOPNOTSUPP):
+            raise TunError(
+                f"adding the address {address}: IPv6 is switched off on this host "
+                "(see `sysctl net.ipv6.conf.all.disable_ipv6`)"
+            ) from None
+        raise tun_error(error, f"adding the address {address}") from error
+
+
+def delete_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> None:
+    """Delete the interface if it still exists and still is ours; raises NotOurs if it is not."""
+    link = rtnl.link_at(index)
+    if link is None:
+        return
+    if link.alias != spec.alias and not is_half_made(link):
+        raise NotOurs(f"the interface {link.name} is not ours any more: its alias has changed")
+    try:
+        rtnl.delete_link(index)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise tun_error(error, f"deleting the interface {link.name}") from error
+
+
+def require_free_port(port: int) -> None:
+    """Raise TunError if a UDP port is taken: wireguard-go would notice it in silence only."""
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((address, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _port_in_use(port) from None
+            if error.errno != errno.EAFNOSUPPORT:
+                raise tun_error(error, f"checking the UDP port {port}") from error
+
+
+def _port_in_use(port: int) -> TunError:
+    return TunError(
+        f"the UDP port {port} is in use (see `ss -ulnp sport = :{port}`): choose another "
+        "listen_port for the tunnel"
+    )
