@@ -280,7 +280,7 @@ _MISSING: Final[Mapping[str | int, str]] = {
     "allowed_ips": "the prefixes behind the peer, and its address in the tunnel",
     "interface": "the name of the interface, such as wg-backbone",
     "listen_port": "WireGuard's UDP port, such as 51820",
-    "name": "a name for this node, such as fra1",
+    "name": "letters, digits, '.', '_' and '-', such as fra1",
 }
 
 _SPECIAL: Final[Mapping[tuple[type[Table], str], tuple[str, str]]] = {

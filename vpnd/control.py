@@ -1,0 +1,275 @@
+"""The control server: HTTP over a Unix socket, inside the daemon's own nursery.
+
+hypercorn speaks HTTP, Starlette finds the route (`control_routes`), and what happens is the
+daemon's (`NodeControl`). hypercorn's own server is not used: the accept loop, the credentials of
+each connection, its limits and the stop are here.
+
+    accept ──▶ _serve (credentials, limits) ──▶ TCPServer ──▶ _Gate (who, how much) ──▶ routes
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import structlog
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, Framework
+from hypercorn.utils import wrap_app
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vpnd.api import MAX_REQUEST_BYTES, ErrorCode
+from vpnd.control_routes import control_app, internal_error, refusal
+from vpnd.control_socket import ControlSocket, ControlSocketError, caller_of, open_control_socket
+from vpnd.node_control import Caller, ControlError, NodeControl, no_such_peer
+
+__all__ = [
+    "Caller",
+    "ControlError",
+    "ControlServer",
+    "ControlSocket",
+    "ControlSocketError",
+    "NodeControl",
+    "no_such_peer",
+    "open_control_socket",
+]
+
+MAX_CONNECTIONS: Final = 64
+HEADERS_SECONDS: Final = 5
+"""For the head of a request, and between two requests."""
+BODY_SECONDS: Final = 10.0
+SEND_SECONDS: Final = 10.0
+"""A reader that takes nothing for so long is cut off."""
+STOP_SECONDS: Final = 5.0
+_DRAINED_BYTES: Final = 16 * MAX_REQUEST_BYTES
+
+_BUSY: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n"
+)
+
+_log = structlog.get_logger("vpnd.control")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlStatistics:
+    connections: int
+    """Open now."""
+    accepted: int
+    refused: int
+    """Over MAX_CONNECTIONS."""
+
+
+class ControlServer:
+    """Serves a control socket until `stop` is called; then open requests get a short time.
+
+    Root and the daemon's own user may call: the socket's mode sees to it, and it is checked again
+    for each request.
+    """
+
+    def __init__(self, node: NodeControl, control_socket: ControlSocket) -> None:
+        self._socket = control_socket
+        self._stopping = trio.Event()
+        self._context = WorkerContext(None)
+        self._config = HypercornConfig()
+        self._config.keep_alive_timeout = HEADERS_SECONDS
+        self._config.include_server_header = False
+        # Its loggers write tracebacks and request lines to stderr; ours is told by the routes
+        self._config.accesslog = None
+        self._config.errorlog = None
+        app = _Gate(control_app(node, self._stopping), allowed=frozenset({0, os.geteuid()}))
+        self._app = wrap_app(cast(Framework, app), wsgi_max_body_size=0, mode="asgi")
+        self._streams: set[_BoundedStream] = set()
+        self._accepted = 0
+        self._refused = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `stop`, then at most STOP_SECONDS more; removes the socket's file."""
+        try:
+            async with trio.open_nursery() as outer:
+                async with trio.open_nursery() as connections:
+                    accepting = await outer.start(self._accept, connections)
+                    task_status.started()
+                    try:
+                        await self._stopping.wait()
+                    except trio.Cancelled:
+                        self._cut()
+                        raise
+                    accepting.cancel()
+                    await self._context.terminated.set()
+                    outer.start_soon(self._cut_after, STOP_SECONDS)
+                outer.cancel_scope.cancel()
+        finally:
+            self._socket.close()
+
+    def stop(self) -> None:
+        """Take no more connections, end event streams, let requests in flight finish."""
+        self._stopping.set()
+
+    def statistics(self) -> ControlStatistics:
+        """Counts since the start."""
+        return ControlStatistics(len(self._streams), self._accepted, self._refused)
+
+    async def _accept(
+        self,
+        connections: trio.Nursery,
+        *,
+        task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket.listener))
+        with trio.CancelScope() as scope:
+            task_status.started(scope)
+            await trio.serve_listeners(self._serve, [listener], handler_nursery=connections)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        """One connection. Whatever goes wrong in it ends with it."""
+        if len(self._streams) >= MAX_CONNECTIONS:
+            self._refused += 1
+            await _turn_away(stream)
+            return
+        self._accepted += 1
+        bounded = _BoundedStream(stream)
+        self._streams.add(bounded)
+        try:
+            with trio.CancelScope() as connection:
+                state = {"peer": caller_of(stream.socket), "abort": connection.cancel}
+                await TCPServer(
+                    self._app,
+                    self._config,
+                    self._context,
+                    ConnectionState(cast(Any, state)),
+                    cast(Any, bounded),
+                ).run()
+        except Exception as error:  # hypercorn's reaction to bytes that nobody foresaw
+            internal_error("connection", error)
+        finally:
+            self._streams.discard(bounded)
+
+    async def _cut_after(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        if self._streams:
+            _log.warning("control_connections_cut", connections=len(self._streams))
+        self._cut()
+
+    def _cut(self) -> None:
+        # hypercorn shields its sending: a deadline alone would not end it
+        for stream in tuple(self._streams):
+            stream.cut()
+
+
+class _BoundedStream:
+    """A connection as hypercorn uses it, whose sending takes a bounded time."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.socket = stream.socket
+
+    async def send_all(self, data: bytes) -> None:
+        try:
+            with trio.fail_after(SEND_SECONDS):
+                await self._stream.send_all(data)
+        except trio.TooSlowError:
+            self.cut()
+            raise trio.BrokenResourceError("the reader takes nothing") from None
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def cut(self) -> None:
+        """Close at once: whoever waits in one of the methods gets ClosedResourceError."""
+        self.socket.close()
+
+
+class _Gate:
+    """Before every route: the whole body, bounded in size and time, and who may call."""
+
+    def __init__(self, app: ASGIApp, *, allowed: frozenset[int]) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        try:
+            body = await _read_body(receive)
+        except _ClientGone:
+            return
+        except ControlError as error:
+            await refusal(error, {"connection": "close"})(scope, receive, send)
+            # Bytes of the request are still under way, and nobody will take them
+            cast(Callable[[], None], scope["state"]["abort"])()
+            return
+        if scope["state"]["peer"].uid not in self._allowed:
+            denial = ControlError(
+                ErrorCode.NOT_ALLOWED,
+                f"uid {scope['state']['peer'].uid} may not control this daemon",
+                "run it as root or as the daemon's user",
+            )
+            await refusal(denial)(scope, receive, send)
+            return
+        await self._app(scope, _replayed(body, receive), send)
+
+
+class _ClientGone(Exception):
+    """Before its request was complete."""
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """The request's body; ControlError if it is too long or does not come."""
+    body = bytearray()
+    length = 0
+    with trio.move_on_after(BODY_SECONDS):
+        while length <= _DRAINED_BYTES:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGone
+            chunk = message.get("body", b"")
+            length += len(chunk)
+            # What is too much is taken for a while and dropped: many clients read no answer
+            # before they have sent everything
+            if length <= MAX_REQUEST_BYTES:
+                body += chunk
+            if not message.get("more_body", False):
+                if length <= MAX_REQUEST_BYTES:
+                    return bytes(body)
+                break
+    if length > MAX_REQUEST_BYTES:
+        raise ControlError(
+            ErrorCode.TOO_LARGE, f"the body is longer than {MAX_REQUEST_BYTES} bytes"
+        )
+    raise ControlError(
+        ErrorCode.BAD_REQUEST, f"the request's body did not come within {BODY_SECONDS:.0f} s"
+    )
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once, and after it what comes on the connection."""
+    waiting = [body]
+
+    async def replay() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return replay
+
+
+async def _turn_away(stream: trio.SocketStream) -> None:
+    error = ControlError(
+        ErrorCode.UNAVAILABLE, f"{MAX_CONNECTIONS} clients are connected already", "try again"
+    )
+    body = bytes(refusal(error).body)
+    with trio.move_on_after(1), suppress(trio.BrokenResourceError):
+        await stream.send_all(_BUSY + f"content-length: {len(body)}\r\n\r\n".encode() + body)

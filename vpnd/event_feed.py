@@ -1,0 +1,137 @@
+"""One record for each step of a link's life, handed to everybody who watches.
+
+Publishing never blocks and never fails: a reader who is too slow loses records, and is told how
+many. So a stuck `vpnctl status --watch` costs the daemon a bounded queue, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final
+
+import trio
+
+from vpnd.api import SCHEMA, Event
+from vpnd.clock import rfc3339, wall
+
+QUEUE_LENGTH: Final = 256
+MAX_SUBSCRIBERS: Final = 16
+
+
+class TooManySubscribers(Exception):
+    """No more can watch at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedStatistics:
+    subscribers: int
+    published: int
+    dropped: int
+    """Records that some reader was too slow for, over all readers."""
+
+
+class Subscription:
+    """A queue of records for one reader: an async iterator that ends when it is closed.
+
+    What was queued before the closing is still read. Use it as a context manager.
+    """
+
+    def __init__(self, feed: EventFeed, length: int) -> None:
+        self._feed = feed
+        self._length = length
+        self._queue: deque[Event] = deque()
+        self._dropped = 0
+        self._closed = False
+        self._changed = trio.Event()
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._queue:
+            if self._closed:
+                raise StopAsyncIteration
+            self._changed = trio.Event()
+            await self._changed.wait()
+        event = self._queue.popleft()
+        if self._dropped and not self._queue:
+            # Behind everything that came before the gap; the next record comes after it
+            self._tell_dropped()
+        return event
+
+    def close(self) -> None:
+        """No more records come in; a reader that waits is woken. Closing twice is fine."""
+        self._closed = True
+        self._changed.set()
+        self._feed.forget(self)
+
+    def put(self, event: Event) -> bool:
+        """Queue a record; False if there was no room for it."""
+        # One place more is kept free, for the word about what was dropped
+        if len(self._queue) + bool(self._dropped) >= self._length:
+            self._dropped += 1
+            return False
+        if self._dropped:
+            self._tell_dropped()
+        self._queue.append(event)
+        self._changed.set()
+        return True
+
+    def _tell_dropped(self) -> None:
+        self._queue.append(
+            Event(schema=SCHEMA, at=rfc3339(wall()), event="events_dropped", dropped=self._dropped)
+        )
+        self._dropped = 0
+
+
+class EventFeed:
+    """Where the daemon publishes, and readers subscribe."""
+
+    def __init__(
+        self, *, queue_length: int = QUEUE_LENGTH, max_subscribers: int = MAX_SUBSCRIBERS
+    ) -> None:
+        self._queue_length = queue_length
+        self._max_subscribers = max_subscribers
+        self._subscriptions: dict[Subscription, None] = {}
+        self._published = 0
+        self._dropped = 0
+
+    def publish(self, event: Event) -> None:
+        """Hand a record to all who watch now."""
+        self._published += 1
+        for subscription in self._subscriptions:
+            self._dropped += not subscription.put(event)
+
+    def subscribe(self) -> Subscription:
+        """Watch from now on, until it is closed; TooManySubscribers."""
+        if len(self._subscriptions) >= self._max_subscribers:
+            raise TooManySubscribers(f"{self._max_subscribers} watch already")
+        subscription = Subscription(self, self._queue_length)
+        self._subscriptions[subscription] = None
+        return subscription
+
+    def forget(self, subscription: Subscription) -> None:
+        """Called by a subscription that was closed."""
+        self._subscriptions.pop(subscription, None)
+
+    def close(self) -> None:
+        """End every subscription."""
+        for subscription in tuple(self._subscriptions):
+            subscription.close()
+
+    def statistics(self) -> FeedStatistics:
+        """Counts since the start."""
+        return FeedStatistics(len(self._subscriptions), self._published, self._dropped)

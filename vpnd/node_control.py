@@ -1,0 +1,117 @@
+"""What the control socket may ask of the daemon, who asks, and how it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Protocol
+
+from vpnd.api import (
+    ErrorBody,
+    ErrorCode,
+    ErrorDetail,
+    ErrorInfo,
+    LinkStatus,
+    NodeStatus,
+    PeerInfo,
+    PeerRemoved,
+    RekeyStarted,
+)
+from vpnd.config_model import PeerRequest
+from vpnd.event_feed import Subscription
+
+HTTP_STATUS: Final = MappingProxyType(
+    {
+        ErrorCode.BAD_REQUEST: 400,
+        ErrorCode.NOT_ALLOWED: 403,
+        ErrorCode.NO_SUCH_ROUTE: 404,
+        ErrorCode.NO_SUCH_PEER: 404,
+        ErrorCode.METHOD_NOT_ALLOWED: 405,
+        ErrorCode.PEER_EXISTS: 409,
+        ErrorCode.CONFLICT: 409,
+        ErrorCode.TOO_LARGE: 413,
+        ErrorCode.INVALID: 422,
+        ErrorCode.INTERNAL: 500,
+        ErrorCode.BACKEND_FAILED: 500,
+        ErrorCode.UNAVAILABLE: 503,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The process at the other end of a control connection, as the kernel knows it."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class ControlError(Exception):
+    """A request that is refused, with what the client is told. Never put a secret in here."""
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        hint: str = "",
+        details: Iterable[ErrorDetail] = (),
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.details = tuple(details)
+
+    @property
+    def http_status(self) -> int:
+        """The HTTP status that goes with the code."""
+        return HTTP_STATUS[self.code]
+
+    def body(self) -> ErrorBody:
+        """The answer's JSON."""
+        return ErrorBody(
+            error=ErrorInfo(
+                code=self.code.value,
+                message=self.message,
+                hint=self.hint,
+                details=list(self.details),
+            )
+        )
+
+
+def no_such_peer(name: str) -> ControlError:
+    """For a name that is not that of a peer."""
+    return ControlError(
+        ErrorCode.NO_SUCH_PEER, f"there is no peer {name}", "`vpnctl peer list` names them all"
+    )
+
+
+class NodeControl(Protocol):
+    """The daemon, as far as its control socket goes.
+
+    Every method may raise ControlError, ConfigErrors (told as `invalid`, with every problem) and
+    FileFault; anything else counts as a bug and is told as `internal`.
+    """
+
+    async def status(self) -> NodeStatus:
+        """The whole node."""
+
+    async def link(self, name: str) -> LinkStatus:
+        """One link; `no_such_peer`."""
+
+    async def peers(self) -> list[PeerInfo]:
+        """The peers as configured."""
+
+    async def add_peer(self, request: PeerRequest, caller: Caller) -> LinkStatus:
+        """Write the peer's file and start its link; `peer_exists`, and ConfigErrors."""
+
+    async def remove_peer(self, name: str, caller: Caller) -> PeerRemoved:
+        """End the link and remove the peer's file; `no_such_peer`."""
+
+    async def rekey(self, name: str, caller: Caller) -> RekeyStarted:
+        """Start an exchange now; `no_such_peer`."""
+
+    def subscribe_events(self) -> Subscription:
+        """A subscription of its own to the daemon's EventFeed."""
