@@ -1,2 +1,131 @@
+"""`vpnd`: start, run until told to stop, stop cleanly."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from tun import TunError
+from vpnd.api import DEFAULT_CONFIG_PATH, ExitCode
+from vpnd.config import Config, load_config
+from vpnd.config_errors import ConfigErrors
+from vpnd.control import ControlServer, ControlSocketError, open_control_socket
+from vpnd.event_feed import EventFeed
+from vpnd.file_trust import FileFault
+from vpnd.hardening import protect_memory
+from vpnd.journal import Journal, configure_logging
+from vpnd.node import Node, NoIdentity
+from vpnd.sdnotify import notify, watchdog_seconds
+from vpnd.transport import CannotListen, Transport
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 def main() -> None:
-    raise SystemExit("vpnd: not built yet")
+    """Entry point of the program `vpnd`."""
+    arguments = _arguments()
+    try:
+        config = load_config(arguments.config)
+    except ConfigErrors as errors:
+        for problem in errors.problems:
+            print(f"vpnd: error: {problem}", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
+    if arguments.check:
+        print(f"{arguments.config}: {len(config.peers)} peer(s), no errors")
+        return
+    configure_logging(config.node.log_level)
+    try:
+        trio.run(_run, config)
+    except* (CannotListen, NoIdentity, ControlSocketError, FileFault, TunError) as group:
+        for error in _leaves(group):
+            print(f"vpnd: error: {error}", file=sys.stderr)
+            hint = getattr(error, "hint", "")
+            if hint:
+                print(f"vpnd: hint: {hint}", file=sys.stderr)
+        sys.exit(ExitCode.FAILED)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="vpnd", description="Quantum-safe site-to-site VPN daemon for WireGuard."
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path(DEFAULT_CONFIG_PATH),
+        metavar="FILE",
+        help=f"configuration (default {DEFAULT_CONFIG_PATH})",
+    )
+    parser.add_argument("--check", action="store_true", help="check the configuration and leave")
+    parser.add_argument("--version", action="version", version=f"vpnd {version('vpnd')}")
+    return parser.parse_args()
+
+
+async def _run(config: Config) -> None:
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        feed = EventFeed()
+        journal = Journal(feed)
+        for gap in protect_memory():
+            journal.record("memory_not_protected", level="warning", reason=gap)
+        # The control socket comes first: its lock says that no other daemon works here
+        config.node.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        control_socket = open_control_socket(config.node.control_socket)
+        try:
+            transport = await Transport.bind(config.node.listen)
+            node = Node(config, transport, journal, feed)
+        except BaseException:
+            control_socket.close()
+            raise
+        server = ControlServer(node, control_socket)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            async with node.running():
+                nursery.start_soon(_feed_watchdog)
+                journal.record("started", version=version("vpnd"), links=len(node.links))
+                notify("READY=1")
+                await _until_stopped(signals, journal)
+                notify("STOPPING=1")
+                await node.settle()
+                feed.close()
+                server.stop()
+            nursery.cancel_scope.cancel()
+        transport.close()
+        journal.record("stopped")
+
+
+async def _until_stopped(signals: object, journal: Journal) -> None:
+    async for received in signals:  # type: ignore[attr-defined]  # trio's iterator has no name
+        if received == signal.SIGHUP:
+            journal.record(
+                "reload_ignored",
+                level="warning",
+                reason="this version has no reload: use `vpnctl peer add` and `remove`",
+            )
+            continue
+        journal.record("stopping", reason=signal.Signals(received).name)
+        return
+
+
+async def _feed_watchdog() -> None:
+    """Tell the service manager that the event loop still turns."""
+    interval = watchdog_seconds()
+    while interval is not None:
+        notify("WATCHDOG=1")
+        await trio.sleep(interval)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
+
+
+if __name__ == "__main__":
+    main()

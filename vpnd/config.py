@@ -15,7 +15,7 @@ from typing import Any, Final
 from kex.identity import Fingerprint
 from vpnd.config_check import Draft, check, notes, unknown_tunnel
 from vpnd.config_errors import ConfigErrors, ConfigProblem, Location, kind_of
-from vpnd.config_fields import FieldError, absolute_path
+from vpnd.config_fields import FieldError, absolute_path, fits_name
 from vpnd.config_fields import name as parse_name
 from vpnd.config_model import (
     Defaults,
@@ -182,12 +182,9 @@ class _Loader:
             self._tell(self.main, ("tunnels",), reason, "one [tunnels.NAME] for each tunnel")
             return
         for name, values in tables.items():
-            try:
-                parse_name(name)
-            except FieldError as error:
-                self._tell(self.main, ("tunnels", name), error.reason, error.hint)
+            valid_name = self._is_name(name, self.main, ("tunnels", name))
             settings = self._valid(TunnelSettings, values, self.main, ("tunnels", name))
-            if settings is not None:
+            if settings is not None and valid_name:
                 yield name, TunnelConfig.model_construct(name=name, **settings.__dict__)
 
     def _unknown_keys(self) -> None:
@@ -218,8 +215,9 @@ class _Loader:
         except FileFault as fault:
             self.problems.append(fault_problem(fault))
             return
+        # Also those with errors of their own: a peer in one of them is not wrong
         declared = self.values.get("tunnels")
-        names = tuple(declared) if isinstance(declared, dict) else ()
+        names = tuple(filter(fits_name, declared)) if isinstance(declared, dict) else ()
         for file in files:
             document = read_document(file)
             self.problems += document.problems
@@ -238,11 +236,7 @@ class _Loader:
         defaults: Defaults,
         tunnels: Sequence[str],
     ) -> PeerConfig | None:
-        try:
-            name = parse_name(file.stem)
-        except FieldError as error:
-            self._tell(source, (), f"the file's name is the peer's: {error.reason}", error.hint)
-            name = file.stem
+        self._is_name(file.stem, source, (), "the file's name is the peer's, and it ")
         settings = self._valid(PeerSettings, values, source, ())
         if settings is None:
             return None
@@ -250,7 +244,7 @@ class _Loader:
             # Without the tunnels nothing can be said of a peer but what its own file holds
             return None
         try:
-            return complete_peer(name, file, settings, defaults, tunnels, source)
+            return complete_peer(file.stem, file, settings, defaults, tunnels, source)
         except ConfigErrors as errors:
             self.problems += errors.problems
             return None
@@ -271,6 +265,14 @@ class _Loader:
         except ConfigErrors as errors:
             self.problems += errors.problems
             return None
+
+    def _is_name(self, name: str, source: Source, at: Location, what: str = "") -> bool:
+        try:
+            parse_name(name)
+        except FieldError as error:
+            self._tell(source, at, what + error.reason, error.hint)
+            return False
+        return True
 
     def _tell(self, source: Source, at: Location, reason: str, hint: str) -> None:
         self.problems.append(source.problem(at, reason, hint))

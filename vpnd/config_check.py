@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from kex.identity import Fingerprint
-from vpnd.config_errors import ConfigProblem, Location
+from vpnd.config_errors import ConfigProblem, Location, shown
 from vpnd.config_fields import Prefix, did_you_mean
 from vpnd.config_model import (
     MIN_LIFETIME_MARGIN,
@@ -270,5 +270,8 @@ def _covering(
 
 def unknown_tunnel(wanted: str, known: Sequence[str]) -> tuple[str, str]:
     """Reason and hint for a tunnel that does not exist."""
-    names = ", ".join(known) or "none"
-    return f'there is no tunnel "{wanted}"', f"{did_you_mean(wanted, known)}tunnels here: {names}"
+    names = ", ".join(map(shown, known)) or "none"
+    return (
+        f"there is no tunnel {shown(wanted)}",
+        f"{did_you_mean(wanted, known)}tunnels here: {names}",
+    )

@@ -96,6 +96,11 @@ def name(value: object) -> str:
     return found
 
 
+def fits_name(value: str) -> bool:
+    """Whether `name` takes it."""
+    return bool(_NAME.fullmatch(value)) and len(value) <= MAX_NAME_BYTES
+
+
 def interface_name(value: object) -> str:
     """The name of a network interface that vpnd makes."""
     found = text(value)

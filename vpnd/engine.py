@@ -67,11 +67,9 @@ class Engine:
             self._endpoint.receive_datagram(data, source, boottime())
         except PacketRejected:
             return  # counted by the endpoint; an answer could be a help to who probes
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             # A bug, met by one peer's datagram: it must not stop the others
-            self._journal.record(
-                "internal_error", level="error", reason="datagram", exc_info=error
-            )
+            self._journal.record("internal_error", level="error", reason="datagram", exc_info=error)
         self._flush()
 
     async def _keep_time(self) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import structlog
 
 from vpnd.api import SCHEMA, Event
 from vpnd.clock import rfc3339, wall
+from vpnd.event_feed import EventFeed
 
-Watcher = Callable[[Event], None]
 Field = str | int | float | bool | None
 
 _IN_THE_OPEN = ("tunnel", "state", "reason", "key_id", "role")
@@ -48,9 +47,9 @@ def configure_logging(level: str) -> None:
 class Journal:
     """Takes records and hands each to the log, the counters and the watchers."""
 
-    def __init__(self) -> None:
-        self._log = structlog.get_logger()
-        self._watchers: list[Watcher] = []
+    def __init__(self, feed: EventFeed) -> None:
+        self._log = structlog.get_logger("vpnd")
+        self._feed = feed
         self.counters: Counter[str] = Counter()
         self.link_counters: dict[str, Counter[str]] = {}
 
@@ -72,15 +71,7 @@ class Journal:
         if exc_info is not None:
             about["exc_info"] = exc_info
         getattr(self._log, level)(event, **about)
-        if self._watchers:
-            message = _event(event, peer, fields)
-            for watcher in tuple(self._watchers):
-                watcher(message)
-
-    def watch(self, watcher: Watcher) -> Callable[[], None]:
-        """Hand every record to `watcher` from now on; the answer ends that."""
-        self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher)
+        self._feed.publish(_event(event, peer, fields))
 
     def forget_link(self, peer: str) -> None:
         self.link_counters.pop(peer, None)

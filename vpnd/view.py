@@ -1,0 +1,147 @@
+"""The daemon's state as the control API shows it: values in, JSON types out."""
+
+from __future__ import annotations
+
+import base64
+
+from kex.address import Address
+from kex.link import Link
+from tun import PeerStatus
+from vpnd.api import (
+    SCHEMA,
+    ExternalKeysInfo,
+    KeyInfo,
+    LastError,
+    LinkStatus,
+    PeerInfo,
+    TunnelStatus,
+    WireGuardInfo,
+)
+from vpnd.clock import boottime, rfc3339, wall_of
+from vpnd.config_model import PeerConfig
+from vpnd.handshake import KeyInForce, WatchedKey
+from vpnd.link import ManagedLink
+from vpnd.tunnels import ManagedTunnel
+
+
+def link_status(link: ManagedLink, exchange: Link, counters: dict[str, int]) -> LinkStatus:
+    """One link. `exchange` is the key exchange's state of it."""
+    now = boottime()
+    watch = link.watch
+    installed = watch.waiting or watch.in_force
+    established = link.established
+    status = LinkStatus(
+        schema=SCHEMA,
+        peer=link.name,
+        state=link.state.value,
+        reason=link.reason,
+        since=rfc3339(link.since_wall),
+        adopted=link.adopted,
+        identity=(established.peer_identity if established else link.peer.identity[0]).text(),
+        suite=established.suite if established else link.peer.identity[0].suite,
+        tunnel=link.tunnel.name,
+        key_in_force=_in_force(watch.in_force, now),
+        key_installed=_installed(installed, watch.in_force, now),
+        next_renewal_seconds=_seconds_until(_next_exchange(exchange), now),
+        expires_seconds=_seconds_until(link.expires_at, now),
+        endpoint=None if exchange.address is None else str(exchange.address),
+        wireguard=_wireguard(link, now),
+        external_keys=ExternalKeysInfo(mode=link.peer.external_keys.mode, mixed=[]),
+        last_error=None
+        if link.problem is None
+        else LastError(
+            code=link.problem.code, message=link.problem.message, at=rfc3339(link.problem.at_wall)
+        ),
+        counters=counters,
+        allowed_ips=[str(prefix) for prefix in link.peer.allowed_ips],
+        warnings=list(link.warnings),
+    )
+    if established is not None:
+        status["role"] = established.role.value
+    return status
+
+
+def tunnel_status(tunnel: ManagedTunnel) -> TunnelStatus:
+    opened = tunnel.open
+    return TunnelStatus(
+        tunnel=tunnel.name,
+        interface=tunnel.spec.interface,
+        backend="" if opened is None else opened.backend,
+        adopted=opened is not None and opened.adopted,
+        public_key="" if opened is None else _base64(opened.public_key),
+        listen_port=tunnel.config.listen_port,
+        addresses=[str(address) for address in tunnel.config.addresses],
+        mtu=tunnel.config.mtu,
+        routes=tunnel.config.routes,
+        error=tunnel.error,
+    )
+
+
+def peer_info(peer: PeerConfig) -> PeerInfo:
+    return PeerInfo(
+        schema=SCHEMA,
+        name=peer.name,
+        identities=[fingerprint.text() for fingerprint in peer.identity],
+        endpoint=None if peer.endpoint is None else str(peer.endpoint),
+        tunnel=peer.tunnel,
+        allowed_ips=[str(prefix) for prefix in peer.allowed_ips],
+        keepalive=peer.keepalive,
+        rekey_interval=peer.rekey_interval,
+        key_lifetime=peer.key_lifetime,
+        protect=None if peer.protect is None else [str(prefix) for prefix in peer.protect],
+        external_keys=peer.external_keys.mode,
+        file=str(peer.file),
+    )
+
+
+def _next_exchange(exchange: Link) -> float | None:
+    due = [at for at in (exchange.renew_at, exchange.retry_at) if at is not None]
+    return min(due, default=None)
+
+
+def _in_force(key: KeyInForce | None, now: float) -> KeyInfo | None:
+    if key is None:
+        return None
+    return KeyInfo(
+        key_id=key.key_id,
+        installed_at=rfc3339(wall_of(key.installed_at)),
+        in_force_since=rfc3339(wall_of(key.since)),
+        age_seconds=round(now - key.installed_at, 1),
+    )
+
+
+def _installed(
+    key: WatchedKey | KeyInForce | None, in_force: KeyInForce | None, now: float
+) -> KeyInfo | None:
+    if key is None:
+        return None
+    taken_up = in_force is not None and in_force.key_id == key.key_id
+    return KeyInfo(
+        key_id=key.key_id,
+        installed_at=rfc3339(wall_of(key.installed_at)),
+        in_force_since=rfc3339(wall_of(in_force.since)) if in_force and taken_up else None,
+        age_seconds=round(now - key.installed_at, 1),
+    )
+
+
+def _wireguard(link: ManagedLink, now: float) -> WireGuardInfo:
+    status: PeerStatus | None = link.status
+    opened = link.tunnel.open
+    age = link.watch.session_age(now)
+    endpoint = None if status is None or status.endpoint is None else Address(*status.endpoint)
+    return WireGuardInfo(
+        public_key="" if opened is None else _base64(opened.public_key),
+        peer_public_key=None if link.wireguard_key is None else _base64(link.wireguard_key),
+        endpoint=None if endpoint is None else str(endpoint),
+        last_handshake_seconds=None if age is None else round(age, 1),
+        rx_bytes=0 if status is None else status.rx_bytes,
+        tx_bytes=0 if status is None else status.tx_bytes,
+    )
+
+
+def _seconds_until(at: float | None, now: float) -> float | None:
+    return None if at is None else round(max(0.0, at - now), 1)
+
+
+def _base64(key: bytes) -> str:
+    return base64.b64encode(key).decode("ascii")
