@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kex import cookies, noise, responder, wire
+from kex import answering, cookies, initiating, noise, responder, wire
 from kex.address import Address
 from kex.errors import KexError, PacketRejected
 from kex.events import Event, IdentityLearned, StartReason
@@ -342,7 +342,7 @@ class Endpoint:
         digest = hashlib.sha256(local.digest + fragment.exchange_id + body).digest()
         repeated = self._kept.get(digest)
         if repeated is not None:
-            self._links[repeated].repeated(self._node, source)
+            answering.repeat(self._links[repeated], self._node, source)
             return
         biscuit = responder.open_biscuit_untrusted(
             suite,
@@ -358,7 +358,8 @@ class Endpoint:
         opened = responder.open_init_conf_untrusted(
             suite, biscuit, body, exchange_id=fragment.exchange_id, local=local
         )
-        link.init_conf_untrusted(
+        answering.init_conf_untrusted(
+            link,
             self._node,
             opened,
             source=source,
@@ -389,7 +390,8 @@ class Endpoint:
                 )
             except PacketRejected:
                 continue
-            link.cookie_received(self._node, cookie, now + cookies.COOKIE_SECONDS, now)
+            until = now + cookies.COOKIE_SECONDS
+            initiating.cookie_received(link, self._node, cookie, until, now)
             return
         raise PacketRejected("cookie")
 
@@ -408,14 +410,14 @@ class Endpoint:
             suite.check_public_key(body)
             self._node.public_keys[exchange.remote] = body
             self._node.emit(IdentityLearned(link.name, exchange.remote, body))
-            link.identity_learnt(self._node, body, now)
+            initiating.identity_learnt(link, self._node, body, now)
         elif kind is MessageType.RESP_HELLO:
-            link.resp_hello_untrusted(self._node, body, now)
+            initiating.resp_hello_untrusted(link, self._node, body, now)
         elif kind is MessageType.RESP_CONF:
             others = self._wireguard_keys_of_others(link.name)
-            link.resp_conf_untrusted(self._node, body, others, now)
+            initiating.resp_conf_untrusted(link, self._node, body, others, now)
         else:
-            link.reject_untrusted(self._node, body, now)
+            initiating.reject_untrusted(link, self._node, body, now)
 
     # ---- time
 

@@ -1,0 +1,215 @@
+"""An exchange of the peer's on a link: accepted, worked out, its outcome kept and repeated.
+
+The steps themselves are in kex.responder; here is what they change in the link, and when.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kex import initiating, order, responder, timing
+from kex.address import Address
+from kex.errors import KexError, PacketRejected
+from kex.events import ExternalKeysWanted, KeyEstablished, RejectCode, RejectSent, Role, StartReason
+from kex.external import ExternalKey, ExternalMode
+from kex.link_state import KeptAnswer, LinkState
+from kex.node import Node
+from kex.payload import Refusal, decode_initiator_untrusted
+from kex.responder import ConfirmationMismatch, OpenedInitConf, Responding, Stage
+from kex.wire import Fragment
+
+
+def init_conf_untrusted(
+    link: LinkState,
+    node: Node,
+    opened: OpenedInitConf,
+    *,
+    source: Address,
+    digest: bytes,
+    others: frozenset[bytes],
+    now: float,
+) -> None:
+    """RC1: an InitConf that is authenticated. PacketRejected before its number is used up.
+
+    `others` are the WireGuard keys of other links.
+    """
+    order.check_acceptable_untrusted(link, opened)
+    # ---- from here on the number is used up, and the outcome is final
+    link.last_accepted = opened.biscuit.number
+    link.kept = KeptAnswer(digest, None)
+    if order.gives_way(link, opened):
+        initiating.give_way(link, node, now)
+    try:
+        p_i = decode_initiator_untrusted(opened.p_i)
+    except PacketRejected as error:
+        _refuse_opened(link, node, opened, source, RejectCode.MALFORMED, error.reason)
+        return
+    present = sum(entry.present for entry in p_i.external)
+    link.responding = Responding(opened, source, Stage.KEYS, p_i.external, p_i.announcement)
+    conflict = link.conflict(p_i.announcement, others)
+    objection = _policy_objection(link, present)
+    if conflict:
+        refuse(link, node, RejectCode.WIREGUARD_KEY, conflict)
+    elif objection:
+        refuse(link, node, RejectCode.POLICY, objection)
+    elif present:
+        link.responder_deadline = now + timing.RESPONDER_KEYS_SECONDS
+        node.emit(
+            ExternalKeysWanted(
+                link.name,
+                opened.exchange_id,
+                Role.RESPONDER,
+                link.responder_deadline,
+                p_i.external,
+            )
+        )
+    else:
+        keys = tuple(ExternalKey(entry.reference, None) for entry in p_i.external)
+        _complete(link, node, keys)
+
+
+def _policy_objection(link: LinkState, present: int) -> str:
+    mode = link.config.external_mode
+    if mode is ExternalMode.REQUIRE and present < link.config.external_at_least:
+        return f"{link.config.external_at_least} external key(s) required, {present} named"
+    if mode is ExternalMode.OFF and present:
+        return "external keys are off at this end"
+    return ""
+
+
+# ---- external keys
+
+
+def wants_keys(link: LinkState, token: bytes) -> bool:
+    """Whether the exchange with this token waits for external keys."""
+    responding = link.responding
+    return (
+        responding is not None
+        and responding.stage is Stage.KEYS
+        and responding.exchange_id == token
+    )
+
+
+def external_keys(link: LinkState, node: Node, keys: tuple[ExternalKey, ...]) -> None:
+    """The keys that were asked for, in the order of the listing, with None for what is not
+    present. Raises ValueError for others."""
+    if link.responding is None:
+        return
+    wanted = tuple(entry.reference for entry in link.responding.listing)
+    if tuple(key.reference for key in keys) != wanted:
+        raise ValueError("external keys: not those that were asked for, in their order")
+    if any(
+        key.present is not entry.present
+        for key, entry in zip(keys, link.responding.listing, strict=True)
+    ):
+        raise ValueError("external keys: a key is missing, or one was not asked for")
+    _complete(link, node, keys)
+
+
+# ---- the outcome
+
+
+def _complete(link: LinkState, node: Node, external: tuple[ExternalKey, ...]) -> None:
+    """RC1 end, RC2: hand the key out; RespConf waits until it is installed."""
+    responding = link.responding
+    if responding is None:
+        raise KexError("nothing to complete")
+    suite = node.suites[responding.opened.local.suite]
+    link.responder_deadline = None
+    # Where RespConf goes is an address at which the peer can be reached
+    announcement = replace(link.announcement(), can_start=True)
+    try:
+        completed = responder.complete(
+            suite, responding, external, announcement, chunk_length=node.chunk_length
+        )
+    except ConfirmationMismatch:
+        mixed = any(key.present for key in external)
+        code = RejectCode.KEY_MISMATCH if mixed else RejectCode.MALFORMED
+        refuse(link, node, code, "the two ends hold different keys")
+        return
+    if completed.key is None:
+        raise KexError("RC2 gave no key")
+    link.responding = completed
+    node.emit(
+        KeyEstablished(
+            link=link.name,
+            token=completed.exchange_id,
+            role=Role.RESPONDER,
+            psk=completed.key.psk,
+            key_id=completed.key.key_id,
+            suite=suite.number,
+            peer_identity=completed.opened.biscuit.initiator,
+            local_identity=completed.opened.local,
+            peer=completed.peer,
+            address=completed.source,
+            external=completed.listing,
+        )
+    )
+
+
+def is_installing(link: LinkState, token: bytes) -> bool:
+    """Whether the key of the exchange with this token is being installed."""
+    responding = link.responding
+    return (
+        responding is not None
+        and responding.stage is Stage.INSTALLING
+        and responding.exchange_id == token
+    )
+
+
+def installed(link: LinkState, node: Node, now: float) -> None:
+    """The key that was handed out is installed: RespConf goes out."""
+    responding = link.responding
+    if responding is None or responding.key is None:
+        raise KexError("INSTALLING without a key")
+    _settle(link, node, responding.answer, responding.source)
+    link.learnt_address = responding.source
+    link.installed(node, responding.key.key_id, responding.peer, Role.RESPONDER, now)
+    if link.exchange is not None:
+        # It goes on at the address where the peer just proved itself
+        link.exchange = replace(link.exchange, address=responding.source)
+    elif order.is_settled_by_answering(link, responding.opened):
+        link.unanswered = False
+        link.retry_at = None
+    else:
+        link.owe(StartReason.UNANSWERED, now)
+
+
+def refuse(link: LinkState, node: Node, code: RejectCode, detail: str) -> None:
+    """The outcome is Reject."""
+    responding = link.responding
+    if responding is not None:
+        _refuse_opened(link, node, responding.opened, responding.source, code, detail)
+
+
+def _refuse_opened(
+    link: LinkState,
+    node: Node,
+    opened: OpenedInitConf,
+    source: Address,
+    code: RejectCode,
+    detail: str,
+) -> None:
+    fragments = responder.refuse(
+        node.suites[opened.local.suite],
+        opened,
+        Refusal(int(code), detail),
+        chunk_length=node.chunk_length,
+    )
+    node.emit(RejectSent(link.name, opened.exchange_id, code, detail))
+    _settle(link, node, fragments, source)
+
+
+def _settle(link: LinkState, node: Node, fragments: tuple[Fragment, ...], source: Address) -> None:
+    """The outcome is final: keep its bytes, and send them."""
+    if link.kept is not None:
+        link.kept = KeptAnswer(link.kept.digest, fragments)
+    node.send(fragments, source)
+    link.responding = None
+    link.responder_deadline = None
+
+
+def repeat(link: LinkState, node: Node, source: Address) -> None:
+    """RC1: the last InitConf again: the kept answer, or nothing while it is worked out."""
+    if link.kept is not None and link.kept.fragments is not None:
+        node.send(link.kept.fragments, source)

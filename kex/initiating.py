@@ -1,0 +1,375 @@
+"""An exchange of this end's on a link: begun, repeated, answered, given up.
+
+The steps themselves are in kex.exchange; here is what they change in the link, and when.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kex import exchange as steps
+from kex import order, timing, wire
+from kex.errors import KexError, PacketRejected
+from kex.events import (
+    ExchangeFailed,
+    ExchangeStarted,
+    ExternalKeysWanted,
+    FailureCode,
+    KeyEstablished,
+    RejectCode,
+    Role,
+    StartReason,
+)
+from kex.exchange import Exchange, Input, Phase
+from kex.external import ExternalKey, ExternalMode
+from kex.link_state import LinkState, NotPossible
+from kex.node import Node
+from kex.payload import listing
+
+
+def start(link: LinkState, node: Node, reason: StartReason, now: float) -> None:
+    """Begin an exchange, unless one is under way in either direction.
+
+    Raises NotPossible where no address of the peer is known.
+    """
+    if link.exchange is not None or link.responding is not None:
+        return
+    if link.address is None:
+        raise NotPossible(
+            f"{link.name} has no address here: it comes to us, start the exchange there"
+        )
+    remote = link.config.remotes[0]
+    local = link.config.local_for(remote)
+    if local is None:
+        raise NotPossible(f"no identity of suite {remote.suite} for {link.name}")
+    begun = Exchange(
+        exchange_id=node.random(wire.EXCHANGE_ID_LENGTH),
+        local=local,
+        remote=remote,
+        address=link.address,
+        reason=reason,
+        attempt=link.failures + 1,
+        without_external=link.skip_external,
+    )
+    public_key = node.public_keys.get(remote)
+    if public_key is None:
+        length = node.suites[remote.suite].public_key_length
+        begun = steps.query_identity(begun, length=length, chunk_length=node.chunk_length)
+    else:
+        begun = _begun(node, begun, public_key)
+    link.skip_external = False
+    link.retry_at = link.renew_at = None
+    node.emit(ExchangeStarted(link.name, begun.exchange_id, reason, begun.address, begun.attempt))
+    _await_answer(link, node, begun, now)
+
+
+def _begun(node: Node, exchange: Exchange, public_key: bytes) -> Exchange:
+    return steps.begin(
+        node.suites[exchange.remote.suite],
+        node.identities[exchange.local],
+        exchange,
+        public_key,
+        chunk_length=node.chunk_length,
+    )
+
+
+# ---- sending, and sending again
+
+
+def _await_answer(link: LinkState, node: Node, exchange: Exchange, now: float) -> None:
+    """Send what the exchange has to send, and wait for the answer."""
+    link.exchange = exchange
+    link.exchange_deadline = now + timing.GIVE_UP_SECONDS
+    first = timing.RETRANSMIT_FIRST * 2 ** min(exchange.attempt - 1, 4)
+    link.retransmit_interval = min(first, timing.RETRANSMIT_LAST)
+    _transmit(link, node, now)
+    _arm_retransmission(link, node, now)
+
+
+def retransmit(link: LinkState, node: Node, now: float) -> None:
+    """The same bytes again."""
+    if link.exchange is None or not link.exchange.sent:
+        link.retransmit_at = None
+        return
+    _transmit(link, node, now)
+    link.retransmit_interval = min(2 * link.retransmit_interval, timing.RETRANSMIT_LAST)
+    _arm_retransmission(link, node, now)
+
+
+def _arm_retransmission(link: LinkState, node: Node, now: float) -> None:
+    spread = timing.jitter(node.random, timing.RETRANSMIT_JITTER)
+    link.retransmit_at = now + link.retransmit_interval * (1 + spread)
+
+
+def _transmit(link: LinkState, node: Node, now: float) -> None:
+    if link.exchange is not None:
+        cookie = link.cookie if now < link.cookie_until else None
+        node.send(link.exchange.sent, link.exchange.address, cookie)
+
+
+def cookie_received(link: LinkState, node: Node, cookie: bytes, until: float, now: float) -> None:
+    """Keep a cookie, and repeat at once what it was asked for, once for each cookie."""
+    fresh = cookie != link.cookie or now >= link.cookie_until
+    link.cookie, link.cookie_until = cookie, until
+    if fresh:
+        _transmit(link, node, now)
+
+
+# ---- answers of the peer
+
+
+def identity_learnt(link: LinkState, node: Node, public_key: bytes, now: float) -> None:
+    """The peer's public key came, and fits its fingerprint: write InitHello."""
+    if link.exchange is None or link.exchange.phase is not Phase.IDENTITY:
+        raise PacketRejected("phase")
+    _await_answer(link, node, _begun(node, link.exchange, public_key), now)
+
+
+def resp_hello_untrusted(link: LinkState, node: Node, body: bytes, now: float) -> None:
+    """IC0, IC1: RespHello is used only while InitHello waits for one."""
+    if link.exchange is None or link.exchange.phase is not Phase.HELLO:
+        raise PacketRejected("phase")
+    suite = node.suites[link.exchange.remote.suite]
+    after = steps.read_resp_hello_untrusted(suite, link.exchange, body)
+    if link.config.external_mode is ExternalMode.OFF or after.without_external:
+        _confirm(link, node, after, (), now)
+        return
+    link.exchange = after
+    link.retransmit_at = None
+    link.exchange_deadline = now + timing.INITIATOR_KEYS_SECONDS
+    node.emit(
+        ExternalKeysWanted(link.name, after.exchange_id, Role.INITIATOR, link.exchange_deadline, ())
+    )
+
+
+def resp_conf_untrusted(
+    link: LinkState, node: Node, body: bytes, others: frozenset[bytes], now: float
+) -> None:
+    """CO1. `others` are the WireGuard keys of other links."""
+    exchange = link.exchange
+    if exchange is None or exchange.phase is not Phase.CONF:
+        raise PacketRejected("phase")
+    if link.responding is not None:
+        raise PacketRejected("busy")
+    suite = node.suites[exchange.remote.suite]
+    answer, after = steps.read_resp_conf_untrusted(suite, exchange, body)
+    present = sum(external.present for external in exchange.external)
+    problem = link.conflict(answer.announcement, others)
+    if answer.suite != suite.number or answer.mixed != present:
+        problem = "the peer mixed other external keys or used another suite"
+    if problem:
+        # The peer has installed: only a completed exchange makes both ends equal again
+        _fail(link, node, FailureCode.BAD_ANSWER, problem, now)
+        return
+    order.after_co1(link)
+    link.exchange = after
+    link.retransmit_at = link.exchange_deadline = None
+    _hand_out(link, node)
+
+
+def reject_untrusted(link: LinkState, node: Node, body: bytes, now: float) -> None:
+    """The peer refused: its outcome is final, and it has not installed this key."""
+    exchange = link.exchange
+    if exchange is None or exchange.phase is not Phase.CONF:
+        raise PacketRejected("phase")
+    suite = node.suites[exchange.remote.suite]
+    refusal = steps.read_reject_untrusted(suite, exchange, body)
+    _fail(link, node, FailureCode.REFUSED, refusal.detail, now, reject=refusal.code)
+
+
+# ---- external keys
+
+
+def wants_keys(link: LinkState, token: bytes) -> bool:
+    """Whether the exchange with this token waits for external keys."""
+    own = link.exchange
+    return own is not None and own.phase is Phase.KEYS and own.exchange_id == token
+
+
+def external_keys(link: LinkState, node: Node, keys: tuple[ExternalKey, ...], now: float) -> None:
+    """IC1: the keys that the sources gave. Raises ValueError for keys that cannot be mixed."""
+    enough = sum(key.present for key in keys) >= link.config.external_at_least
+    if link.exchange is None:
+        return
+    if link.config.external_mode is ExternalMode.REQUIRE and not enough:
+        no_external_keys(link, node, "too few external keys", now)
+    else:
+        _confirm(link, node, link.exchange, keys, now)
+
+
+def no_external_keys(link: LinkState, node: Node, detail: str, now: float) -> None:
+    """`prefer` goes on without; `require` does not."""
+    if link.exchange is None:
+        return
+    if link.config.external_mode is ExternalMode.PREFER:
+        _confirm(link, node, link.exchange, (), now)
+    else:
+        _fail(link, node, FailureCode.EXTERNAL_KEYS, detail, now)
+
+
+def _confirm(
+    link: LinkState, node: Node, exchange: Exchange, external: tuple[ExternalKey, ...], now: float
+) -> None:
+    confirmed = steps.confirm(
+        node.suites[exchange.remote.suite],
+        exchange,
+        link.announcement(),
+        external,
+        chunk_length=node.chunk_length,
+    )
+    _await_answer(link, node, confirmed, now)
+
+
+# ---- installing
+
+
+def _hand_out(link: LinkState, node: Node) -> None:
+    """Hand the key of an own exchange out to be installed."""
+    exchange = link.exchange
+    if exchange is None or exchange.established is None:
+        raise KexError("no key to hand out")
+    node.emit(
+        KeyEstablished(
+            link=link.name,
+            token=exchange.exchange_id,
+            role=Role.INITIATOR,
+            psk=exchange.established.key.psk,
+            key_id=exchange.established.key.key_id,
+            suite=exchange.remote.suite,
+            peer_identity=exchange.remote,
+            local_identity=exchange.local,
+            peer=exchange.established.peer,
+            address=exchange.address,
+            external=listing(exchange.external),
+        )
+    )
+
+
+def is_installing(link: LinkState, token: bytes) -> bool:
+    """Whether the key of the exchange with this token is being installed."""
+    own = link.exchange
+    return own is not None and own.phase is Phase.INSTALLING and own.exchange_id == token
+
+
+def installed(link: LinkState, node: Node, now: float) -> None:
+    """The key that was handed out is installed: the exchange is complete."""
+    own = link.exchange
+    if own is None or own.established is None:
+        raise KexError("INSTALLING without a key")
+    end(link, Input.INSTALLED)
+    link.learnt_address = own.address
+    link.retry_at = None
+    established = own.established
+    link.installed(node, established.key.key_id, established.peer, Role.INITIATOR, now)
+
+
+def install_failed(link: LinkState, node: Node, detail: str, now: float) -> None:
+    """CO1: tried once more, then it counts as an InitConf without an answer."""
+    own = link.exchange
+    if own is None:
+        return
+    if own.install_failures == 0:
+        link.exchange = replace(own, install_failures=1)
+        _hand_out(link, node)
+    else:
+        _fail(link, node, FailureCode.INSTALL_FAILED, detail, now)
+
+
+# ---- the end of an exchange without a key
+
+
+def time_out(link: LinkState, node: Node, now: float) -> None:
+    """What the exchange waits for has not come."""
+    if link.exchange is None:
+        return
+    if link.exchange.phase is Phase.KEYS:
+        no_external_keys(link, node, "the key sources gave no answer in time", now)
+    elif link.exchange.phase is Phase.CONF:
+        _fail(link, node, FailureCode.INIT_CONF_UNANSWERED, "no answer to InitConf", now)
+    else:
+        _fail(link, node, FailureCode.NO_ANSWER, "no answer", now)
+
+
+def give_way(link: LinkState, node: Node, now: float) -> None:
+    """Drop an exchange for the peer's.
+
+    What it was begun for is owed again until the peer's exchange gives a key.
+    """
+    own = link.exchange
+    if own is None:
+        return
+    end(link, Input.CROSSED)
+    link.owe(own.reason, now + timing.RETRY_FIRST)
+    node.emit(
+        ExchangeFailed(link.name, own.exchange_id, FailureCode.CROSSED, "the peer's goes first")
+    )
+
+
+def abandon(link: LinkState, node: Node, now: float) -> None:
+    """What the exchange has said of this end is no longer true: a new one begins."""
+    own = link.exchange
+    if own is None:
+        return
+    link.unanswered = link.unanswered or own.phase is Phase.CONF
+    end(link, Input.CROSSED)
+    node.emit(
+        ExchangeFailed(
+            link.name, own.exchange_id, FailureCode.ABANDONED, "the configuration changed"
+        )
+    )
+    link.owe(own.reason, now)
+
+
+def _fail(
+    link: LinkState,
+    node: Node,
+    code: FailureCode,
+    detail: str,
+    now: float,
+    *,
+    reject: int | None = None,
+) -> None:
+    """An exchange is over without a key: what is owed now."""
+    exchange = link.exchange
+    if exchange is None:
+        return
+    end(link, _ENDED_BY[code])
+    link.failures += 1
+    link.renew_at = None
+    node.emit(ExchangeFailed(link.name, exchange.exchange_id, code, detail, reject))
+    if order.leaves_unanswered(code, reject):
+        link.unanswered = True
+    if code in (FailureCode.NO_ANSWER, FailureCode.INIT_CONF_UNANSWERED):
+        if link.config.address is not None:
+            link.learnt_address = None  # back to the one that was configured
+        link.owe(StartReason.UNANSWERED, now)
+        return
+    link.refusals += 1
+    pause = timing.retry_pause(link.refusals)
+    if reject in _ALLOWS_FALLBACK and _may_fall_back(link, exchange):
+        link.skip_external = True
+        pause = 0.0
+    link.owe(StartReason.REFUSED, now + pause)
+
+
+def _may_fall_back(link: LinkState, exchange: Exchange) -> bool:
+    return link.config.external_mode is ExternalMode.PREFER and bool(exchange.external)
+
+
+def end(link: LinkState, happened: Input) -> None:
+    """The exchange is over, and its timers with it."""
+    if link.exchange is not None and link.exchange.after(happened).phase is not Phase.OVER:
+        raise KexError(f"{happened} does not end an exchange")
+    link.exchange = None
+    link.retransmit_at = link.exchange_deadline = None
+
+
+_ALLOWS_FALLBACK = (RejectCode.KEY_MANAGER, RejectCode.POLICY)
+_ENDED_BY = {
+    FailureCode.NO_ANSWER: Input.TIME_OUT,
+    FailureCode.INIT_CONF_UNANSWERED: Input.TIME_OUT,
+    FailureCode.EXTERNAL_KEYS: Input.TIME_OUT,
+    FailureCode.REFUSED: Input.REJECT,
+    FailureCode.BAD_ANSWER: Input.REJECT,
+    FailureCode.INSTALL_FAILED: Input.INSTALL_FAILED,
+}

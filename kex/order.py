@@ -1,0 +1,78 @@
+"""Who goes first when exchanges cross, and who goes on until one is complete (docs/protocol.md §6).
+
+Each rule is one function here, and is decided nowhere else. tests/kex/test_exploration.py walks
+through all interleavings of two ends under these rules, and through those of rules that look as
+good and are not: change nothing here without it.
+
+One thing at a time: while a key is being installed, nothing else that would install one is
+accepted; the peer repeats it, and a repetition costs less than two keys in the wrong order.
+"""
+
+from __future__ import annotations
+
+from kex.errors import PacketRejected
+from kex.events import FailureCode, RejectCode
+from kex.exchange import Phase
+from kex.link_state import LinkState
+from kex.responder import OpenedInitConf
+
+
+def is_smaller(link: LinkState, opened: OpenedInitConf) -> bool:
+    """Whose is the smallest fingerprint in the two crossing exchanges: both see the same."""
+    ours, theirs = [opened.local], [opened.biscuit.initiator]
+    if link.exchange is not None:
+        ours.append(link.exchange.local)
+        theirs.append(link.exchange.remote)
+    return min(ours) < min(theirs)
+
+
+def check_acceptable_untrusted(link: LinkState, opened: OpenedInitConf) -> None:
+    """RC1: whether the peer's InitConf is taken now. Raises PacketRejected; it may come again."""
+    if opened.biscuit.number <= link.last_accepted:
+        raise PacketRejected("old biscuit")
+    installing = link.exchange is not None and link.exchange.phase is Phase.INSTALLING
+    if link.responding is not None or installing:
+        raise PacketRejected("busy")
+    if ignores(link, opened):
+        raise PacketRejected("own exchange goes first")
+
+
+def ignores(link: LinkState, opened: OpenedInitConf) -> bool:
+    """The smaller end ignores the peer's InitConf from sending its own to the answer."""
+    return link.awaits_resp_conf and is_smaller(link, opened)
+
+
+def gives_way(link: LinkState, opened: OpenedInitConf) -> bool:
+    """Whether an exchange of ours is dropped for the peer's that was accepted.
+
+    Not by the smaller end while one of its own was left unanswered: only a completed exchange of
+    its own tells it that no older one is still on its way.
+    """
+    return link.exchange is not None and not (is_smaller(link, opened) and link.unanswered)
+
+
+def is_settled_by_answering(link: LinkState, opened: OpenedInitConf) -> bool:
+    """Whether this end owes no exchange of its own once it has answered the peer's.
+
+    The larger end does not: the smaller one goes on until its own exchange is complete, and that
+    kills whatever is still on its way from here. See docs/decisions/0003.
+    """
+    return not link.unanswered or opened.biscuit.initiator < opened.local
+
+
+def after_co1(link: LinkState) -> None:
+    """CO1: every biscuit handed out before a completed exchange is dead, and nothing is owed."""
+    link.last_accepted = max(link.last_accepted, link.highest_issued)
+    link.unanswered = False
+
+
+def leaves_unanswered(code: FailureCode, reject: int | None) -> bool:
+    """Whether the peer may have installed the key of an exchange of ours that ended so."""
+    return code in _PEER_MAY_HAVE_INSTALLED or reject == RejectCode.INSTALL_FAILED
+
+
+_PEER_MAY_HAVE_INSTALLED = (
+    FailureCode.INIT_CONF_UNANSWERED,
+    FailureCode.BAD_ANSWER,
+    FailureCode.INSTALL_FAILED,
+)
