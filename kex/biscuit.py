@@ -44,7 +44,12 @@ class BiscuitKeys:
     next_number: int
 
     def rotated(self, fresh: BiscuitKey, now: float) -> BiscuitKeys:
-        return BiscuitKeys(fresh, self.current, now + KEY_SECONDS, self.next_number)
+        """With a fresh key. After a sleep of more than a period the one before is over, too."""
+        if now < self.rotate_at + KEY_SECONDS:
+            # Counted from when the change was due, so that no key lives for more than 4 minutes
+            due = self.rotate_at + KEY_SECONDS
+            return BiscuitKeys(fresh, self.current, due, self.next_number)
+        return BiscuitKeys(fresh, None, now + KEY_SECONDS, self.next_number)
 
     def numbered(self) -> tuple[int, BiscuitKeys]:
         """The number of the next biscuit, and the keys with that number used up."""

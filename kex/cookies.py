@@ -42,7 +42,10 @@ class CookieSecret:
     rotate_at: float
 
     def rotated(self, fresh: bytes, now: float) -> CookieSecret:
-        return CookieSecret(Secret(fresh), self.current, now + SECRET_SECONDS)
+        """With a fresh secret. After a sleep of more than a period the one before is over, too."""
+        if now < self.rotate_at + SECRET_SECONDS:
+            return CookieSecret(Secret(fresh), self.current, self.rotate_at + SECRET_SECONDS)
+        return CookieSecret(Secret(fresh), None, now + SECRET_SECONDS)
 
     def cookie(self, source: Address) -> bytes:
         """The cookie that `source` is given now."""

@@ -163,6 +163,7 @@ class Endpoint:
 
     def receive_datagram(self, datagram: bytes, source: Address, now: float) -> None:
         """Take a datagram. PacketRejected: refused, counted, and the state is as it was."""
+        self._node.rotate(now)  # after a sleep a datagram may come before the timers (P3)
         try:
             self._receive_untrusted(datagram, source, now)
         except PacketRejected as error:

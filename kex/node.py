@@ -85,12 +85,7 @@ class Node:
         """Change the keys whose time has come; a biscuit key is erased after two periods."""
         if now >= self.biscuit_keys.rotate_at:
             fresh = fresh_key(self.random(BISCUIT_KEY_ID_LENGTH + BISCUIT_KEY_LENGTH))
-            late = now >= self.biscuit_keys.rotate_at + KEY_SECONDS
             self.biscuit_keys = self.biscuit_keys.rotated(fresh, now)
-            if late:  # asleep for longer than a period: the one before is over, too
-                self.biscuit_keys = BiscuitKeys(
-                    fresh, None, now + KEY_SECONDS, self.biscuit_keys.next_number
-                )
         if now >= self.cookie_secret.rotate_at:
             self.cookie_secret = self.cookie_secret.rotated(self.random(SECRET_LENGTH), now)
 

@@ -24,6 +24,7 @@ from kex.external import (
 )
 
 MINOR_VERSION = 0
+MAX_MINOR_VERSION = 0xFFFF
 WIREGUARD_KEY_LENGTH = 32
 MAX_PREFIXES = 16
 MAX_INTERVAL = 24 * 3600
@@ -161,7 +162,7 @@ def _announcement(fields: Mapping[str, Any]) -> Announcement:
     if len(prefixes) > MAX_PREFIXES:
         raise PacketRejected("payload: too many prefixes")
     return Announcement(
-        minor=_integer(fields, "minor", 0, 2**16),
+        minor=_integer(fields, "minor", 0, MAX_MINOR_VERSION),
         wireguard_key=key,
         wireguard_port=_integer(fields, "port", 0, 65535),
         prefixes=tuple(_prefix(entry) for entry in prefixes),

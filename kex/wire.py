@@ -46,6 +46,10 @@ class MessageType(IntEnum):
     REJECT = 8
 
 
+QUESTIONS = (MessageType.INIT_HELLO, MessageType.INIT_CONF, MessageType.IDENTITY_QUERY)
+"""What an initiator sends; the others are answers, and an answer has no cookie."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fragment:
     """One datagram, taken apart. Nothing in it has been checked but lengths and ranges."""
@@ -99,6 +103,9 @@ def parse_untrusted(datagram: bytes) -> Fragment:
     index, count = datagram[2], datagram[3]
     if not index < count:
         raise PacketRejected("fragment index")
+    mac2 = datagram[-MAC_LENGTH:]
+    if mac2 != NO_MAC and message_type not in QUESTIONS:
+        raise PacketRejected("mac2")
     return Fragment(
         type=message_type,
         suite=datagram[1],
@@ -108,7 +115,7 @@ def parse_untrusted(datagram: bytes) -> Fragment:
         exchange_id=datagram[8:16],
         chunk=datagram[16:-16],
         mac1=datagram[-16:-8],
-        mac2=datagram[-8:],
+        mac2=mac2,
     )
 
 
@@ -209,19 +216,23 @@ def check_fragment_length_untrusted(fragment: Fragment, length: int) -> None:
     fixes the length of every fragment but for the one free number, so that a fragment that lies
     about its place is refused before it takes memory.
     """
-    count, size = fragment.count, len(fragment.chunk)
-    if count == 1:
-        fits = size == length
-    elif fragment.index < count - 1:
-        fits = size >= MIN_CHUNK_LENGTH and fragment_count(length, size) == count
-    else:
-        # The last one: what the others leave, for some chunk length that they could have.
-        others, left = count - 1, length - size
-        fits = (
-            left > 0
-            and left % others == 0
-            and MIN_CHUNK_LENGTH <= left // others <= MAX_CHUNK_LENGTH
-            and size <= left // others
-        )
-    if not fits:
+    if not could_be_cut(
+        length, index=fragment.index, count=fragment.count, size=len(fragment.chunk)
+    ):
         raise PacketRejected("fragment length")
+
+
+def could_be_cut(length: int, *, index: int, count: int, size: int) -> bool:
+    """Whether some legal cut of `length` bytes into `count` has `size` bytes at `index`."""
+    if count == 1:
+        return size == length
+    if index < count - 1:
+        return size >= MIN_CHUNK_LENGTH and fragment_count(length, size) == count
+    # The last one: what the others leave, for some chunk length that they could have
+    others, left = count - 1, length - size
+    return (
+        left > 0
+        and left % others == 0
+        and MIN_CHUNK_LENGTH <= left // others <= MAX_CHUNK_LENGTH
+        and size <= left // others
+    )
