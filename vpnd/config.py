@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from kex.identity import Fingerprint
 from vpnd.config_check import Draft, check, notes, unknown_tunnel
-from vpnd.config_errors import ConfigErrors, ConfigProblem, Location, kind_of
+from vpnd.config_errors import ConfigErrors, ConfigProblem, Location, kind_of, shown
 from vpnd.config_fields import FieldError, absolute_path, fits_name
 from vpnd.config_fields import name as parse_name
 from vpnd.config_model import (
@@ -110,7 +110,7 @@ def complete_peer(
     if tunnel is None:
         if len(tunnels) != 1:
             reason = "is missing" if tunnels else "is missing, and there is no tunnel at all"
-            hint = f"one of {', '.join(tunnels)}" if tunnels else "add a [tunnels.NAME]"
+            hint = f"one of {', '.join(map(shown, tunnels))}" if tunnels else "add a [tunnels.NAME]"
             raise ConfigErrors([source.problem(("tunnel",), reason, hint)])
         tunnel = tunnels[0]
     elif tunnel not in tunnels:
@@ -236,7 +236,7 @@ class _Loader:
         defaults: Defaults,
         tunnels: Sequence[str],
     ) -> PeerConfig | None:
-        self._is_name(file.stem, source, (), "the file's name is the peer's, and it ")
+        self._is_name(file.stem, source, (), "the file's name is the peer's: ")
         settings = self._valid(PeerSettings, values, source, ())
         if settings is None:
             return None

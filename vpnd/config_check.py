@@ -220,7 +220,11 @@ def _check_peer(
     if tunnel is None:
         return
     yield from _check_routes(peer, tunnel, source)
-    if tunnel.mtu < _MIN_IPV6_MTU and any(prefix.version == 6 for prefix in peer.allowed_ips):
+    if (
+        tunnel.mtu < _MIN_IPV6_MTU
+        and all(address.version == 4 for address in tunnel.addresses)  # else it is told there
+        and any(prefix.version == 6 for prefix in peer.allowed_ips)
+    ):
         yield source.problem(
             ("allowed_ips",),
             f"has IPv6 prefixes, and tunnel {tunnel.name} has an mtu of {tunnel.mtu}",

@@ -304,7 +304,9 @@ def _host_and_port(value: object) -> Endpoint:
         raise FieldError(f"{shown(found)} has no host", hint)
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise FieldError(f"{shown(found)} has no valid port", "a number from 1 to 65535")
-    return Endpoint(host, int(port))
+    address = Endpoint(host, int(port)).address
+    # One way to write an address, so that two endpoints are equal when they mean the same
+    return Endpoint(host if address is None else str(address), int(port))
 
 
 def _check_one_host(found: Endpoint, address: Address) -> None:

@@ -98,7 +98,7 @@ def line_of(text: str, location: Location, value: object = None) -> int | None:
     not follow. A key that is missing has the line of its table.
     """
     wanted = tuple(part for part in location if isinstance(part, str))
-    best: tuple[int, int] = (0, 0)  # keys that fit, line
+    best: tuple[int, int] = (0, 0)  # how many keys fit, line
     table: tuple[str, ...] = ()
     keys: tuple[str, ...]
     inside: str | None = None  # the quotes of a multi-line string
@@ -119,8 +119,10 @@ def line_of(text: str, location: Location, value: object = None) -> int | None:
             keys = table + found
         else:
             continue
-        if keys == wanted[: len(keys)] and len(keys) > best[0]:
-            best = (len(keys), number)
+        # As much of the one as of the other: a table above the key, or a key in the table
+        common = min(len(keys), len(wanted))
+        if keys[:common] == wanted[:common] and common > best[0]:
+            best = (common, number)
     if not best[0]:
         return None
     if isinstance(location[-1], int) and isinstance(value, str):
