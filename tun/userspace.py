@@ -24,7 +24,6 @@ __all__ = ["attach", "create_device", "require_program"]
 _TUN_DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _IFF_TUN = 0x0001
-_IFF_NO_PI = 0x1000
 _IFREQ = struct.Struct("16sH22x")
 
 _PROGRAM = "wireguard-go"
@@ -88,8 +87,9 @@ def _tun_link(name: str) -> Iterator[int]:
             raise BackendUnavailable(_MISSING_TUN) from None
         raise tun_error(error, f"opening {_TUN_DEVICE}") from error
     try:
-        # Without IFF_VNET_HDR: Debian 12's wireguard-go (2022) cannot read its headers.
-        request = _IFREQ.pack(name.encode("ascii"), _IFF_TUN | _IFF_NO_PI)
+        # As Debian 12's wireguard-go (2022) makes it itself: with packet information, and
+        # without IFF_VNET_HDR, whose headers it cannot read.
+        request = _IFREQ.pack(name.encode("ascii"), _IFF_TUN)
         try:
             fcntl.ioctl(descriptor, _TUNSETIFF, request)
         except OSError as error:

@@ -62,6 +62,10 @@ class Engine:
             nursery.start_soon(self._transport.run, self._receive)
             nursery.start_soon(self._keep_time)
 
+    async def wait_changed(self) -> None:
+        """Wait until the key exchange has done something."""
+        await self._changed.wait()
+
     def _receive(self, data: bytes, source: Address) -> None:
         try:
             self._endpoint.receive_datagram(data, source, boottime())
@@ -74,14 +78,12 @@ class Engine:
 
     async def _keep_time(self) -> None:
         while True:
-            self._changed = trio.Event()
             at = self._endpoint.next_timer()
             wait = MAX_SLEEP if at is None else min(max(0.0, at - boottime()), MAX_SLEEP)
             with trio.move_on_after(wait):
                 await self._changed.wait()
             with self.driving() as (endpoint, now):
                 endpoint.handle_timer(now)
-            await trio.lowlevel.checkpoint()
 
     def _flush(self) -> None:
         """Send what there is to send, and hand on what happened, until nothing is left."""
@@ -95,3 +97,4 @@ class Engine:
             if handler is not None:
                 handler(event)
         self._changed.set()
+        self._changed = trio.Event()

@@ -27,8 +27,8 @@ from kex.events import (
     StartReason,
 )
 from kex.identity import Fingerprint
-from kex.link import NotPossible
 from kex.link_config import LinkConfig
+from kex.link_state import NotPossible
 from tun import PeerSpec, PeerStatus, Prefix, PresharedKey, TunError
 from vpnd.api import LinkState
 from vpnd.clock import boottime, wall
@@ -590,7 +590,7 @@ class ManagedLink:
         link = self._engine.endpoint.link(self.name)
         if self.closed_reason:
             return LinkState.CLOSED, self.closed_reason
-        if link.exchange is not None:
+        if link.exchange_due and link.address is not None:
             told = f"{self.waiting_reason} so far" if self.waiting_reason else "first exchange"
             return LinkState.EXCHANGING, told
         if link.responding is not None:

@@ -12,7 +12,7 @@ import trio
 
 from kex.endpoint import Endpoint
 from kex.identity import Identity
-from kex.link import NotPossible
+from kex.link_state import NotPossible
 from kex.suites import SUITE_NUMBERS
 from kex.wire import HEADER_LENGTH, TRAILER_LENGTH
 from tun import TunError, remove_guard_routes
@@ -171,8 +171,9 @@ class Node:
     async def settle(self) -> None:
         """Before a stop: let an exchange be answered whose key the other end may have."""
         with trio.move_on_after(STOP_SECONDS):
-            while any(link.busy() for link in self.links.values()):
-                await trio.sleep(0.05)
+            for link in tuple(self.links.values()):
+                while link.busy():
+                    await self.engine.wait_changed()
 
     # ---- control
 
