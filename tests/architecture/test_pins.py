@@ -1,0 +1,101 @@
+"""What gets installed is pinned, and the repository does not say from where.
+
+Each machine has its own way to its packages (a mirror, a proxy, a folder of wheels); an address in
+a committed file would go around it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+
+from tests.architecture.imports import ROOT
+
+# In parts, so that this file does not hold what it looks for.
+REGISTRY_HOSTS = [
+    ".".join(parts)
+    for parts in (
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("pypi", "python", "org"),
+        ("deb", "debian", "org"),
+        ("security", "debian", "org"),
+        ("crates", "io"),
+        ("proxy", "golang", "org"),
+        ("registry", "npmjs", "org"),
+        ("repo", "maven", "apache", "org"),
+    )
+]
+REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(\[[^\]]*\])?==(?P<version>[^\s;\\]+)")
+
+
+def normalised(name: str) -> str:
+    """A package's name as PEP 503 compares names."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements() -> list[str]:
+    """The entries of requirements.txt, each with its hashes on one line, without comments."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def pinned_versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for entry in requirements():
+        match = REQUIREMENT.match(entry)
+        assert match, f"requirements.txt: not pinned to one version: {entry[:80]}"
+        found[normalised(match["name"])] = match["version"]
+    return found
+
+
+def tracked_files() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_every_pin_has_a_hash() -> None:
+    for entry in requirements():
+        assert "--hash=sha256:" in entry, f"requirements.txt: no hash: {entry[:80]}"
+
+
+def test_requirements_hold_no_address_and_no_option() -> None:
+    for entry in requirements():
+        assert "://" not in entry, entry
+        assert not entry.startswith("-"), f"requirements.txt: an option: {entry}"
+
+
+def test_every_package_of_the_project_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = pinned_versions()
+    for wanted in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        name = normalised(re.split(r"[\s<>=!~;\[]", wanted, maxsplit=1)[0])
+        assert name in pinned, f"pyproject.toml wants {wanted}; run: make pins"
+
+
+def test_extras_that_are_not_in_requirements_name_one_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra, wanted in project["optional-dependencies"].items():
+        if extra != "dev":
+            for package in wanted:
+                assert REQUIREMENT.match(package), f"extra {extra}: {package} names no version"
+
+
+@pytest.mark.parametrize("host", REGISTRY_HOSTS)
+def test_no_file_names_a_package_registry(host: str) -> None:
+    naming = [
+        name for name in tracked_files() if host.encode() in (ROOT / name).read_bytes().lower()
+    ]
+    assert not naming, f"{host} stands in {naming}"
+
+
+def test_no_lock_file_with_addresses() -> None:
+    for name in tracked_files():
+        if name.endswith((".lock", "-lock.json", "-lock.yaml", "npm-shrinkwrap.json", "go.sum")):
+            assert b"://" not in (ROOT / name).read_bytes(), name

@@ -1,0 +1,293 @@
+"""Runs a command on a kernel that has WireGuard, inside an emulated machine.
+
+The kernel is Debian's, unpacked by `tools/setup --emulator` (never installed); virtme boots it in
+qemu on this machine's own file system, which the guest sees read-only. Only folders named by
+``--writable`` can be written to from inside, and whatever the guest keeps in memory: /run, /tmp,
+/var, /etc.
+
+Exit status: that of the command; 124 when it ran out of time; 125 when the guest did not boot or
+died before the command ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / ".setup"
+
+# Time from qemu's start to the first command. A guest under KVM takes about 3 s, an emulated one
+# 12 to 20 s on a machine that has nothing else to do. A KVM that is broken (nested, as in some
+# clouds) often does not fail but stands still: hence a bound of its own.
+BOOT_SECONDS = {"kvm": 30, "tcg": 240}
+EXIT_OUT_OF_TIME = 124
+EXIT_NO_GUEST = 125
+
+KERNEL_MODULES = ("wireguard", "veth")
+
+# Runs as root in the guest before the command. Everything a test may want to write to has to be
+# in memory; TMPDIR and HOME point there because /tmp may hold the checkout and /root is read-only.
+GUEST_SCRIPT = """\
+#!/bin/bash
+touch {state}/booted
+mkdir -p /run/tmp /run/home /run/netns /run/wireguard
+chmod 1777 /run/tmp
+{hide_tmp}
+export PATH={path} HOME=/run/home TMPDIR=/run/tmp LANG=C.UTF-8 TERM=dumb
+export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTEST_ADDOPTS='-p no:cacheprovider'
+export HYPOTHESIS_STORAGE_DIRECTORY=/run/hypothesis XDG_CACHE_HOME=/run/cache
+export VPND_TEST_BACKEND=kernel
+if ! modprobe -a {modules}; then
+    echo 'in-emulator: error: the guest could not load its modules: {modules}'
+    exit
+fi
+ip link set lo up
+cd {cwd}
+{command}
+echo $? >{state}/status.new
+mv {state}/status.new {state}/status
+sync
+"""
+
+
+class EmulatorError(Exception):
+    """The guest cannot be started, did not boot, or died. The message says what to do."""
+
+
+class OutOfTime(Exception):
+    """The command did not end within its time."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the guest is made of.
+
+    accelerator: "kvm" or "tcg" (emulation). memory: MiB. writable: host folders that the guest
+    sees at the same path and can write to.
+    """
+
+    accelerator: str
+    cpus: int
+    memory: int
+    writable: tuple[Path, ...]
+
+
+def kernel_image() -> Path:
+    """The kernel that set-up unpacked. Raises EmulatorError if there is none."""
+    images = sorted((WORK / "kernel" / "boot").glob("vmlinuz-*"))
+    if not images:
+        raise EmulatorError("no kernel for the emulator; run: make setup-emulator")
+    return images[-1]
+
+
+def virtme_command(machine: Machine, script: Path) -> list[str]:
+    """The command line that boots `machine` and runs `script` in it."""
+    command = [
+        # If this program is killed, even by SIGKILL, the guest goes too: qemu is a grandchild,
+        # and only a PID namespace ends grandchildren for certain.
+        *("setpriv", "--pdeathsig", "KILL"),
+        *(("unshare", "--pid", "--fork", "--kill-child=KILL") if os.geteuid() == 0 else ()),
+        str(ROOT / ".venv/bin/virtme-run"),
+        "--mods=auto",
+        f"--kimg={kernel_image()}",
+        # virtiofsd, which virtme would try first, needs a daemon and refuses to run in many
+        # containers; 9p is in qemu itself.
+        "--force-9p",
+        "--no-dhcp",
+        f"--cpus={machine.cpus}",
+        f"--memory={machine.memory}M",
+        "--user=root",
+        "--verbose",
+        "--show-boot-console",
+        *(f"--rwdir={folder}" for folder in machine.writable),
+    ]
+    if machine.accelerator == "tcg":
+        command.append("--disable-kvm")
+    command.append(f"--script-sh=exec bash {shlex.quote(str(script))}")
+    return command
+
+
+def write_guest_script(state: Path, command: list[str]) -> Path:
+    """Writes what the guest runs into `state`, a folder that the guest can write to."""
+    script = state / "guest.sh"
+    # A checkout below /tmp must stay visible; elsewhere the guest gets a /tmp of its own, without
+    # what other programs have left in this machine's.
+    below_tmp = ROOT.is_relative_to("/tmp")  # noqa: S108  # not a temporary file of ours
+    script.write_text(
+        GUEST_SCRIPT.format(
+            state=shlex.quote(str(state)),
+            hide_tmp="" if below_tmp else "mount -t tmpfs -o mode=1777 tmpfs /tmp",
+            path=f"{shlex.quote(str(ROOT))}/.venv/bin:/usr/local/sbin:/usr/local/bin:"
+            "/usr/sbin:/usr/bin:/sbin:/bin",
+            modules=" ".join(KERNEL_MODULES),
+            cwd=shlex.quote(str(Path.cwd())),
+            command=shlex.join(command),
+        )
+    )
+    return script
+
+
+@contextmanager
+def running_guest(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The guest as a process; it is gone when the block ends, however that happens."""
+    environment = dict(os.environ)
+    # virtme finds its own parts beside itself, and qemu and depmod where Debian puts them.
+    environment["PATH"] = f"{ROOT}/.venv/bin:{environment['PATH']}:/usr/sbin:/sbin"
+    process = subprocess.Popen(
+        command,
+        # Pipes, never files: qemu opens its outputs by name and would truncate a file each time.
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def copy_output(source: IO[bytes]) -> None:
+    """Passes on what the command in the guest prints, line by line."""
+    for line in source:
+        sys.stdout.buffer.write(line.replace(b"\r\n", b"\n"))
+        sys.stdout.buffer.flush()
+
+
+def keep_console(source: IO[bytes], lines: collections.deque[str]) -> None:
+    """Keeps the last lines of the guest's console for the case that something goes wrong."""
+    for line in source:
+        lines.append(line.decode(errors="replace").rstrip())
+
+
+def run_once(machine: Machine, state: Path, command: list[str], deadline: float) -> int:
+    """Boots the guest once and runs `command` in it; returns its exit status.
+
+    Raises EmulatorError when there was no such status, OutOfTime when `deadline` (monotonic
+    seconds) has passed.
+    """
+    script = write_guest_script(state, command)
+    console: collections.deque[str] = collections.deque(maxlen=40)
+    started = time.monotonic()
+    boot_deadline = started + BOOT_SECONDS[machine.accelerator]
+    booted = False
+    with running_guest(virtme_command(machine, script)) as guest:
+        assert guest.stdout is not None  # noqa: S101  # Popen was given pipes
+        assert guest.stderr is not None  # noqa: S101
+        readers = [
+            threading.Thread(target=copy_output, args=(guest.stdout,), daemon=True),
+            threading.Thread(target=keep_console, args=(guest.stderr, console), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        while guest.poll() is None:
+            now = time.monotonic()
+            if not booted and (state / "booted").exists():
+                booted = True
+                note(f"the guest is up after {now - started:.0f} s ({machine.accelerator})")
+            if now > deadline:
+                raise OutOfTime
+            if not booted and now > boot_deadline:
+                break
+            time.sleep(0.1)
+    for reader in readers:
+        reader.join(timeout=10)
+    status = state / "status"
+    if status.exists():
+        return int(status.read_text())
+    what = "died before the command ended" if booted else "did not boot"
+    tail = "\n".join(f"    {line}" for line in console)
+    raise EmulatorError(
+        f"the guest {what} ({machine.accelerator}); the end of its console:\n{tail}"
+    )
+
+
+def accelerators(wanted: str) -> list[str]:
+    """Which ways to try, in order."""
+    if wanted != "auto":
+        return [wanted]
+    return ["kvm", "tcg"] if os.access("/dev/kvm", os.R_OK | os.W_OK) else ["tcg"]
+
+
+def note(text: str) -> None:
+    print(f"in-emulator: {text}", file=sys.stderr, flush=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Tries each accelerator until a guest has booted."""
+    deadline = time.monotonic() + arguments.timeout
+    WORK.mkdir(exist_ok=True)
+    ways = accelerators(arguments.accelerator)
+    for index, way in enumerate(ways):
+        with tempfile.TemporaryDirectory(prefix="emulator-", dir=WORK) as folder:
+            state = Path(folder)
+            writable = (state, *(path.resolve() for path in arguments.writable))
+            machine = Machine(way, arguments.cpus, arguments.memory, writable)
+            try:
+                return run_once(machine, state, arguments.command, deadline)
+            except EmulatorError as error:
+                if index + 1 == len(ways) or (state / "booted").exists():
+                    raise
+                note(f"no guest with {way}; trying {ways[index + 1]}")
+                if arguments.verbose:
+                    note(str(error))
+    raise AssertionError("unreachable: the last way returns or raises")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="netns-tests/in-emulator",
+        description="Runs a command on an emulated machine whose kernel has WireGuard.",
+        epilog="Example: netns-tests/in-emulator -- .venv/bin/pytest netns-tests -m kernel",
+    )
+    parser.add_argument("--timeout", type=float, default=1800, metavar="SECONDS")
+    parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--memory", type=int, default=2048, metavar="MIB")
+    parser.add_argument("--accelerator", choices=("auto", "kvm", "tcg"), default="auto")
+    parser.add_argument(
+        "--writable",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a folder of this machine that the guest may write to (can be given again)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="say why an accelerator failed")
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run, after --")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        return run(arguments)
+    except EmulatorError as error:
+        print(f"in-emulator: error: {error}", file=sys.stderr)
+        return EXIT_NO_GUEST
+    except OutOfTime:
+        print(
+            f"in-emulator: error: not done within {arguments.timeout:.0f} s; the guest was ended",
+            file=sys.stderr,
+        )
+        return EXIT_OUT_OF_TIME
+
+
+if __name__ == "__main__":
+    sys.exit(main())
