@@ -1,0 +1,62 @@
+"""A daemon's control API, asked from outside its site: HTTP over the Unix socket in the lab folder.
+
+Standard library only. Blocking: call it in a worker thread.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from lab.errors import LabError
+
+ANSWER_SECONDS = 5.0
+
+
+class NotAnswering(LabError):
+    """Nobody answers on the control socket."""
+
+
+class Refused(LabError):
+    """The daemon answered with an error; `status` is HTTP's, `code` the API's own."""
+
+    def __init__(self, status: int, body: Any) -> None:
+        error = body.get("error", {}) if isinstance(body, dict) else {}
+        message = error.get("message", str(body))
+        super().__init__(f"the daemon says {status}: {message}", hint=error.get("hint") or "")
+        self.status = status
+        self.code = error.get("code", "")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=ANSWER_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(ANSWER_SECONDS)
+        self.sock.connect(str(self._path))
+
+
+def get(control_socket: Path, path: str) -> Any:
+    """GET `path`: the JSON it answers. Raises NotAnswering or Refused."""
+    connection = _UnixConnection(control_socket)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise NotAnswering(f"no answer on {control_socket}: {error}") from error
+    finally:
+        connection.close()
+    try:
+        document = json.loads(body)
+    except ValueError as error:
+        raise NotAnswering(f"{control_socket} does not speak JSON: {body[:80]!r}") from error
+    if response.status >= 400:
+        raise Refused(response.status, document)
+    return document

@@ -1,0 +1,122 @@
+"""A node of a running lab: commands are run in it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from lab.errors import CommandFailed, LabError, WaitTimeout
+from lab.holder import enter_argv, node_env
+from lab.plan import Address, Interface, Kind, Plan
+from lab.state import LabState
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that has run to its end."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Node:
+    """A site, a router or a client host."""
+
+    def __init__(self, name: str, state: LabState, plan: Plan) -> None:
+        self.name = name
+        self.folder = state.folder / name
+        self._state = state
+        self._plan = plan
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name} of lab {self._state.name}>"
+
+    @property
+    def kind(self) -> Kind:
+        return self._plan.nodes[self.name]
+
+    @property
+    def addresses(self) -> tuple[Interface, ...]:
+        """All its addresses, its main ones first (a site's: on its first uplink)."""
+        return self._plan.addresses(self.name)
+
+    def address(self, family: Literal[4, 6] = 4) -> Address:
+        """Its main address of a family. Raises LabError where it has none."""
+        address = self._plan.address(self.name, family)
+        if address is None:
+            raise LabError(f"{self.name} has no IPv{family} address", hint="give it one")
+        return address
+
+    def argv(self, argv: Sequence[str], *, cwd: Path | None = None) -> list[str]:
+        """The command line that runs `argv` in this node, for programs that start their own."""
+        return enter_argv(self._state, self.name, argv, cwd=Path.cwd() if cwd is None else cwd)
+
+    def env(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment commands have in this node."""
+        return node_env(self._state, self.name, extra)
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
+        seconds: float = math.inf,
+    ) -> Completed:
+        """Run a command to its end.
+
+        Raises CommandFailed where it does not exit with 0 (unless `check` is False), WaitTimeout
+        where it takes longer than `seconds`; it is killed then.
+        """
+        try:
+            with trio.fail_after(seconds):
+                done: subprocess.CompletedProcess[bytes] = await trio.run_process(
+                    self.argv(argv),
+                    stdin=stdin.encode(),
+                    capture_stdout=True,
+                    capture_stderr=True,
+                    check=False,
+                    env=self.env(env),
+                )
+        except trio.TooSlowError:
+            command = " ".join(argv)
+            raise WaitTimeout(f"in {self.name}, `{command}` took over {seconds:g} s") from None
+        stdout = done.stdout.decode(errors="replace")
+        stderr = done.stderr.decode(errors="replace")
+        if check and done.returncode != 0:
+            raise CommandFailed(self.name, argv, done.returncode, stdout=stdout, stderr=stderr)
+        return Completed(returncode=done.returncode, stdout=stdout, stderr=stderr)
+
+    @contextlib.asynccontextmanager
+    async def background(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+    ) -> AsyncIterator[trio.Process]:
+        """Run a command beside the block, with pipes to its stdin, stdout and stderr.
+
+        It is killed at the block's end. The block reads the pipes, or they fill.
+        """
+        process = await trio.lowlevel.open_process(
+            self.argv(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.env(env),
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+                for stream in (process.stdin, process.stdout, process.stderr):
+                    if stream is not None:
+                        await stream.aclose()
