@@ -5,7 +5,6 @@ Source: vpnd/api.py. `http.client` starts in 30 ms where httpx takes 400.
 
 import http.client
 import json
-import os
 import select
 import socket
 import time
@@ -15,12 +14,10 @@ from typing import Any, Final, cast
 from urllib.parse import quote
 
 from cli.errors import CliError, DaemonUnreachable, Problem, UsageProblem
+from cli.node_paths import NodePaths
 from cli.options import Settings
 from vpnd.api import (
     CONTENT_TYPE_JSON,
-    CONTROL_SOCKET_NAME,
-    DEFAULT_CONFIG_PATH,
-    DEFAULT_CONTROL_SOCKET,
     SCHEMA,
     ErrorInfo,
     Event,
@@ -75,7 +72,8 @@ class Client:
         """
         if settings.socket is not None:
             return cls(settings.socket)
-        return _from_configuration(settings.config)
+        paths = NodePaths.of(settings)
+        return cls(paths.control_socket, hint_if_unreachable=paths.doubt)
 
     def status(self) -> NodeStatus:
         return cast(NodeStatus, self._object("GET", "/v1/status"))
@@ -272,30 +270,3 @@ def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
     while line := response.readline(MAX_ANSWER_BYTES):
         if line.strip():
             yield line
-
-
-def _from_configuration(named: str | None) -> Client:
-    import tomllib  # only on the way on which it is needed
-
-    path = named or os.environ.get("VPND_CONFIG") or DEFAULT_CONFIG_PATH
-    try:
-        with open(path, "rb") as file:
-            node = tomllib.load(file).get("node", {})
-    except FileNotFoundError as failure:
-        if named is not None:
-            raise UsageProblem(
-                f"{path}: no such file", "name the daemon's configuration, or give --socket"
-            ) from failure
-        return Client(DEFAULT_CONTROL_SOCKET)
-    except (OSError, ValueError) as failure:
-        # A running daemon has read an older, sound version: it is worth asking all the same.
-        reason = getattr(failure, "strerror", None) or str(failure)
-        doubt = f"{path} could not be read ({reason}), so the socket may be elsewhere"
-        return Client(DEFAULT_CONTROL_SOCKET, hint_if_unreachable=doubt)
-    if not isinstance(node, dict):
-        return Client(DEFAULT_CONTROL_SOCKET)
-    if isinstance(control := node.get("control_socket"), str):
-        return Client(control)
-    if isinstance(runtime := node.get("runtime_dir"), str):
-        return Client(os.path.join(runtime, CONTROL_SOCKET_NAME))
-    return Client(DEFAULT_CONTROL_SOCKET)

@@ -6,19 +6,25 @@ imported inside the function that needs it.
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from cli import completion, events, peers, status
+from cli import check, completion, events, identity, labs, peers, setup, status
 from cli.errors import PROGRAM, CliError, UsageProblem, report
 from cli.options import new_app
 from vpnd.api import CONTROL_SOCKET_ENVIRONMENT, ExitCode
 
+MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path with its terminating zero
+
 app = new_app(name=PROGRAM, help="Operate vpnd: quantum-safe links between sites.")
-app.command()(status.status)
+app.command()(setup.init)
+app.command("id")(identity.show_identity)
 app.add_typer(peers.app)
+app.command()(status.status)
 app.command()(events.events)
+app.command()(check.check)
+app.add_typer(labs.app)
 app.command()(completion.completion)
 
 
@@ -58,6 +64,11 @@ def global_options(
         raise UsageProblem("--config is empty", "leave it out or name a file")
     if socket == "":
         raise UsageProblem("--socket is empty", "leave it out or name a socket")
+    if socket is not None and len(os.fsencode(socket)) > MAX_SOCKET_PATH_BYTES:
+        raise UsageProblem(
+            f"--socket: a socket's path has at most {MAX_SOCKET_PATH_BYTES} bytes",
+            "name it relative to the current folder, or through a link",
+        )
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ Imported inside the commands that need it: the rules bring `kex.identity` and wi
 cryptography package (60 ms).
 """
 
-import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
@@ -73,12 +73,9 @@ def number(low: int, high: int, unit: str = "") -> Callable[[str], int]:
 
 def wait_seconds(text: str) -> float:
     """How long to wait: more than nothing, at most a day."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
+    seconds = float(text) if re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) else 0.0
     if not 0 < seconds <= MAX_WAIT_SECONDS:
         raise FieldError(
-            f"{text!r} is not a time to wait", f"seconds, up to {MAX_WAIT_SECONDS}: 10"
+            f"{text!r} is not a time to wait", f"seconds, up to {MAX_WAIT_SECONDS}, such as 10"
         )
     return seconds

@@ -34,7 +34,7 @@ def test_add_sends_what_was_asked_for(vpnctl: Vpnctl, daemon: FakeDaemon) -> Non
             {
                 "name": "ams1",
                 "identity": [IDENTITY, OTHER_IDENTITY],
-                "endpoint": "[2001:db8:0::1]:51821",
+                "endpoint": "[2001:db8::1]:51821",
                 "allowed_ips": ["10.255.0.2/32", "fd00:255::2/128", "10.20.0.0/16"],
                 "tunnel": "backbone",
                 "keepalive": 0,

@@ -1,0 +1,258 @@
+"""Whatever stands on the command line: an error, a hint, exit code 2, and nothing changed."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from typer.core import TyperGroup, TyperOption
+from typer.main import get_command
+
+from cli.main import app, main
+from kex.identity import Fingerprint
+from tests.cli.conftest import Ended, Vpnctl, files_below
+from tests.cli.fake_daemon import FakeDaemon, link
+
+IDENTITY = Fingerprint(1, bytes(range(32))).text()
+
+COMMANDS = {
+    "init": ("init", "--name", "fra1", "--address", "10.255.0.1/24"),
+    "id": ("id",),
+    "peer add": ("peer", "add", "ams1", "--identity", IDENTITY, "--allow", "10.0.0.0/8"),
+    "peer list": ("peer", "list"),
+    "peer show": ("peer", "show", "ams1"),
+    "peer remove": ("peer", "remove", "ams1"),
+    "peer rekey": ("peer", "rekey", "ams1"),
+    "status": ("status",),
+    "check": ("check",),
+    "events": ("events",),
+    "lab up": ("lab", "up", "lab.toml"),
+    "completion": ("completion", "bash"),
+}
+"""Every command, with what it cannot do without."""
+
+NONSENSE = (
+    "",
+    " ",
+    ",",
+    "-1",
+    "+7",
+    "nonsense!",
+    "\x1b[2J\r\n",
+    "🙂",
+    "9" * 5000,
+    "../../x",
+    "\udcff",
+)
+
+
+def options_with_a_value() -> Iterator[tuple[str, str]]:
+    """Each command and each of its options, read off the program itself."""
+
+    def walk(group: TyperGroup, path: str) -> Iterator[tuple[str, str]]:
+        for name, command in group.commands.items():
+            if isinstance(command, TyperGroup):
+                yield from walk(command, f"{path}{name} ")
+                continue
+            for parameter in command.params:
+                if isinstance(parameter, TyperOption) and not parameter.is_flag:
+                    yield f"{path}{name}", parameter.opts[0]
+
+    root = get_command(app)
+    assert isinstance(root, TyperGroup)
+    yield from walk(root, "")
+
+
+def test_the_list_of_commands_is_complete() -> None:
+    assert {command for command, _ in options_with_a_value()} <= COMMANDS.keys()
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> Ended:
+    """The same without a process of its own: a traceback would come out as an exception."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["vpnctl", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    captured = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return Ended(ended.value.code, captured.out, captured.err)
+
+
+@pytest.mark.parametrize(("command", "option"), list(options_with_a_value()))
+def test_nonsense_as_the_value_of_any_option(
+    vpnctl: Vpnctl,
+    daemon: FakeDaemon,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    option: str,
+) -> None:
+    before = files_below(vpnctl.home)
+    arguments = ["--config", str(vpnctl.config), "--socket", str(vpnctl.socket), *COMMANDS[command]]
+    if command == "init":  # were it to succeed, then not on this machine's own node
+        arguments.append(f"--state-dir={vpnctl.home}/state")
+    for nonsense in NONSENSE:
+        ended = run_here(capsys, *arguments, f"{option}={nonsense}")
+        ended.assert_refused(2)
+        assert any(option in error for error in ended.errors), ended
+    assert daemon.requests == []
+    assert files_below(vpnctl.home) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("peer",),
+        ("lab",),
+        ("statsu",),
+        ("status", "a", "b"),
+        ("status", "--nonsense"),
+        ("status", "--json=1"),
+        ("--json", "status"),
+        ("status", "--socket", "x"),
+        ("--socket", "", "status"),
+        ("--socket", "x" * 200, "status"),
+        ("--socket",),
+        ("--config", "", "status"),
+        ("peer", "add"),
+        ("peer", "add", "../x", "--identity", IDENTITY, "--allow", "10.0.0.0/8"),
+        ("peer", "add", "ams1", "--identity", IDENTITY),
+        ("peer", "add", "ams1", "--allow", "10.0.0.0/8"),
+        ("peer", "add", "ams1", "--identity"),
+        ("peer", "show"),
+        ("completion", "csh"),
+        ("lab", "up"),
+        ("lab", "up", "missing.toml"),
+        ("lab", "down", "../../etc"),
+        ("lab", "exec", "../../etc", "fra", "true"),
+        ("lab", "exec", "demo"),
+        ("init", "extra"),
+        ("init", "--name", "fra1"),
+    ],
+)
+def test_wrong_usage(vpnctl: Vpnctl, arguments: tuple[str, ...]) -> None:
+    ended = vpnctl(*arguments)
+    ended.assert_refused(2)
+    assert not files_below(vpnctl.home)
+
+
+def test_bytes_that_are_no_text(vpnctl: Vpnctl) -> None:
+    ended = vpnctl("status", "--x\udcff", PYTHONUTF8="0", LC_ALL="C")
+    ended.assert_refused(2)
+
+
+def test_all_wrong_flags_are_told_at_once(vpnctl: Vpnctl) -> None:
+    ended = vpnctl(
+        "peer", "add", "ams1", "--identity", "vpnd1typo", "--allow", "10.0.0.1/8,x",
+        "--endpoint", "fe80::1:51821", "--keepalive", "often",
+    )  # fmt: skip
+    ended.assert_refused(2)
+    assert [error.partition(":")[0] for error in ended.errors] == [
+        "--identity", "--allow", "--allow", "--endpoint", "--keepalive",
+    ]  # fmt: skip
+    assert '"10.0.0.0/8" is the network' in ended.hints[1]
+
+
+def test_a_mistyped_command_is_corrected(vpnctl: Vpnctl) -> None:
+    ended = vpnctl("statsu")
+    assert ended.hints == ["did you mean 'status'?"]
+
+
+def test_a_global_option_in_the_wrong_place_is_shown_its_own(vpnctl: Vpnctl) -> None:
+    assert vpnctl("status", "--socket", "x").hints == [
+        "--socket goes before the command: vpnctl --socket … COMMAND"
+    ]
+
+
+def test_no_daemon(vpnctl: Vpnctl) -> None:
+    vpnctl.config.parent.mkdir()
+    vpnctl.config.touch()
+    for command in (("status",), ("peer", "list"), ("events",), ("peer", "rekey", "x")):
+        ended = vpnctl(*command)
+        ended.assert_refused(3)
+        assert "systemctl start vpnd" in ended.hints[0]
+
+
+def test_a_socket_that_nobody_listens_at(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    left_over = vpnctl.home / "left-over.sock"
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(left_over))
+    ended = vpnctl("--socket", left_over, "status")
+    ended.assert_refused(3)
+    assert "nobody listens" in ended.errors[0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xff",
+        b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\nnull",
+        b"HTTP/1.1 404 No\r\nContent-Length: 12\r\n\r\n<html></html",
+    ],
+)
+def test_what_is_not_vpnd(vpnctl: Vpnctl, daemon: FakeDaemon, answer: bytes) -> None:
+    daemon.raw_answer = answer
+    vpnctl("status").assert_refused(3)
+
+
+def test_a_socket_that_this_user_may_not_use(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    from cli.client import Client
+    from cli.errors import DaemonUnreachable
+
+    vpnctl.socket.chmod(0o600)
+    vpnctl.home.chmod(0o700)
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.seteuid(65534)
+        else:
+            vpnctl.home.chmod(0)
+        with pytest.raises(DaemonUnreachable) as refused:
+            Client(str(vpnctl.socket)).status()
+    finally:
+        if is_root:
+            os.seteuid(0)
+        vpnctl.home.chmod(0o700)
+    (problem,) = refused.value.problems
+    assert "permission denied" in problem.message
+    assert "as root" in problem.hint
+
+
+def test_the_socket_is_found_through_the_configuration(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.links = [link("ams1")]
+    vpnctl.config.parent.mkdir()
+    del vpnctl.environment["VPND_SOCKET"]
+    vpnctl.config.write_text(f'[node]\nruntime_dir = "{vpnctl.socket.parent}"\n')
+    assert vpnctl("status", "ams1").code == 0
+    vpnctl.config.write_text(f'[node]\ncontrol_socket = "{vpnctl.socket}"\nruntime_dir = "/x"\n')
+    assert vpnctl("status", "ams1").code == 0
+    elsewhere = vpnctl.home / "elsewhere.toml"
+    vpnctl.config.rename(elsewhere)
+    assert vpnctl("--config", elsewhere, "status", "ams1").code == 0
+    vpnctl("status", "ams1").assert_refused(2)
+
+
+def test_a_spoiled_configuration_is_no_obstacle_but_is_named(vpnctl: Vpnctl) -> None:
+    del vpnctl.environment["VPND_SOCKET"]
+    vpnctl.config.parent.mkdir()
+    vpnctl.config.write_text("[node\n")
+    ended = vpnctl("status")
+    ended.assert_refused(3)
+    assert str(vpnctl.config) in ended.hints[0]
+
+
+def test_version_and_help(vpnctl: Vpnctl) -> None:
+    assert vpnctl("--version").stdout.startswith("vpnctl ")
+    for command in COMMANDS.values():
+        words = [word for word in command[:2] if not word.startswith("-")]
+        ended = vpnctl(*(words if words[0] in ("peer", "lab") else words[:1]), "--help")
+        assert ended.code == 0
+        assert ended.stderr == ""
+        assert "--help" in ended.stdout
+        assert "\x1b" not in ended.stdout
