@@ -48,6 +48,14 @@ def write_atomically(path: Path, data: bytes, *, mode: int, replace: bool) -> No
         raise
 
 
+def make_folder(path: Path, *, mode: int) -> None:
+    """Make a folder, and those above it; FileFault. One that is there is left as it is."""
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise _as_fault(path, error) from None
+
+
 def remove_durably(path: Path) -> None:
     """Remove a file, so that it does not come back after a power failure; absent is fine too."""
     try:
@@ -74,12 +82,12 @@ def _discard(temporary: str) -> None:
 
 def _as_fault(path: Path, error: OSError | ValueError) -> FileFault:
     if isinstance(error, FileNotFoundError):
-        return FileFault(path, "cannot be written: its folder does not exist")
+        return FileFault(path, "cannot be written: the folder above it does not exist")
     if isinstance(error, PermissionError):
         return FileFault(
             path,
             "may not be written by this user",
-            "the folder has to belong to the user that vpnd runs as",
+            "the folder above it has to belong to the user that vpnd runs as",
         )
     if isinstance(error, OSError):
         return FileFault(path, f"cannot be written: {error.strerror or 'unknown error'}")

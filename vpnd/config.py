@@ -59,7 +59,7 @@ class Config:
         if request.name in self.peers:
             hint = f"remove it first, or edit {self.peers[request.name].file}"
             raise ConfigErrors(
-                [source.problem(("name",), f"{request.name} is there already", hint)]
+                [source.problem(("name",), f"there is a peer {request.name} already", hint)]
             )
         file = peer_path(self.node.peers_dir, request.name)
         peer = complete_peer(

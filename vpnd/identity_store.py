@@ -20,7 +20,7 @@ from typing import Final
 from kex.errors import InvalidIdentity
 from kex.identity import Fingerprint, Identity
 from kex.suites import Suite, suite
-from vpnd.atomic_file import remove_durably, write_atomically
+from vpnd.atomic_file import make_folder, remove_durably, write_atomically
 from vpnd.config_fields import FieldError
 from vpnd.config_fields import name as parse_name
 from vpnd.file_trust import (
@@ -100,7 +100,7 @@ def create_identity(state_dir: Path, identity: Identity, name: str = DEFAULT_IDE
         parse_name(name)
     except FieldError as error:
         raise FileFault(state_dir, f"identity's name: {error.reason}", error.hint) from None
-    _make_folder(state_dir)
+    make_folder(state_dir, mode=_FOLDER_MODE)
     fault = folder_fault(state_dir)
     if fault is not None:
         raise fault
@@ -139,7 +139,7 @@ class PeerKeyCache:
         """Keep a public key; ValueError if it is not this fingerprint's, FileFault on failure."""
         if Fingerprint.of(fingerprint.suite, public_key) != fingerprint:
             raise ValueError("a public key that is not the one of its fingerprint")
-        _make_folder(self._folder)
+        make_folder(self._folder, mode=_FOLDER_MODE)
         write_atomically(self._path(fingerprint), public_key, mode=_PUBLIC_MODE, replace=True)
 
     def forget(self, fingerprint: Fingerprint) -> None:
@@ -160,11 +160,3 @@ def _identity_name(path: Path) -> str | None:
     with suppress(FieldError):
         return parse_name(name)
     return None
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a possible name"
-        raise FileFault(folder, f"cannot be made: {reason}") from None

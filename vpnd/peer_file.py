@@ -6,12 +6,13 @@ import tomllib
 from pathlib import Path
 from typing import Final
 
-from vpnd.atomic_file import remove_durably, write_atomically
+from vpnd.atomic_file import make_folder, remove_durably, write_atomically
 from vpnd.config_model import ExternalKeys, PeerSettings, validate
 from vpnd.config_source import Source
 
 SUFFIX: Final = ".toml"
 _MODE: Final = 0o644  # nothing in it is secret
+_FOLDER_MODE: Final = 0o755
 
 TomlValue = str | int | list[str]
 
@@ -36,8 +37,12 @@ def render_peer(settings: PeerSettings) -> str:
 def write_peer_file(
     peers_dir: Path, name: str, settings: PeerSettings, *, replace: bool = False
 ) -> Path:
-    """Write a peer's file, whole and durably; FileExists, FileFault where it cannot be done."""
+    """Write a peer's file, whole and durably; FileExists, FileFault where it cannot be done.
+
+    `name` has to be one that `config_fields.name` takes.
+    """
     path = peer_path(peers_dir, name)
+    make_folder(peers_dir, mode=_FOLDER_MODE)
     write_atomically(path, render_peer(settings).encode(), mode=_MODE, replace=replace)
     return path
 
