@@ -42,7 +42,7 @@ Prefix = IPv4Network | IPv6Network
 InterfaceAddress = IPv4Interface | IPv6Interface
 
 Endpoint = tuple[str, int]
-"""Numeric IP address (an IPv6 link-local one with ``%index``) and UDP port."""
+"""Numeric IP address as `ipaddress` writes it (a link-local one with ``%index``), UDP port."""
 
 HandshakeStamp = tuple[int, int]
 """Seconds and nanoseconds of the data plane's wall clock: to compare for change, no more."""

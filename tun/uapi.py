@@ -16,7 +16,7 @@ from tun.errors import MalformedAnswer
 from tun.keys import public_key_of
 from tun.model import KEY_LENGTH, Endpoint, PeerStatus, Prefix, PresharedKey
 
-__all__ = ["GET_REQUEST", "UapiRefused", "build_set", "is_complete", "parse_get", "parse_set"]
+__all__ = ["GET_REQUEST", "UapiRefused", "build_set", "parse_get", "parse_set"]
 
 GET_REQUEST = b"get=1\n\n"
 
@@ -78,11 +78,6 @@ def _append_key(request: bytearray, name: bytes, key: bytes | bytearray) -> None
     request += b"\n"
 
 
-def is_complete(answer: bytearray) -> bool:
-    """Whether an answer has arrived as a whole: it ends with an empty line."""
-    return answer.endswith(b"\n\n")
-
-
 def parse_set(answer: bytearray) -> None:
     """Check the answer to a change; raises UapiRefused or MalformedAnswer."""
     _Answer(only=None, keys=False).read(answer)
@@ -138,7 +133,7 @@ class _Answer:
         self._error: int | None = None
 
     def read(self, answer: bytearray) -> DeviceState:
-        if not is_complete(answer):
+        if not answer.endswith(b"\n\n"):
             raise MalformedAnswer("wireguard-go's answer does not end with an empty line")
         start, end = 0, len(answer) - 1
         while start < end:
@@ -246,7 +241,7 @@ def _endpoint(text: str) -> Endpoint:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     try:
-        ip_address(host)
+        host = str(ip_address(host))  # the same text, whichever backend it comes from
     except ValueError:
         colon = ""
     if not colon or not port.isdigit() or not 0 < int(port[:6]) < 65536:

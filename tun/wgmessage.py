@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from tun.device import DeviceChange, DeviceState, PeerChange
 from tun.errors import MalformedAnswer
@@ -293,12 +293,12 @@ def _unpack_endpoint(value: memoryview) -> Endpoint:
     if len(value) == _SOCKADDR_IN.size:
         family, port, address = _SOCKADDR_IN.unpack(value)
         if family == socket.AF_INET:
-            return socket.inet_ntop(family, address), int.from_bytes(port, "big")
+            return str(IPv4Address(address)), int.from_bytes(port, "big")
     if len(value) == _SOCKADDR_IN6.size:
         family, port, _, address, scope = _SOCKADDR_IN6.unpack(value)
         if family == socket.AF_INET6:
             zone = f"%{scope}" if scope else ""
-            return socket.inet_ntop(family, address) + zone, int.from_bytes(port, "big")
+            return str(IPv6Address(address)) + zone, int.from_bytes(port, "big")
     raise MalformedAnswer("the kernel's answer has an endpoint that is neither IPv4 nor IPv6")
 
 
