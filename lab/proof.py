@@ -1,0 +1,112 @@
+"""Proof that a new key is in force: what a demonstration and a test check alike.
+
+`active` in a status is what a daemon says. What is proved here does not believe it: both
+interfaces are asked for their preshared keys, and the traffic is counted through a WireGuard
+handshake made after the key was installed.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Any
+
+from lab.errors import LabError
+from lab.lab import Lab
+from lab.meter import Report
+from lab.site import Site
+
+
+class NotProved(LabError):
+    """What should hold of a link does not; the message says what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """The key ids that the two ends of a link show."""
+
+    one: str
+    other: str
+
+    def __str__(self) -> str:
+        return self.one if self.one == self.other else f"{self.one} / {self.other}"
+
+
+async def _preshared_key(site: Site, interface: str) -> str:
+    """The one preshared key on an interface, as `wg` prints it. A secret: compare it, no more."""
+    shown = await site.run(["wg", "show", interface, "preshared-keys"])
+    keys = [line.split("\t")[1] for line in shown.stdout.splitlines()]
+    if len(keys) != 1 or keys[0] == "(none)":
+        raise NotProved(f"{site.name}: {len(keys)} peers on {interface}, one with a PSK expected")
+    return keys[0]
+
+
+async def same_preshared_key(lab: Lab, one: str, other: str, *, interface: str = "wg0") -> bool:
+    """Whether the two interfaces hold the same preshared key; it is shown nowhere."""
+    mine = await _preshared_key(lab.site(one), interface)
+    theirs = await _preshared_key(lab.site(other), interface)
+    return hmac.compare_digest(mine, theirs)
+
+
+def key_id(status: Any, which: str = "key_in_force") -> str:
+    """The key id in a link's status; empty where there is no such key."""
+    key = status[which]
+    return "" if key is None else str(key["key_id"])
+
+
+async def installed(lab: Lab, one: str, other: str) -> KeyPair:
+    """The key ids last installed at both ends."""
+    return KeyPair(
+        key_id(await lab.site(one).link_status(other), "key_installed"),
+        key_id(await lab.site(other).link_status(one), "key_installed"),
+    )
+
+
+async def wait_new_key(
+    lab: Lab, one: str, other: str, *, before: KeyPair, seconds: float = 30
+) -> KeyPair:
+    """Wait until both ends have installed one and the same key that is not the one before."""
+
+    def fresh(status: Any) -> bool:
+        return key_id(status, "key_installed") not in ("", before.one, before.other)
+
+    for site, peer in ((one, other), (other, one)):
+        await lab.site(site).wait_link(peer, fresh, what="given a new key", seconds=seconds)
+    now = await installed(lab, one, other)
+    if now.one != now.other:
+        raise NotProved(f"the two ends show different key ids: {now}")
+    return now
+
+
+async def wait_in_force(lab: Lab, one: str, other: str, key: str, *, seconds: float) -> None:
+    """Wait until both ends have seen a WireGuard handshake made with this key or a later one."""
+
+    def in_force(status: Any) -> bool:
+        waiting = key_id(status, "key_installed") == key and key_id(status) != key
+        return status["key_in_force"] is not None and not waiting
+
+    for site, peer in ((one, other), (other, one)):
+        await lab.site(site).wait_link(peer, in_force, what=f"using the key {key}", seconds=seconds)
+
+
+async def prove(lab: Lab, one: str, other: str, traffic: Report) -> KeyPair:
+    """Check a link after a handshake: same PSK, same key id, in force, nothing lost or repeated.
+
+    Raises NotProved with what was found.
+    """
+    if not await same_preshared_key(lab, one, other):
+        raise NotProved(f"the interfaces of {one} and {other} hold different preshared keys")
+    statuses = [await lab.site(one).link_status(other), await lab.site(other).link_status(one)]
+    for site, status in zip((one, other), statuses, strict=True):
+        if status["state"] not in ("active", "degraded"):
+            raise NotProved(f"{site}: the link is {status['state']}: {status['reason']}")
+        if key_id(status) != key_id(status, "key_installed"):
+            raise NotProved(
+                f"{site}: {key_id(status, 'key_installed')} is installed, {key_id(status)} in force"
+            )
+    pair = KeyPair(key_id(statuses[0]), key_id(statuses[1]))
+    if pair.one != pair.other:
+        raise NotProved(f"different keys are in force at the two ends: {pair}")
+    if traffic.lost or traffic.repeated:
+        raise NotProved(f"{traffic.lost} of {traffic.sent} lost, {traffic.repeated} repeated")
+    return pair
