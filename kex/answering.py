@@ -12,6 +12,7 @@ from kex.address import Address
 from kex.errors import KexError, PacketRejected
 from kex.events import ExternalKeysWanted, KeyEstablished, RejectCode, RejectSent, Role, StartReason
 from kex.external import ExternalKey, ExternalMode
+from kex.external import check as check_external_keys
 from kex.link_state import KeptAnswer, LinkState
 from kex.node import Node
 from kex.payload import Refusal, decode_initiator_untrusted
@@ -103,6 +104,7 @@ def external_keys(link: LinkState, node: Node, keys: tuple[ExternalKey, ...]) ->
         for key, entry in zip(keys, link.responding.listing, strict=True)
     ):
         raise ValueError("external keys: a key is missing, or one was not asked for")
+    check_external_keys(keys)
     _complete(link, node, keys)
 
 

@@ -136,14 +136,25 @@ class Endpoint:
         self._pairs.update(dict.fromkeys(pairs, config.name))
 
     def set_identities(self, identities: Iterable[Identity]) -> None:
-        """Change the node's own identities: no link may use one that is gone."""
-        self._node.identities = {identity.fingerprint: identity for identity in identities}
+        """Change the node's own identities. Raises ValueError for one that a link uses and that
+        would be gone, or that is a peer's."""
+        held = {identity.fingerprint: identity for identity in identities}
+        for (local, remote), name in self._pairs.items():
+            if local not in held:
+                raise ValueError(f"link {name}: uses an identity that would be gone")
+            if remote in held:
+                raise ValueError(f"link {name}: the peer has an identity of this node")
+        self._node.identities = held
         self._index_identities()
 
     def know_public_key(self, fingerprint: Fingerprint, public_key: bytes) -> None:
         """A peer's whole public key from a cache. Raises ValueError if it does not fit."""
         if Fingerprint.of(fingerprint.suite, public_key) != fingerprint:
             raise ValueError("the public key does not belong to the fingerprint")
+        try:
+            self._node.suites[fingerprint.suite].check_public_key(public_key)
+        except PacketRejected as error:
+            raise ValueError(f"the public key is not sound: {error.reason}") from error
         self._node.public_keys[fingerprint] = public_key
 
     def link(self, name: str) -> Link:
@@ -578,13 +589,16 @@ class Endpoint:
         links: tuple[Any, ...] = tuple(
             link.state(with_times=with_times) for link in self._links.values()
         )
-        shared: tuple[Any, ...] = (node.biscuit_keys.next_number, tuple(node.public_keys))
+        shared: tuple[Any, ...] = (
+            node.biscuit_keys.next_number,
+            tuple(node.public_keys),
+            frozenset(self._hellos),
+        )
         if with_times:
             shared += (
                 node.biscuit_keys,
                 node.cookie_secret,
                 tuple(self._reassembly.partials.items()),
-                tuple(self._hellos),
                 tuple(node.outbox),
                 tuple(node.events),
             )

@@ -49,7 +49,8 @@ def start(link: LinkState, node: Node, reason: StartReason, now: float) -> None:
         address=link.address,
         reason=reason,
         attempt=link.failures + 1,
-        without_external=link.skip_external,
+        # A policy that has become stricter since the peer refused is obeyed
+        without_external=link.skip_external and link.config.external_mode is ExternalMode.PREFER,
     )
     public_key = node.public_keys.get(remote)
     if public_key is None:
@@ -82,6 +83,7 @@ def _await_answer(link: LinkState, node: Node, exchange: Exchange, now: float) -
     link.exchange_deadline = now + timing.GIVE_UP_SECONDS
     first = timing.RETRANSMIT_FIRST * 2 ** min(exchange.attempt - 1, 4)
     link.retransmit_interval = min(first, timing.RETRANSMIT_LAST)
+    link.cookie_taken = False
     _transmit(link, node, now)
     _arm_retransmission(link, node, now)
 
@@ -91,6 +93,7 @@ def retransmit(link: LinkState, node: Node, now: float) -> None:
     if link.exchange is None or not link.exchange.sent:
         link.retransmit_at = None
         return
+    link.cookie_taken = False
     _transmit(link, node, now)
     link.retransmit_interval = min(2 * link.retransmit_interval, timing.RETRANSMIT_LAST)
     _arm_retransmission(link, node, now)
@@ -108,11 +111,16 @@ def _transmit(link: LinkState, node: Node, now: float) -> None:
 
 
 def cookie_received(link: LinkState, node: Node, cookie: bytes, until: float, now: float) -> None:
-    """Keep a cookie, and repeat at once what it was asked for, once for each cookie."""
-    fresh = cookie != link.cookie or now >= link.cookie_until
-    link.cookie, link.cookie_until = cookie, until
-    if fresh:
-        _transmit(link, node, now)
+    """Keep a cookie, and repeat at once what it was asked for.
+
+    Raises PacketRejected for one that is known already, or not the first since the last sending
+    by the clock: a cookie is short and what is repeated is long, so nobody may ask for more.
+    """
+    known = cookie == link.cookie and now < link.cookie_until
+    if known or link.cookie_taken:
+        raise PacketRejected("cookie taken")
+    link.cookie, link.cookie_until, link.cookie_taken = cookie, until, True
+    _transmit(link, node, now)
 
 
 # ---- answers of the peer

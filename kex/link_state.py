@@ -76,6 +76,8 @@ class LinkState:
     requested_at: float | None = None
     cookie: bytes | None = None
     cookie_until: float = 0.0
+    cookie_taken: bool = False
+    """Whether what was sent last has been answered with a cookie."""
 
     # ---- reading
 
@@ -115,8 +117,11 @@ class LinkState:
                 values[name] = values[name] is not None
             for name in _COUNTS:
                 del values[name]
+            values["learnt_address"] = self.address
             if self.key is not None:
                 values["key"] = self.key.key_id
+            if self.exchange is not None:
+                values["exchange"] = replace(self.exchange, reason=StartReason.RENEWAL, attempt=1)
         return tuple(values.values())
 
     # ---- what both sides of an exchange do

@@ -422,7 +422,7 @@ def moments(network: Network) -> Iterator[Moment]:
 @functools.cache
 def captured(suite: int) -> tuple[Moment, ...]:
     """A moment for every datagram of exchanges in which each message type occurs."""
-    plain = pair(suite, know_keys=False)
+    plain = pair(suite, know_keys=False, ends=_unloaded())
     plain.start()
     found = list(moments(plain))
     same_key(plain)
@@ -432,11 +432,11 @@ def captured(suite: int) -> tuple[Moment, ...]:
     found += [m for m in moments(loaded) if m.type is MessageType.COOKIE_REPLY][:1]
     same_key(loaded)
 
-    refused = pair(suite, links={name: {"external_mode": REQUIRE} for name in ("left", "right")})
-    refused["left"].source = agreeing("kme")
-    refused["right"].source = disagreeing
-    refused.start()
-    found += [m for m in moments(refused) if m.type is MessageType.REJECT]
+    disputed = pair(suite, links=both_require(), ends=_unloaded())
+    disputed["left"].source = agreeing("kme")
+    disputed["right"].source = disagreeing
+    disputed.start()
+    found += [m for m in moments(disputed) if m.type is MessageType.REJECT]
     assert {m.type for m in found} == set(MessageType)
     return tuple(found)
 
@@ -449,6 +449,20 @@ def captured_of(suite: int, kind: MessageType) -> list[Moment]:
 def under_load() -> Load:
     """A load that never ends."""
     return Load(at=0.0, tokens=0.0, rate=0.0, high=True)
+
+
+def never_loaded() -> Load:
+    """So that a test may open as many InitHello as it likes."""
+    return Load(at=0.0, tokens=1e9, burst=1e9)
+
+
+def _unloaded() -> dict[str, dict[str, Any]]:
+    return {name: {"load": never_loaded()} for name in ("left", "right")}
+
+
+def both_require() -> dict[str, dict[str, Any]]:
+    """For pair(): both ends of the link require an external key."""
+    return {name: {"external_mode": REQUIRE} for name in ("left", "right")}
 
 
 def refused(end: End, datagram: bytes, source: Address, now: float) -> str:
