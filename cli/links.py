@@ -7,11 +7,6 @@ from cli.errors import printable
 from cli.show import NOTHING, duration, size, table
 from vpnd.api import LinkState, LinkStatus
 
-_HEADS = (
-    "peer", "state", "key id", "key age", "suite", "keys from",
-    "handshake", "received", "sent", "endpoint",
-)  # fmt: skip
-
 
 def is_protected(link: LinkStatus, *, strict: bool = False) -> bool:
     """True for active, and for degraded unless `strict`; a state that we do not know is neither."""
@@ -30,9 +25,13 @@ def link_line(link: LinkStatus) -> str:
 
 
 def links_text(links: Sequence[LinkStatus]) -> str:
-    """The table and, below it, the reason of every link that is not active, and every warning."""
+    """The table of one link or more; below it why one is not active, and every warning."""
     notes = "".join(f"{printable(note)}\n" for link in links for note in link_notes(link))
-    return table(_HEADS, [_row(link) for link in links]) + (f"\n{notes}" if notes else "")
+    rows = [_row(link) for link in links]
+    # A column for key sources only where some link has one: a terminal is 80 columns wide
+    heads = [head for head in rows[0] if head != "keys from" or any(row[head] for row in rows)]
+    drawn = table(heads, [[row[head] for head in heads] for row in rows])
+    return drawn + (f"\n{notes}" if notes else "")
 
 
 def link_notes(link: LinkStatus) -> list[str]:
@@ -48,7 +47,7 @@ def link_notes(link: LinkStatus) -> list[str]:
     return [*notes, *(f"{peer} warning: {warning}" for warning in link["warnings"])]
 
 
-def _row(link: LinkStatus) -> list[str]:
+def _row(link: LinkStatus) -> dict[str, str]:
     force, installed, wireguard = link["key_in_force"], link["key_installed"], link["wireguard"]
     shown = force or installed
     key_id = force["key_id"] if force else NOTHING
@@ -56,18 +55,18 @@ def _row(link: LinkStatus) -> list[str]:
         # The newer key waits for WireGuard's next handshake; both ends show the same mark.
         key_id += f" → {installed['key_id']}"
     handshake = wireguard["last_handshake_seconds"]
-    return [
-        link["peer"],
-        _state(link),
-        key_id,
-        duration(shown["age_seconds"] if shown else None),
-        str(link["suite"]),
-        " + ".join(["exchange", *link["external_keys"]["mixed"]]) if shown else NOTHING,
-        NOTHING if handshake is None else f"{duration(handshake)} ago",
-        size(wireguard["rx_bytes"]),
-        size(wireguard["tx_bytes"]),
-        wireguard["endpoint"] or link["endpoint"] or NOTHING,
-    ]
+    return {
+        "peer": link["peer"],
+        "state": _state(link),
+        "key id": key_id,
+        "key age": duration(shown["age_seconds"] if shown else None),
+        "suite": str(link["suite"]),
+        "keys from": ", ".join(link["external_keys"]["mixed"]),
+        "handshake": NOTHING if handshake is None else f"{duration(handshake)} ago",
+        "received": size(wireguard["rx_bytes"]),
+        "sent": size(wireguard["tx_bytes"]),
+        "endpoint": wireguard["endpoint"] or link["endpoint"] or NOTHING,
+    }
 
 
 def _state(link: LinkStatus) -> str:

@@ -1,6 +1,7 @@
 """How vpnctl prints: JSON for programs, tables and plain lines for people."""
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -18,7 +19,7 @@ _STATE_STYLES: Final = {
 }
 
 _WIDE: Final = 10_000
-"""Columns where nobody is looking: a pipe must not see a line broken or a cell cut."""
+"""Columns: rich must not break a line or cut a cell by itself."""
 
 
 def print_json(document: object) -> None:
@@ -34,26 +35,32 @@ def print_json_line(document: object) -> None:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as text that ends in a newline.
 
-    Fits a terminal by folding cells, never by cutting them; in a pipe a row is one line. Cells
-    that are a link's state are coloured on a terminal.
+    In a pipe a row is one line, whatever its length. On a terminal that is too narrow for it, each
+    row becomes a block of lines: no cell is ever cut or broken. Cells that are a link's state are
+    coloured on a terminal.
     """
     from rich.console import Console  # 40 ms, so only where a table is drawn
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     colour = wants_colour(sys.stdout)
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for head in heads:
-        drawn.add_column(head, overflow="fold")
+        drawn.add_column(head, no_wrap=True)
     for row in rows:
         drawn.add_row(*(Text(cell := printable(raw), style=_style(cell)) for raw in row))
     console = Console(
         force_terminal=colour,
         no_color=not colour,
         highlight=False,
-        width=None if sys.stdout.isatty() else _WIDE,
+        width=_WIDE,
         legacy_windows=False,
     )
+    if sys.stdout.isatty():
+        needed = Measurement.get(console, console.options, drawn).maximum
+        if needed > shutil.get_terminal_size().columns:
+            return "\n".join(fields(list(zip(heads, row, strict=True))) for row in rows)
     with console.capture() as captured:
         console.print(drawn)
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())

@@ -212,9 +212,10 @@ def test_root_hands_the_folders_to_the_daemons_user(node: Node) -> None:
     passwd = node.vpnctl.home / "passwd"
     passwd.write_text(f"root:x:0:0::/root:/bin/sh\nvpnd:x:{uid}:{gid}::/:/bin/false\n")
     script = 'mount --bind "$0" /etc/passwd && exec "$@"'
-    init = [PROGRAM, "init", "--address", "10.0.0.1/24", "--name", "a", "--state-dir", node.state]
+    in_namespace = ["unshare", "--mount", "sh", "-c", script, str(passwd)]
+    init = [str(PROGRAM), "init", "--address", "10.0.0.1/24", "--name", "a"]
     subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, passwd, *init],
+        [*in_namespace, *init, "--state-dir", str(node.state)],
         env=node.vpnctl.environment,
         capture_output=True,
         check=True,

@@ -9,7 +9,7 @@ from typing import IO
 import pytest
 
 from cli.client import Client, Wakeups
-from tests.cli.conftest import Vpnctl
+from tests.cli.conftest import PROGRAM, Vpnctl
 from tests.cli.fake_daemon import FakeDaemon, error, key, link
 from vpnd.api import SCHEMA, Event
 
@@ -27,11 +27,11 @@ def test_table_tells_state_keys_and_traffic_of_each_link(
     lines = ended.stdout.splitlines()
     assert lines[0] == "fra1, vpnd 0.1.0, up 2 h 1 min"
     assert re.split("  +", lines[2]) == [
-        "peer", "state", "key id", "key age", "suite", "keys from",
+        "peer", "state", "key id", "key age", "suite",
         "handshake", "received", "sent", "endpoint",
     ]  # fmt: skip
     assert re.split("  +", lines[3]) == [
-        "ams1", "active", "0badc0de → feedbeef", "1 min 1 s", "1", "exchange",
+        "ams1", "active", "0badc0de → feedbeef", "1 min 1 s", "1",
         "12 s ago", "2.0 KiB", "1.5 KiB", "192.0.2.7:51820",
     ]  # fmt: skip
     assert re.split("  +", lines[5])[:4] == ["lon1", "exchanging", "–", "–"]
@@ -48,6 +48,41 @@ def test_table_in_a_pipe_has_no_colours_and_a_line_for_each_link(
     ended = vpnctl("status", COLUMNS="40", FORCE_COLOR="1")
     assert "\x1b" not in ended.stdout
     assert len(re.findall(r"^a-rather-long-name-of-a-peer-\d+ ", ended.stdout, re.M)) == 30
+
+
+def test_key_sources_have_a_column_where_there_are_any(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    mixed = link("ams1", external_keys={"mode": "require", "mixed": ["kme-fra", "file"]})
+    daemon.links = [mixed, link("par1")]
+    table = vpnctl("status").stdout
+    assert "keys from" in table
+    assert "kme-fra, file" in table
+
+
+def on_a_terminal(vpnctl: Vpnctl, columns: int, *arguments: str) -> str:
+    """What vpnctl prints on a terminal of that width."""
+    command = f"stty cols {columns}; {PROGRAM} {' '.join(arguments)}"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        env={**vpnctl.environment, "TERM": "xterm"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.replace("\r\n", "\n")
+
+
+def test_a_terminal_gets_colours_and_a_narrow_one_blocks(
+    vpnctl: Vpnctl, daemon: FakeDaemon
+) -> None:
+    daemon.links = [link("ams1"), link("par1", "degraded")]
+    wide = on_a_terminal(vpnctl, 200, "status")
+    assert re.search(r"^ams1 .*\x1b\[32mactive.*192\.0\.2\.7:51820", wide, re.M)
+    narrow = on_a_terminal(vpnctl, 60, "status")
+    assert re.search(r"^peer +par1\nstate +degraded\nkey id +0badc0de\n", narrow, re.M)
+    assert max(map(len, narrow.splitlines())) <= 60
+    vpnctl.environment["NO_COLOR"] = "1"
+    assert "\x1b" not in on_a_terminal(vpnctl, 200, "status")
 
 
 def test_nothing_that_a_peer_sent_reaches_the_terminal_raw(
@@ -82,10 +117,16 @@ def test_exit_code_says_whether_a_link_is_protected(
     vpnctl: Vpnctl, daemon: FakeDaemon, state: str, code: int, strict: int
 ) -> None:
     daemon.links = [link("ams1", state), link("par1")]
-    assert vpnctl("status", "ams1").code == code
-    assert vpnctl("status", "ams1", "--strict").code == strict
+    assert vpnctl("status", "ams1", "--json").code == code
+    assert vpnctl("status", "ams1", "--strict", "--json").code == strict
+
+
+def test_a_whole_node_is_judged_only_when_asked(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.links = [link("ams1"), link("par1")]
+    assert vpnctl("status", "--strict").code == 0
+    daemon.links = [link("ams1"), link("par1", "degraded")]
     assert vpnctl("status").code == 0
-    assert vpnctl("status", "--strict").code == strict
+    assert vpnctl("status", "--strict").code == 4
 
 
 def test_json_is_the_daemons_own_document(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
