@@ -107,10 +107,10 @@ class Site:
         """Wait for pings started before."""
         return _ping_result(pings.communicate()[0])
 
-    def data_planes(self) -> list[list[str]]:
-        """The command lines of the wireguard-go processes of this site."""
-        found = self.run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; echo")
-        return [part.split() for part in found.split("setsid") if "wireguard-go" in part]
+    def data_planes(self) -> list[str]:
+        """Process id and command line of the wireguard-go processes of this site."""
+        shown = self.run("ps", "-eo", "pid=,args=").splitlines()
+        return [line.strip() for line in shown if "wireguard-go" in line.split()[1]]
 
     def call(self, name: str, **values: Any) -> Any:
         """Call `tun` through the driver; raises Refused."""

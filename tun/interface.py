@@ -130,7 +130,10 @@ def delete_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> None:
 
 
 def require_free_port(port: int) -> None:
-    """Raise TunError if a UDP port is taken: wireguard-go would notice it in silence only."""
+    """Raise TunError if a UDP port is taken.
+
+    Asked before wireguard-go starts: while it does, it tells of that in its log only.
+    """
     for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
