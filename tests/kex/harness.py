@@ -478,3 +478,17 @@ def refused(end: End, datagram: bytes, source: Address, now: float) -> str:
     assert not end.endpoint.datagrams_to_send()
     assert end.endpoint.next_event() is None
     return reason
+
+
+def message_refused(end: End, datagrams: list[bytes], source: Address, now: float) -> str:
+    """Deliver a whole message that must be refused, with its last fragment at the latest. The
+    reason; nothing is left of it."""
+    before, reason = end.endpoint.state(), ""
+    for datagram in datagrams:
+        try:
+            end.endpoint.receive_datagram(datagram, source, now)
+        except PacketRejected as error:
+            reason = error.reason
+    assert reason, "no fragment of the message was refused"
+    assert end.endpoint.state() == before, f"refused ({reason}), but the state has changed"
+    return reason

@@ -16,7 +16,17 @@ from kex.errors import PacketRejected
 from kex.wire import MessageType
 
 from . import forging
-from .harness import SUITES, Moment, Network, captured, captured_of, finish, pair, refused
+from .harness import (
+    SUITES,
+    Moment,
+    Network,
+    captured,
+    captured_of,
+    finish,
+    message_refused,
+    pair,
+    refused,
+)
 
 KINDS = list(MessageType)
 HEADER, TRAILER = wire.HEADER_LENGTH, wire.TRAILER_LENGTH
@@ -254,20 +264,9 @@ def test_every_byte_of_the_message_changed(number: int, kind: MessageType) -> No
     for place in range(0, end, 13 if slow else 1):
         damaged = bytearray(body)
         damaged[place] ^= 1 << place % 8
-        refuse_message(moment, forging.message(moment, bytes(damaged)))
+        datagrams = forging.message(moment, bytes(damaged))
+        message_refused(moment.receiver, datagrams, moment.flying.source, moment.network.now)
     finish(moment.network)
-
-
-def refuse_message(moment: Moment, datagrams: list[bytes]) -> str:
-    """All fragments of a message arrive; the last is refused, and nothing is left of them."""
-    receiver, source, now = moment.receiver, moment.flying.source, moment.network.now
-    before = receiver.endpoint.state()
-    for datagram in datagrams[:-1]:
-        receiver.endpoint.receive_datagram(datagram, source, now)
-    with pytest.raises(PacketRejected) as caught:
-        receiver.endpoint.receive_datagram(datagrams[-1], source, now)
-    assert receiver.endpoint.state() == before
-    return caught.value.reason
 
 
 def test_a_changed_biscuit_is_found_by_who_made_it(number: int) -> None:
