@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def check(context: typer.Context, as_json: AsJson = False) -> None:
-    """Check the configuration, with or without a daemon: all errors at once.
+    """Check the configuration: all errors at once.
 
-    Exits 2 for a configuration that cannot be used.
+    Needs no daemon. Exits 2 for a configuration that cannot be used.
     """
     from vpnd.config import load_config  # with pydantic and cryptography: 150 ms
     from vpnd.config_errors import ConfigErrors

@@ -83,7 +83,7 @@ class Client:
 
     def peers(self) -> list[PeerInfo]:
         answer = self._call("GET", "/v1/peers")
-        if not isinstance(answer, list) or not all(isinstance(item, dict) for item in answer):
+        if not isinstance(answer, list):
             raise self._not_vpnd("its list of peers is no list")
         return cast(list[PeerInfo], [self._checked(item) for item in answer])
 
@@ -121,10 +121,7 @@ class Client:
         return connection, response
 
     def _object(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        answer = self._call(method, path, body)
-        if not isinstance(answer, dict):
-            raise self._not_vpnd("its answer is no JSON object")
-        return self._checked(answer)
+        return self._checked(self._call(method, path, body))
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
         connection = _UnixConnection(self.socket_path, TIMEOUT_SECONDS)
@@ -158,7 +155,7 @@ class Client:
     def _decode(self, raw: bytes) -> Any:
         try:
             return json.loads(raw)
-        except ValueError as failure:
+        except (ValueError, RecursionError) as failure:
             raise self._not_vpnd("its answer is no JSON") from failure
 
     def _checked(self, answer: Any) -> dict[str, Any]:

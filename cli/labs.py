@@ -64,7 +64,10 @@ def exec(
     node: Annotated[str, typer.Argument(metavar="NODE", help="A site, a router or a host.")],
     command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="With its arguments.")],
 ) -> int:
-    """Run a command in a node of a lab; exits with the command's own exit code."""
+    """Run a command in a node of a lab.
+
+    Exits with the command's own exit code.
+    """
     _check_name(lab, "LAB")
     from lab import commands
 

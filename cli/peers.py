@@ -67,7 +67,10 @@ def add(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a peer: the daemon writes its file in peers.d and starts the link at once."""
+    """Add a peer and start its link at once.
+
+    The daemon writes the peer's file in peers.d; other links are not touched.
+    """
     request, seconds = _read_request(name, identity, allow, endpoint, tunnel, keepalive, wait)
     client = Client.of(Settings.of(context))
     try:
@@ -109,7 +112,7 @@ def list_peers(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command()
 def show(context: typer.Context, peer: PeerArgument, as_json: AsJson = False) -> None:
-    """Show everything about one peer: its configuration and its link."""
+    """Show one peer: its configuration and its link."""
     client = Client.of(Settings.of(context))
     link = asked_about(client, peer, client.link)
     configured = next((each for each in client.peers() if each["name"] == peer), None)
@@ -123,7 +126,7 @@ def show(context: typer.Context, peer: PeerArgument, as_json: AsJson = False) ->
 
 @app.command()
 def remove(context: typer.Context, peer: PeerArgument, as_json: AsJson = False) -> None:
-    """Remove a peer: its link ends, its file goes, traffic to it stops."""
+    """Remove a peer: its link, its file, its traffic."""
     client = Client.of(Settings.of(context))
     removed = asked_about(client, peer, client.remove_peer)
     if as_json:
@@ -134,7 +137,10 @@ def remove(context: typer.Context, peer: PeerArgument, as_json: AsJson = False) 
 
 @app.command()
 def rekey(context: typer.Context, peer: PeerArgument, as_json: AsJson = False) -> None:
-    """Start an exchange for a new key now; traffic runs on under the old one meanwhile."""
+    """Start an exchange for a new key now.
+
+    Traffic runs on under the old key meanwhile.
+    """
     client = Client.of(Settings.of(context))
     started = asked_about(client, peer, client.rekey)
     if as_json:

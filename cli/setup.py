@@ -87,9 +87,10 @@ def init(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make this node's identity and configuration, and print the far end's command.
+    """Make this node's identity and its configuration.
 
-    A second init changes nothing and prints the same line again.
+    Prints the command that links the far end to this node. A second init changes nothing and
+    prints the same line again.
     """
     given = {
         "name": name,
