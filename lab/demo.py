@@ -20,6 +20,7 @@ from lab.lab import Lab, open_lab
 from lab.meter import Meter, Report
 from lab.proof import (
     KeyPair,
+    in_force,
     installed,
     prove,
     same_preshared_key,
@@ -35,6 +36,8 @@ LAB_FILE = """
 """
 HANDSHAKE_SECONDS = 150.0
 """WireGuard renews its session after 120 s; more than this means that it did not."""
+CALM_AGE = 21.0
+"""Age of the session, in seconds, from which on a new key is the one of its next handshake."""
 DOWN_SECONDS = 2.0
 """How long the killed daemon stays away."""
 
@@ -116,63 +119,80 @@ async def show_paths(lab: Lab, story: Story) -> None:
     story.tell(f"iperf3: {rate / 1e6:.0f} Mbit/s through {tunnel['backend']} WireGuard.")
 
 
-async def wait_for_handshake(lab: Lab, story: Story, meter: Meter, key: KeyPair) -> None:
-    """Wait, and say meanwhile what is waited for."""
+async def wait_for_handshake(lab: Lab, story: Story, meter: Meter, before: KeyPair) -> KeyPair:
+    """Wait, and say meanwhile what is waited for; the key that is in force then."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_report_progress, lab, story, meter)
-        await wait_in_force(lab, ONE, OTHER, key.one, seconds=HANDSHAKE_SECONDS)
+        key = await wait_in_force(lab, ONE, OTHER, before=before, seconds=HANDSHAKE_SECONDS)
         nursery.cancel_scope.cancel()
+    await meter.wait_received(100)
+    story.tell(f"The key {key} is in force at both ends, and traffic goes on.")
+    return key
+
+
+async def _session_age(lab: Lab) -> float:
+    status = await lab.site(OTHER).link_status(ONE)
+    return float(status["wireguard"]["last_handshake_seconds"] or 0)
 
 
 async def _report_progress(lab: Lab, story: Story, meter: Meter) -> None:
     while True:
         await trio.sleep(20)
-        age = (await lab.site(OTHER).link_status(ONE))["wireguard"]["last_handshake_seconds"]
+        age = await _session_age(lab)
         so_far = await meter.between(None, None)
-        missing = so_far.lost
         story.tell(
             f"… the WireGuard session is {age:.0f} s old and is renewed at 120 s; {so_far.sent} "
-            f"datagrams sent, {missing} not arrived (those under way included)"
+            f"datagrams sent, {so_far.lost} not arrived (those under way included)"
         )
+
+
+async def steady(lab: Lab, story: Story, meter: Meter) -> Row:
+    """Traffic with nothing going on, until the session is old enough.
+
+    A key made in a session's first seconds would be renewed once more before WireGuard's next
+    handshake, and this demonstration is to follow one key.
+    """
+    start = await meter.mark("steady")
+    key = await in_force(lab, ONE, OTHER)
+    left = CALM_AGE - await _session_age(lab)
+    if left > 0:
+        story.tell(f"First {left:.0f} s with nothing going on, to compare with.")
+        await trio.sleep(left)
+    return Row("nothing", await meter.between(start, await meter.mark("calm")), "", key, key)
 
 
 async def renewal(lab: Lab, story: Story, meter: Meter) -> Row:
     """A new key under traffic, in force after WireGuard's next handshake."""
-    before = await installed(lab, ONE, OTHER)
+    before = await in_force(lab, ONE, OTHER)
+    last = await installed(lab, ONE, OTHER)
     start = await meter.mark("renewal")
     story.tell("Now the key is renewed under traffic: vpnctl peer rekey")
     with story.timed() as taken:
         await lab.site(ONE).vpnctl("peer", "rekey", OTHER)
-        key = await wait_new_key(lab, ONE, OTHER, before=before)
-    story.tell(f"Both ends have installed the key {key} (before: {before}).")
-    story.explain(
-        "WireGuard uses it from its next handshake on: a session that runs is left alone."
-    )
-    await wait_for_handshake(lab, story, meter, key)
-    await meter.wait_received(100)
-    end = await meter.mark("renewed")
-    story.tell(f"The key {key} is in force at both ends, and traffic goes on.")
-    traffic = await meter.between(start, end)
+        key = await wait_new_key(lab, ONE, OTHER, before=last)
+    story.tell(f"Both ends have installed the key {key} (before: {last}).")
+    story.explain("A running session is left alone: WireGuard uses it from its next handshake on.")
+    key = await wait_for_handshake(lab, story, meter, before)
+    traffic = await meter.between(start, await meter.mark("renewed"))
     return Row("renewal", traffic, f"{taken[0]:.2f} s", before, key)
 
 
 async def killed_daemon(lab: Lab, story: Story, meter: Meter) -> Row:
     """SIGKILL under traffic: the data plane goes on, the daemon takes it over and renews."""
-    before = await installed(lab, ONE, OTHER)
+    before = await in_force(lab, ONE, OTHER)
+    last = await installed(lab, ONE, OTHER)
     start = await meter.mark("kill")
     await lab.site(ONE).kill_daemon()
     story.tell(f"vpnd of {ONE} was killed with SIGKILL; it stays away for {DOWN_SECONDS:.0f} s.")
     await trio.sleep(DOWN_SECONDS)
     with story.timed() as taken:
         await lab.site(ONE).start_daemon()
-        key = await wait_new_key(lab, ONE, OTHER, before=before)
+        key = await wait_new_key(lab, ONE, OTHER, before=last)
     story.tell(
         f"It is back, has taken the tunnel over as it was, and made a new key {key} "
         f"within {taken[0]:.2f} s of its start."
     )
-    await wait_for_handshake(lab, story, meter, key)
-    await meter.wait_received(100)
-    story.tell(f"The key {key} is in force at both ends, and traffic goes on.")
+    key = await wait_for_handshake(lab, story, meter, before)
     traffic = await meter.between(start, await meter.mark("recovered"))
     return Row("SIGKILL of vpnd", traffic, f"{taken[0]:.2f} s", before, key)
 
@@ -186,7 +206,10 @@ async def conclude(lab: Lab, story: Story, rows: list[Row], meter: Meter) -> Non
         key = (await lab.site(site).link_status(peer))["key_in_force"]
         story.tell(f"{site}: key {key['key_id']} in force since {key['in_force_since']}")
     print()
-    print(f"{'':18}{'sent':>8}{'lost':>6}{'repeated':>10}{'new key in':>12}  key id before → after")
+    print(
+        f"{'':18}{'sent':>8}{'lost':>6}{'repeated':>10}{'new key in':>12}"
+        "  key id in force before → after"
+    )
     for row in rows:
         print(
             f"{row.what:18}{row.traffic.sent:8}{row.traffic.lost:6}{row.traffic.repeated:10}"
@@ -207,7 +230,12 @@ async def demo() -> None:
         async with lab.traffic(f"{ONE}-host", f"{OTHER}-host", rate=100) as meter:
             await meter.wait_received(50)
             story.tell("Numbered datagrams run both ways, 100 a second, to the end of the demo.")
-            rows = [await renewal(lab, story, meter), await killed_daemon(lab, story, meter)]
+            rows = [
+                await steady(lab, story, meter),
+                await renewal(lab, story, meter),
+                await steady(lab, story, meter),
+                await killed_daemon(lab, story, meter),
+            ]
             await conclude(lab, story, rows, meter)
     story.tell("Everything was taken away again.")
 

@@ -78,15 +78,30 @@ async def wait_new_key(
     return now
 
 
-async def wait_in_force(lab: Lab, one: str, other: str, key: str, *, seconds: float) -> None:
-    """Wait until both ends have seen a WireGuard handshake made with this key or a later one."""
+async def in_force(lab: Lab, one: str, other: str) -> KeyPair:
+    """The key ids in force at both ends: those that WireGuard's sessions were made with."""
+    return KeyPair(
+        key_id(await lab.site(one).link_status(other)),
+        key_id(await lab.site(other).link_status(one)),
+    )
 
-    def in_force(status: Any) -> bool:
-        waiting = key_id(status, "key_installed") == key and key_id(status) != key
-        return status["key_in_force"] is not None and not waiting
+
+async def wait_in_force(
+    lab: Lab, one: str, other: str, *, before: KeyPair, seconds: float
+) -> KeyPair:
+    """Wait until both ends have seen a WireGuard handshake made with a key that came after those
+    that were in force `before`, and agree on it. Raises NotProved where they do not."""
+
+    def taken_up(status: Any) -> bool:
+        newest = key_id(status) == key_id(status, "key_installed")
+        return newest and key_id(status) not in ("", before.one, before.other)
 
     for site, peer in ((one, other), (other, one)):
-        await lab.site(site).wait_link(peer, in_force, what=f"using the key {key}", seconds=seconds)
+        await lab.site(site).wait_link(peer, taken_up, what="using the new key", seconds=seconds)
+    now = await in_force(lab, one, other)
+    if now.one != now.other:
+        raise NotProved(f"different keys are in force at the two ends: {now}")
+    return now
 
 
 async def prove(lab: Lab, one: str, other: str, traffic: Report) -> KeyPair:

@@ -10,7 +10,7 @@ each connection, its limits and the stop are here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -138,13 +138,15 @@ class ControlServer:
         try:
             with trio.CancelScope() as connection:
                 state = {"peer": caller_of(stream.socket), "abort": connection.cancel}
-                await TCPServer(
+                server = TCPServer(
                     self._app,
                     self._config,
                     self._context,
                     ConnectionState(cast(Any, state)),
                     cast(Any, bounded),
-                ).run()
+                )
+                bounded.ended = server.idle_task.stop
+                await server.run()
         except Exception as error:  # hypercorn's reaction to bytes that nobody foresaw
             internal_error("connection", error)
         finally:
@@ -168,6 +170,8 @@ class _BoundedStream:
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self.socket = stream.socket
+        self.ended: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Called when nothing more can come: else hypercorn would sit out its idle time."""
 
     async def send_all(self, data: bytes) -> None:
         try:
@@ -178,7 +182,13 @@ class _BoundedStream:
             raise trio.BrokenResourceError("the reader takes nothing") from None
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        return bytes(await self._stream.receive_some(max_bytes))
+        data = b""
+        try:
+            data = bytes(await self._stream.receive_some(max_bytes))
+        finally:
+            if not data:
+                await self.ended()
+        return data
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()

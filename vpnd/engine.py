@@ -85,6 +85,15 @@ class Engine:
             with self.driving() as (endpoint, now):
                 endpoint.handle_timer(now)
 
+    def _tell(self, handler: Handler, event: Event) -> None:
+        try:
+            handler(event)
+        except Exception as error:
+            # A bug, met by one link: it must not stop the others
+            self._journal.record(
+                "internal_error", peer=event.link, level="error", reason="event", exc_info=error
+            )
+
     def _flush(self) -> None:
         """Send what there is to send, and hand on what happened, until nothing is left."""
         while True:
@@ -95,6 +104,6 @@ class Engine:
                 break
             handler = self._handlers.get(event.link)
             if handler is not None:
-                handler(event)
+                self._tell(handler, event)
         self._changed.set()
         self._changed = trio.Event()

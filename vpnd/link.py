@@ -6,7 +6,7 @@ KeyEstablished ──▶ record ──▶ tunnel ──▶ key_installed ──�
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Final
 
@@ -83,6 +83,12 @@ class ManagedLink:
         self._to_install: KeyEstablished | None = None
         self._to_close = False
         self._work = trio.Event()
+        self._changed_at = 0.0
+        """When the interface was last changed: dumps begun before that say nothing."""
+        self._being_set: bytes | None = None
+        self._ended = trio.Event()
+        self.joined = False
+        """Whether the link takes part in the key exchange: it needs an interface for that."""
         self.watch = HandshakeWatch()
         self.status: PeerStatus | None = None
         self.wireguard_key: bytes | None = None
@@ -108,57 +114,85 @@ class ManagedLink:
     # ---- life
 
     def start(self, *, start_at: float | None = None) -> None:
-        """Take part in the key exchange. Raises ValueError where the configuration forbids it."""
+        """Take part in the key exchange, as soon as there is an interface. Raises ValueError where
+        the configuration forbids it."""
+        if self.tunnel.open is not None:
+            self._join(start_at)
+        self.tunnel.users.append(self)
+        self.refresh()
+
+    def _join(self, start_at: float | None = None) -> None:
         with self._engine.driving() as (endpoint, now):
             for fingerprint in self.peer.identity:
                 public_key = self._peer_keys.load(fingerprint)
                 if public_key is not None:
                     endpoint.know_public_key(fingerprint, public_key)
             endpoint.add_link(self._config(), now, start_at=start_at)
+            self._engine.handle_events(self.name, self._handle)
+            self.joined = True
             record = self._adoptable()
             if record is not None:
                 self._adopt(endpoint, record)
-        self._engine.handle_events(self.name, self._handle)
-        self.tunnel.users.append(self)
-        self.refresh()
 
-    async def run(self) -> None:
-        """The link's task: a bug in it affects this link alone."""
-        while True:
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._keep_address)
-                    nursery.start_soon(self._install_keys)
-            except Exception as error:
-                # nursery errors come as a group: all that is told is that and what
-                self._journal.record(
-                    "internal_error", peer=self.name, level="error", exc_info=error
-                )
-                self.fault = "an internal error stopped this link's task; see the log"
-                self.refresh()
-                await trio.sleep(RESTART_SECONDS)
-                self.fault = ""
-
-    async def remove(self) -> None:
-        """The link is no longer configured: nothing of it stays. Raises TunError, FileFault."""
+    def _leave(self) -> None:
+        """Take no part in the key exchange any more."""
+        if not self.joined:
+            return
+        self.joined = False
+        self._to_install = None
         self._engine.forget(self.name)
         with self._engine.driving() as (endpoint, _):
             endpoint.remove_link(self.name)
+
+    async def run(self) -> None:
+        """The link's task: a bug in it affects this link alone."""
+        try:
+            while True:
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._keep_address)
+                        nursery.start_soon(self._install_keys)
+                except Exception as error:
+                    self._journal.record(
+                        "internal_error", peer=self.name, level="error", exc_info=error
+                    )
+                    self.fault = "an internal error stopped this link's task; see the log"
+                    if self._to_install is not None:
+                        self._install_failed(self._to_install, "internal error")
+                    self.refresh()
+                    await trio.sleep(RESTART_SECONDS)
+                    self.fault = ""
+                    self._work.set()
+        finally:
+            self._ended.set()
+
+    async def remove(self) -> None:
+        """The link is no longer configured: nothing of it stays. Its task was cancelled.
+
+        Raises TunError, FileFault.
+        """
+        await self._ended.wait()
+        self._leave()
         if self in self.tunnel.users:
             self.tunnel.users.remove(self)
-        key, self.wireguard_key = self.wireguard_key, None
-        if key is not None:
+        keys = {key for key in (self.wireguard_key, self._being_set) if key is not None}
+        self.wireguard_key = None
+        for key in keys:
             await self.tunnel.remove_peer(key)
-            await self.tunnel.set_routes()
+        await self.tunnel.set_routes()
         self._records.forget(self.name)
 
     def rekey(self) -> None:
         """Start an exchange now. Raises NotPossible."""
+        if not self.joined:
+            raise NotPossible(f"{self.name}: there is no interface: {self.tunnel.error}")
         with self._engine.driving() as (endpoint, now):
             endpoint.request_exchange(self.name, StartReason.REQUESTED, now)
 
     def busy(self) -> bool:
         """Whether a stop now could leave the two ends with different keys."""
+        if not self.joined:
+            return False
         link = self._engine.endpoint.link(self.name)
         return link.awaits_resp_conf or link.responding is not None or self._to_install is not None
 
@@ -195,6 +229,11 @@ class ManagedLink:
         self.wireguard_key = bytes.fromhex(record.wireguard_key)
         self.expires_at = record.expires_at
         self.adopted = True
+        if record.pending_key_id:
+            self.warnings = (
+                "the daemon ended while a key was being set: the key in force is the one shown or "
+                f"{record.pending_key_id}, until the next exchange",
+            )
         self.watch.waiting = WatchedKey(record.key_id, record.installed_at, None, replaces=True)
         if record.in_force_since:
             self.watch.in_force = KeyInForce(
@@ -309,7 +348,7 @@ class ManagedLink:
 
     def _confirmed(self, event: KeyConfirmed) -> None:
         self.expires_at = event.expires_at
-        self.adopted = False
+        self.adopted = self._to_close = False
         self.closed_reason = self.renewal_problem = self.waiting_reason = ""
         self.problem = None
         established = self.established
@@ -338,18 +377,8 @@ class ManagedLink:
         try:
             await self._set_psk(event)
         except (TunError, FileFault, ValueError) as error:
-            self._to_install = None
-            self.problem = Problem("install_failed", str(error), wall())
-            self._journal.record(
-                "install_failed",
-                peer=self.name,
-                level="error",
-                key_id=event.key_id,
-                reason=str(error),
-            )
-            with self._engine.driving() as (endpoint, now):
-                # Only that it failed: what the backend said is not the peer's business
-                endpoint.install_failed(self.name, event.token, "install failed", now)
+            self._install_failed(event, str(error))
+            self._store_record()
             self.refresh()
             return
         self._to_install = None
@@ -357,18 +386,27 @@ class ManagedLink:
         self.warnings = tuple(self._compare(event))
         with self._engine.driving() as (endpoint, now):
             endpoint.key_installed(self.name, event.token, now)
+        self._store_record()
         await self.tunnel.set_routes()
         self.tunnel.look_soon()
         self.refresh()
 
+    def _install_failed(self, event: KeyEstablished, reason: str) -> None:
+        self._to_install = None
+        self.problem = Problem("install_failed", reason, wall())
+        self._journal.record(
+            "install_failed", peer=self.name, level="error", key_id=event.key_id, reason=reason
+        )
+        with self._engine.driving() as (endpoint, now):
+            # Only that it failed: what the backend said is not the peer's business
+            endpoint.install_failed(self.name, event.token, "install failed", now)
+
     async def _set_psk(self, event: KeyEstablished) -> None:
         key = event.peer.wireguard_key
         present, stamp = await self.tunnel.stamp_of(key)
-        replaces = present and key == self.wireguard_key
-        old = key if present else self.wireguard_key
-        now = boottime()
         # The record comes first: a daemon that dies in between knows which peer is its own
-        self._store_record(event, now)
+        now = boottime()
+        self._store_pending(event, now)
         spec = PeerSpec(
             public_key=key,
             psk=PresharedKey(event.psk.expose()),
@@ -376,13 +414,13 @@ class ManagedLink:
             endpoint=self._wireguard_endpoint(event),
             keepalive=self.peer.keepalive,
         )
-        await self.tunnel.install(old, spec)
+        self._being_set = key
+        await self.tunnel.install(key if present else self.wireguard_key, spec)
         if not present:
             self.watch.reset()
-        self.wireguard_key = key
-        self.watch.installed(
-            event.key_id, stamp if present else None, now, replaces=present or replaces
-        )
+        self.wireguard_key, self._being_set = key, None
+        self._changed_at = boottime()
+        self.watch.installed(event.key_id, stamp if present else None, now, replaces=present)
 
     def _wireguard_endpoint(self, event: KeyEstablished) -> tuple[str, int] | None:
         """Where WireGuard finds the peer: where the exchange did, at the port it announced."""
@@ -390,21 +428,54 @@ class ManagedLink:
             return None
         return (event.address.host, event.peer.wireguard_port)
 
-    def _store_record(self, event: KeyEstablished, now: float) -> None:
-        in_force = self.watch.in_force
-        self._records.store(
-            self.name,
-            LinkRecord(
+    def _record(self) -> LinkRecord | None:
+        """The link as it is on the interface now."""
+        in_force, waiting = self.watch.in_force, self.watch.waiting
+        installed = waiting or in_force
+        if installed is None or self.wireguard_key is None or self.expires_at is None:
+            return None
+        return LinkRecord(
+            tunnel=self.tunnel.name,
+            wireguard_key=self.wireguard_key.hex(),
+            key_id=installed.key_id,
+            installed_at=installed.installed_at,
+            expires_at=self.expires_at,
+            in_force_key_id="" if in_force is None else in_force.key_id,
+            in_force_since=0.0 if in_force is None else in_force.since,
+            in_force_installed_at=0.0 if in_force is None else in_force.installed_at,
+        )
+
+    def _store_pending(self, event: KeyEstablished, now: float) -> None:
+        """Before a PSK is set: which peer it is, and until when at the most. Raises FileFault."""
+        expires_at = now + self.peer.key_lifetime
+        record = self._record()
+        if record is None or event.peer.wireguard_key != self.wireguard_key:
+            # A first key, or a peer with a new WireGuard key
+            record = LinkRecord(
                 tunnel=self.tunnel.name,
                 wireguard_key=event.peer.wireguard_key.hex(),
                 key_id=event.key_id,
                 installed_at=now,
-                expires_at=now + self.peer.key_lifetime,
-                in_force_key_id="" if in_force is None else in_force.key_id,
-                in_force_since=0.0 if in_force is None else in_force.since,
-                in_force_installed_at=0.0 if in_force is None else in_force.installed_at,
-            ),
-        )
+                expires_at=expires_at,
+                in_force_key_id="",
+                in_force_since=0.0,
+                in_force_installed_at=0.0,
+            )
+        else:
+            record = replace(record, pending_key_id=event.key_id)
+        self._records.store(self.name, record)
+
+    def _store_record(self) -> None:
+        """After a change; that it cannot be written matters at the next start only."""
+        record = self._record()
+        if record is None:
+            return
+        try:
+            self._records.store(self.name, record)
+        except FileFault as fault:
+            self._journal.record(
+                "record_not_written", peer=self.name, level="warning", reason=str(fault)
+            )
 
     def _compare(self, event: KeyEstablished) -> Iterable[str]:
         """What the two ends say differently; none of it stops the link."""
@@ -450,8 +521,8 @@ class ManagedLink:
         return self.peer.allowed_ips if self.wireguard_key is not None else ()
 
     def observe(self, status: PeerStatus | None, now: float) -> None:
-        if self._to_install is not None:
-            return  # the dump may be older than what is being done
+        if self._to_install is not None or now < self._changed_at:
+            return  # the dump may be older than what was done to the interface
         if status is None:
             self._peer_vanished()
             return
@@ -467,27 +538,7 @@ class ManagedLink:
 
     def _taken_up(self, key: KeyInForce) -> None:
         self._journal.record("key_in_force", peer=self.name, key_id=key.key_id)
-        record = self._records.load(self.name)
-        if record is None:
-            return
-        try:
-            self._records.store(
-                self.name,
-                LinkRecord(
-                    tunnel=record.tunnel,
-                    wireguard_key=record.wireguard_key,
-                    key_id=record.key_id,
-                    installed_at=record.installed_at,
-                    expires_at=record.expires_at,
-                    in_force_key_id=key.key_id,
-                    in_force_since=key.since,
-                    in_force_installed_at=key.installed_at,
-                ),
-            )
-        except FileFault as fault:
-            self._journal.record(
-                "record_not_written", peer=self.name, level="warning", reason=str(fault)
-            )
+        self._store_record()
 
     def _tell_session(self, now: float) -> None:
         if self.watch.session_at is not None:
@@ -503,11 +554,15 @@ class ManagedLink:
         self._request(StartReason.REQUESTED)
         self.refresh()
 
-    def tunnel_changed(self, now: float) -> None:
+    def tunnel_changed(self) -> None:
         self._forget_peer()
-        with self._engine.driving() as (endpoint, at):
-            endpoint.update_link(self._config(), at)
-        self._request(StartReason.REQUESTED)
+        if self.tunnel.open is None:
+            self._leave()
+        elif not self.joined:
+            self._join()
+        else:
+            with self._engine.driving() as (endpoint, now):
+                endpoint.update_link(self._config(), now)
         self.refresh()
 
     def _request(self, reason: StartReason) -> None:
@@ -534,6 +589,8 @@ class ManagedLink:
             await self._resolve.wait()
 
     def _use_address(self) -> None:
+        if not self.joined:
+            return
         config = self._config()
         if self._engine.endpoint.link(self.name).config.address == config.address:
             return
@@ -567,6 +624,8 @@ class ManagedLink:
             return LinkState.DOWN, self.fault
         if self.tunnel.error is not None:
             return LinkState.DOWN, f"tunnel {self.tunnel.name}: {self.tunnel.error}"
+        if not self.joined:
+            return LinkState.DOWN, "not started"
         if self.wireguard_key is None:
             return self._judge_without_key()
         if self.watch.in_force is None:

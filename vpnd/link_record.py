@@ -7,6 +7,7 @@ the interface.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from vpnd.file_trust import FileFault, FileMissing, read_public
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _MAX_BYTES: Final = 4096
 _MODE: Final = 0o600
+_KEY: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,9 @@ class LinkRecord:
     in_force_key_id: str
     in_force_since: float
     """0 while the key has not been seen in force."""
-    in_force_installed_at: float = 0.0
+    in_force_installed_at: float
+    pending_key_id: str = ""
+    """A key that is about to be set: after a crash nobody knows whether it was."""
 
 
 def boot_id() -> str:
@@ -71,13 +75,21 @@ class LinkRecords:
 
 
 def _well_typed(record: LinkRecord) -> bool:
-    texts = (record.tunnel, record.wireguard_key, record.key_id, record.in_force_key_id)
+    texts = (
+        record.tunnel,
+        record.wireguard_key,
+        record.key_id,
+        record.in_force_key_id,
+        record.pending_key_id,
+    )
     times = (
         record.installed_at,
         record.expires_at,
         record.in_force_since,
         record.in_force_installed_at,
     )
-    return all(isinstance(text, str) for text in texts) and all(
-        isinstance(time, int | float) for time in times
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(time, int | float) for time in times)
+        and _KEY.fullmatch(record.wireguard_key) is not None
     )

@@ -211,7 +211,8 @@ class Node:
 
     def _link_status(self, link: ManagedLink) -> LinkStatus:
         counters = dict(self._journal.link_counters.get(link.name, {}))
-        return link_status(link, self.engine.endpoint.link(link.name), counters)
+        exchange = self.engine.endpoint.link(link.name) if link.joined else None
+        return link_status(link, exchange, counters)
 
     def _named(self, name: str) -> ManagedLink:
         try:

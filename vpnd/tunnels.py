@@ -6,7 +6,7 @@ anew, and the links are told that its key is another one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 import trio
@@ -48,9 +48,9 @@ class TunnelUser(Protocol):
         """Whether a handshake is waited for, so that dumps come every second."""
 
     def observe(self, status: PeerStatus | None, now: float) -> None:
-        """Take what a dump showed of the peer; None where it is gone."""
+        """Take what a dump begun at `now` showed of the peer; None where it is gone."""
 
-    def tunnel_changed(self, now: float) -> None:
+    def tunnel_changed(self) -> None:
         """The interface is a new one, with a new key and without peers; or none at all."""
 
     def routed_prefixes(self) -> Iterable[Prefix]:
@@ -141,12 +141,13 @@ class ManagedTunnel:
     async def _reopen(self) -> None:
         await self.try_open()
         if self._tunnel is not None:
-            for user in tuple(self.users):
-                user.tunnel_changed(boottime())
+            self._tell_users(lambda user: user.tunnel_changed())
             await self.set_routes()
 
     async def look(self) -> None:
         """One dump, told to every link."""
+        # Before the dump: what is changed while it runs may or may not be in it
+        now = boottime()
         try:
             peers = await self.peers()
         except InterfaceMissing as error:
@@ -157,12 +158,24 @@ class ManagedTunnel:
                 "tunnel_unreadable", level="warning", tunnel=self.name, reason=str(error)
             )
             return
-        now = boottime()
-        for user in tuple(self.users):
+
+        def show(user: TunnelUser) -> None:
             key = user.peer_key()
             if key is not None:
                 user.observe(peers.get(key), now)
+
+        self._tell_users(show)
         await self._remove_orphans(now)
+
+    def _tell_users(self, tell: Callable[[TunnelUser], None]) -> None:
+        for user in tuple(self.users):
+            try:
+                tell(user)
+            except Exception as error:
+                # A bug, met by one link: it must not stop the others
+                self._journal.record(
+                    "internal_error", tunnel=self.name, level="error", exc_info=error
+                )
 
     async def _lost(self, reason: str) -> None:
         self._journal.record("tunnel_lost", level="error", tunnel=self.name, reason=reason)
@@ -171,8 +184,7 @@ class ManagedTunnel:
         self._tunnel, self.error = None, reason
         await self._reopen()
         if self._tunnel is None:
-            for user in tuple(self.users):
-                user.tunnel_changed(boottime())
+            self._tell_users(lambda user: user.tunnel_changed())
 
     # ---- peers
 

@@ -24,8 +24,8 @@ from vpnd.link import ManagedLink
 from vpnd.tunnels import ManagedTunnel
 
 
-def link_status(link: ManagedLink, exchange: Link, counters: dict[str, int]) -> LinkStatus:
-    """One link. `exchange` is the key exchange's state of it."""
+def link_status(link: ManagedLink, exchange: Link | None, counters: dict[str, int]) -> LinkStatus:
+    """One link. `exchange` is the key exchange's state of it, where it takes part."""
     now = boottime()
     watch = link.watch
     installed = watch.waiting or watch.in_force
@@ -44,7 +44,7 @@ def link_status(link: ManagedLink, exchange: Link, counters: dict[str, int]) -> 
         key_installed=_installed(installed, watch.in_force, now),
         next_renewal_seconds=_seconds_until(_next_exchange(exchange), now),
         expires_seconds=_seconds_until(link.expires_at, now),
-        endpoint=None if exchange.address is None else str(exchange.address),
+        endpoint=None if exchange is None or exchange.address is None else str(exchange.address),
         wireguard=_wireguard(link, now),
         external_keys=ExternalKeysInfo(mode=link.peer.external_keys.mode, mixed=[]),
         last_error=None
@@ -94,7 +94,9 @@ def peer_info(peer: PeerConfig) -> PeerInfo:
     )
 
 
-def _next_exchange(exchange: Link) -> float | None:
+def _next_exchange(exchange: Link | None) -> float | None:
+    if exchange is None:
+        return None
     due = [at for at in (exchange.renew_at, exchange.retry_at) if at is not None]
     return min(due, default=None)
 

@@ -1,0 +1,110 @@
+"""What WireGuard's stamps tell, and what they do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from vpnd.handshake import HandshakeWatch
+
+FIRST, SECOND, THIRD = (1000, 1), (1120, 2), (1240, 3)
+
+
+def watched() -> HandshakeWatch:
+    """A peer whose first key was set at 0 and taken up by a handshake at 1."""
+    watch = HandshakeWatch()
+    watch.installed("aaaaaaaa", None, 0.0, replaces=False)
+    assert watch.observe(FIRST, 0, 1.0)
+    return watch
+
+
+def in_force(watch: HandshakeWatch) -> str:
+    return "" if watch.in_force is None else watch.in_force.key_id
+
+
+def test_a_first_key_is_in_force_with_the_first_handshake() -> None:
+    watch = HandshakeWatch()
+    watch.installed("aaaaaaaa", None, 0.0, replaces=False)
+    watch.observe(None, 0, 0.5)
+    assert in_force(watch) == ""
+    watch.observe(FIRST, 0, 0.6)
+    assert in_force(watch) == "aaaaaaaa"
+    assert watch.waiting is None
+
+
+def test_a_replacement_is_in_force_only_after_a_later_handshake() -> None:
+    watch = watched()
+    watch.installed("bbbbbbbb", FIRST, 106.0, replaces=True)
+    watch.observe(FIRST, 0, 118.0)
+    assert in_force(watch) == "aaaaaaaa"
+    watch.observe(SECOND, 0, 121.0)
+    assert in_force(watch) == "bbbbbbbb"
+
+
+def test_a_handshake_seen_right_after_a_replacement_proves_nothing() -> None:
+    """It may have been made with the key before, by the end that answered first."""
+    watch = watched()
+    watch.installed("bbbbbbbb", FIRST, 118.0, replaces=True)
+    watch.observe(SECOND, 0, 121.0)
+    watch.observe(SECOND, 0, 140.0)
+    assert in_force(watch) == "aaaaaaaa"
+    watch.observe(THIRD, 0, 241.0)
+    assert in_force(watch) == "bbbbbbbb"
+
+
+def test_the_stamp_is_the_one_read_before_the_psk_was_set() -> None:
+    """A handshake between two dumps, before the installation, does not count for the new key."""
+    watch = watched()
+    watch.installed("bbbbbbbb", SECOND, 121.0, replaces=True)
+    watch.observe(SECOND, 0, 135.0)
+    assert in_force(watch) == "aaaaaaaa"
+
+
+@pytest.mark.parametrize(
+    ("stamp", "age"),
+    [((900, 0), 100.0), ((1100, 0), 120.0), ((100, 0), 120.0)],
+    ids=["100 s old", "in the future", "15 minutes old"],
+)
+def test_an_adopted_session_whose_age_cannot_be_true_is_due_now(
+    stamp: tuple[int, int], age: float
+) -> None:
+    watch = HandshakeWatch()
+    watch.adopt(stamp, now=5000.0, wall=1000.0)
+    assert watch.session_age(5000.0) == pytest.approx(age)
+
+
+def test_overdue_when_bytes_were_sent_and_the_session_was_not_renewed() -> None:
+    watch = watched()
+    watch.observe(FIRST, 500, 121.5)
+    assert not watch.overdue(0, 137.0)
+    watch.observe(FIRST, 600, 130.0)
+    assert not watch.overdue(25, 134.0)
+    assert watch.overdue(25, 137.0)
+    assert watch.overdue(0, 137.0)
+
+
+def test_overdue_by_keepalives_alone() -> None:
+    watch = watched()
+    watch.observe(FIRST, 500, 121.5)
+    assert not watch.overdue(25, 160.0)
+    assert watch.overdue(25, 162.0)
+
+
+def test_never_overdue_without_keepalive_and_traffic() -> None:
+    watch = watched()
+    watch.observe(FIRST, 500, 121.5)
+    assert not watch.overdue(0, 5000.0)
+
+
+def test_a_first_key_that_nobody_takes_up_is_overdue_after_a_keepalive() -> None:
+    watch = HandshakeWatch()
+    watch.installed("aaaaaaaa", None, 0.0, replaces=False)
+    watch.observe(None, 0, 30.0)
+    assert not watch.overdue(25, 40.0)
+    assert watch.overdue(25, 41.0)
+
+
+def test_dead_only_where_keepalives_would_have_kept_it_alive() -> None:
+    watch = watched()
+    assert not watch.dead(25, 190.0)
+    assert watch.dead(25, 197.0)
+    assert not watch.dead(0, 10000.0)

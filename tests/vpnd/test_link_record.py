@@ -1,0 +1,62 @@
+"""The records that a restart believes, and those that it does not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from vpnd.link_record import LinkRecord, LinkRecords, boot_id
+
+RECORD = LinkRecord(
+    tunnel="backbone",
+    wireguard_key="ab" * 32,
+    key_id="01234567",
+    installed_at=100.5,
+    expires_at=700.5,
+    in_force_key_id="89abcdef",
+    in_force_since=90.0,
+    in_force_installed_at=80.0,
+)
+
+
+def test_what_is_stored_is_loaded(tmp_path: Path) -> None:
+    records = LinkRecords(tmp_path)
+    records.store("ams", RECORD)
+    assert records.load("ams") == RECORD
+    pending = replace(RECORD, pending_key_id="deadbeef")
+    records.store("ams", pending)
+    assert records.load("ams") == pending
+    assert (tmp_path / "links" / "ams.json").stat().st_mode & 0o777 == 0o600
+    records.forget("ams")
+    assert records.load("ams") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{",
+        b"\xff\xfe",
+        b"{}",
+        json.dumps({**asdict(RECORD), "boot_id": "another boot"}).encode(),
+        json.dumps(asdict(RECORD)).encode(),
+        json.dumps({**asdict(RECORD), "boot_id": boot_id(), "more": 1}).encode(),
+        json.dumps({**asdict(RECORD), "boot_id": boot_id(), "expires_at": "soon"}).encode(),
+        json.dumps({**asdict(RECORD), "boot_id": boot_id(), "wireguard_key": 5}).encode(),
+        json.dumps({**asdict(RECORD), "boot_id": boot_id(), "wireguard_key": "zz"}).encode(),
+        json.dumps({**asdict(RECORD), "boot_id": boot_id(), "wireguard_key": "ab"}).encode(),
+        b"x" * 10000,
+    ],
+)
+def test_what_cannot_be_believed_is_no_record(tmp_path: Path, content: bytes) -> None:
+    records = LinkRecords(tmp_path)
+    (tmp_path / "links").mkdir(mode=0o700)
+    (tmp_path / "links" / "ams.json").write_bytes(content)
+    assert records.load("ams") is None
+    records.store("ams", RECORD)
+    assert records.load("ams") == RECORD
