@@ -37,7 +37,8 @@ class CliError(Exception):
 
     def __init__(self, message: str, hint: str = "", *, more: Sequence[Problem] = ()) -> None:
         super().__init__(message)
-        self.problems = (Problem(message, hint), *more)
+        # Each once: a refusal's message may be its only detail
+        self.problems = tuple(dict.fromkeys((Problem(message, hint), *more)))
 
 
 class UsageProblem(CliError):

@@ -49,6 +49,6 @@ def _line(event: Event) -> str:
         "dropped": event.get("dropped"),
         **event.get("fields", {}),
     }
-    parts += [f"{name}={value}" for name, value in told.items() if value is not None]
+    parts += [f"{name}={value}" for name, value in told.items() if value not in (None, "")]
     line = "  ".join(parts)
     return f"{line}: {reason}" if (reason := event.get("reason")) else line

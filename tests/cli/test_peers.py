@@ -108,6 +108,15 @@ def test_every_detail_of_a_refusal_is_a_line(vpnctl: Vpnctl, daemon: FakeDaemon)
     assert ended.hints == ["tunnels here: y"]
 
 
+def test_a_message_that_is_its_own_detail_is_told_once(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    only = "tunnel: there is no tunnel x"
+    details = [{"key": "tunnel", "reason": "there is no tunnel x", "hint": "tunnels here: y"}]
+    daemon.refuses = (422, error("invalid", only, "tunnels here: y", details))  # type: ignore[arg-type]
+    ended = vpnctl(*ADD)
+    assert ended.errors == [only]
+    assert ended.hints == ["tunnels here: y"]
+
+
 @pytest.mark.parametrize("wrong", range(64))
 def test_a_character_mistyped_in_an_identity_never_gets_through(wrong: int) -> None:
     """Here without a process: 64 of them would take longer than they teach."""
