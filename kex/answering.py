@@ -93,7 +93,10 @@ def wants_keys(link: LinkState, token: bytes) -> bool:
 
 def external_keys(link: LinkState, node: Node, keys: tuple[ExternalKey, ...]) -> None:
     """The keys that were asked for, in the order of the listing, with None for what is not
-    present. Raises ValueError for others."""
+    present. Raises ValueError for others.
+
+    A key that is not as long as the peer says is one on which the key managers disagree.
+    """
     if link.responding is None:
         return
     wanted = tuple(entry.reference for entry in link.responding.listing)
@@ -104,7 +107,11 @@ def external_keys(link: LinkState, node: Node, keys: tuple[ExternalKey, ...]) ->
         for key, entry in zip(keys, link.responding.listing, strict=True)
     ):
         raise ValueError("external keys: a key is missing, or one was not asked for")
-    check_external_keys(keys)
+    try:
+        check_external_keys(keys)
+    except ValueError as error:
+        refuse(link, node, RejectCode.KEY_MISMATCH, str(error))
+        return
     _complete(link, node, keys)
 
 

@@ -74,17 +74,26 @@ def check(keys: Sequence[ExternalKey]) -> None:
         raise ValueError(f"{len(keys)} external keys; at most {MAX_EXTERNAL_KEYS} can be mixed")
     for external in keys:
         check_reference(external.reference)
-        length = None if external.key is None else len(external.key)
-        if length is not None and not MIN_KEY_LENGTH <= length <= MAX_KEY_LENGTH:
-            raise ValueError(
-                f"the key of {external.reference.source} has {length} bytes; "
-                f"{MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} are mixed"
-            )
-        if length is not None and length * 8 != external.reference.bits:
-            raise ValueError(
-                f"the key of {external.reference.source} has {length * 8} bits, "
-                f"announced are {external.reference.bits}"
-            )
+        if external.key is not None:
+            check_key(external.reference, external.key)
+
+
+def check_key(reference: ExternalKeyReference, key: Secret) -> None:
+    """Raise ValueError for a key that is not as long as its reference says, or out of bounds."""
+    if len(key) * 8 != reference.bits:
+        raise ValueError(
+            f"the key of {reference.source} has {len(key) * 8} bits, announced are {reference.bits}"
+        )
+    check_bits(reference.bits)
+
+
+def check_bits(bits: int) -> None:
+    """Raise ValueError for a length that is not mixed."""
+    if bits % 8 or not MIN_KEY_LENGTH <= bits // 8 <= MAX_KEY_LENGTH:
+        raise ValueError(
+            f"a key of {bits} bits; whole bytes are mixed, {8 * MIN_KEY_LENGTH} to "
+            f"{8 * MAX_KEY_LENGTH} bits"
+        )
 
 
 def check_reference(reference: ExternalKeyReference) -> None:

@@ -20,6 +20,7 @@ from kex.external import (
     ExternalKey,
     ExternalKeyReference,
     ExternalMode,
+    check_bits,
     check_reference,
 )
 
@@ -196,6 +197,8 @@ def _listing(entry: object) -> ExternalListing:
     reference = ExternalKeyReference(source_type, source, sae, tuple(key_ids), bits)
     try:
         check_reference(reference)
+        if present:
+            check_bits(bits)
     except ValueError as error:
         raise PacketRejected("payload: external key") from error
     return ExternalListing(reference, present)
