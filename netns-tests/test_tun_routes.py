@@ -27,12 +27,7 @@ def alone() -> Iterator[Site]:
 @pytest.fixture
 def site(alone: Site) -> Iterator[Site]:
     yield alone
-    alone.run("ip", "link", "delete", "wg0", check=False)
-    for family in ("-4", "-6"):
-        for protocol in ("157", "99"):
-            alone.run(
-                "ip", family, "route", "flush", "table", "all", "proto", protocol, check=False
-            )
+    alone.clear()
 
 
 def routes(site: Site) -> set[str]:

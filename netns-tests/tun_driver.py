@@ -21,6 +21,7 @@ Values = dict[str, Any]
 class Driver:
     def __init__(self) -> None:
         self.tunnel: tun.Tunnel | None = None
+        self._path = os.environ["PATH"]
 
     @property
     def _tunnel(self) -> tun.Tunnel:
@@ -30,6 +31,9 @@ class Driver:
 
     async def pid(self, _: Values) -> int:
         return os.getpid()
+
+    async def set_path(self, values: Values) -> None:
+        os.environ["PATH"] = values["path"] or self._path
 
     async def open(self, values: Values) -> Values:
         values["addresses"] = tuple(ip_interface(text) for text in values["addresses"])

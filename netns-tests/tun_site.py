@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -111,6 +112,17 @@ class Site:
         """Process id and command line of the wireguard-go processes of this site."""
         shown = self.run("ps", "-eo", "pid=,args=").splitlines()
         return [line.strip() for line in shown if "wireguard-go" in line.split()[1]]
+
+    def clear(self) -> None:
+        """Take away what a test left: interface, process, routes of ours (157) and foreign (99)."""
+        self.run("ip", "link", "delete", "wg0", check=False)
+        for family in ("-4", "-6"):
+            for protocol in ("157", "99"):
+                flush = ("ip", family, "route", "flush", "table", "all", "proto", protocol)
+                self.run(*flush, check=False)
+        deadline = time.monotonic() + 10
+        while self.data_planes() or self.run("ls", "/run/wireguard"):
+            assert time.monotonic() < deadline, f"wireguard-go of {self.name} does not end"
 
     def call(self, name: str, **values: Any) -> Any:
         """Call `tun` through the driver; raises Refused."""

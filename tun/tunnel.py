@@ -35,6 +35,8 @@ from tun.rtnl import MAIN_TABLE, Link, with_rtnl
 
 __all__ = ["Tunnel", "open_tunnel"]
 
+_PORT_PATIENCE = 3.0  # seconds
+
 
 class Tunnel:
     """An open WireGuard interface; made by ``open_tunnel``.
@@ -203,7 +205,7 @@ async def open_tunnel(spec: TunnelSpec) -> Tunnel:
             except BaseException:
                 await device.aclose()
                 raise
-    require_free_port(spec.listen_port)
+    await _wait_free_port(spec.listen_port)
     link, device = await _create(spec)
     try:
         return await _set_up(spec, link, device)
@@ -226,8 +228,8 @@ async def _adopt(spec: TunnelSpec, link: Link) -> Device | None:
         try:
             device = await userspace.attach(link.name)
         except TunError:
-            # Its process is lost to us (its socket file is gone, or it hangs). It is ours by its
-            # alias, and ends without its link.
+            # Its process is lost to us (its socket file is gone, or it hangs). The link is ours
+            # by its alias, and the process ends without it.
             await with_rtnl(lambda rtnl: delete_link(rtnl, spec, link.index))
             return None
     if spec.backend in ("auto", backend):
@@ -243,6 +245,17 @@ async def _adopt(spec: TunnelSpec, link: Link) -> Device | None:
         raise
     await _delete(spec, link.index, device)
     return None
+
+
+async def _wait_free_port(port: int) -> None:
+    """Wait a moment for a wireguard-go that is just ending: it closes its port last."""
+    with trio.move_on_after(_PORT_PATIENCE):
+        while True:
+            try:
+                return require_free_port(port)
+            except TunError:
+                await trio.sleep(0.02)
+    return require_free_port(port)
 
 
 async def _create(spec: TunnelSpec) -> tuple[Link, Device]:
