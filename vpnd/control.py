@@ -9,9 +9,10 @@ each connection, its limits and the stop are here.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 MAX_CONNECTIONS: Final = 64
-HEADERS_SECONDS: Final = 5
+IDLE_SECONDS: Final = 5.0
 """For the head of a request, and between two requests."""
 BODY_SECONDS: Final = 10.0
 SEND_SECONDS: Final = 10.0
@@ -52,6 +53,8 @@ _DRAINED_BYTES: Final = 16 * MAX_REQUEST_BYTES
 _BUSY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n"
 )
+
+_NEVER: Final = 10**9
 
 _log = structlog.get_logger("vpnd.control")
 
@@ -77,14 +80,15 @@ class ControlServer:
         self._stopping = trio.Event()
         self._context = WorkerContext(None)
         self._config = HypercornConfig()
-        self._config.keep_alive_timeout = HEADERS_SECONDS
+        # Its own clock stops for good at some beginnings of HTTP/2; _Connection has one
+        self._config.keep_alive_timeout = _NEVER
         self._config.include_server_header = False
         # Its loggers write tracebacks and request lines to stderr; ours is told by the routes
         self._config.accesslog = None
         self._config.errorlog = None
         app = _Gate(control_app(node, self._stopping), allowed=frozenset({0, os.geteuid()}))
         self._app = wrap_app(cast(Framework, app), wsgi_max_body_size=0, mode="asgi")
-        self._streams: set[_BoundedStream] = set()
+        self._connections: set[_Connection] = set()
         self._accepted = 0
         self._refused = 0
 
@@ -102,7 +106,7 @@ class ControlServer:
                         raise
                     accepting.cancel()
                     await self._context.terminated.set()
-                    outer.start_soon(self._cut_after, STOP_SECONDS)
+                    outer.start_soon(self._cut_after, STOP_SECONDS, connections.cancel_scope)
                 outer.cancel_scope.cancel()
         finally:
             self._socket.close()
@@ -113,7 +117,7 @@ class ControlServer:
 
     def statistics(self) -> ControlStatistics:
         """Counts since the start."""
-        return ControlStatistics(len(self._streams), self._accepted, self._refused)
+        return ControlStatistics(len(self._connections), self._accepted, self._refused)
 
     async def _accept(
         self,
@@ -128,50 +132,76 @@ class ControlServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         """One connection. Whatever goes wrong in it ends with it."""
-        if len(self._streams) >= MAX_CONNECTIONS:
+        if len(self._connections) >= MAX_CONNECTIONS:
             self._refused += 1
             await _turn_away(stream)
             return
         self._accepted += 1
-        bounded = _BoundedStream(stream)
-        self._streams.add(bounded)
+        connection = _Connection(stream)
+        self._connections.add(connection)
         try:
-            with trio.CancelScope() as connection:
-                state = {"peer": caller_of(stream.socket), "abort": connection.cancel}
-                server = TCPServer(
-                    self._app,
-                    self._config,
-                    self._context,
-                    ConnectionState(cast(Any, state)),
-                    cast(Any, bounded),
-                )
-                bounded.ended = server.idle_task.stop
+            state = {"peer": caller_of(stream.socket), "connection": connection}
+            server = TCPServer(
+                self._app,
+                self._config,
+                self._context,
+                ConnectionState(cast(Any, state)),
+                cast(Any, connection),
+            )
+            connection.ended = server.idle_task.stop
+            with connection.scope:
                 await server.run()
         except Exception as error:  # hypercorn's reaction to bytes that nobody foresaw
             internal_error("connection", error)
         finally:
-            self._streams.discard(bounded)
+            self._connections.discard(connection)
 
-    async def _cut_after(self, seconds: float) -> None:
+    async def _cut_after(self, seconds: float, requests: trio.CancelScope) -> None:
         await trio.sleep(seconds)
-        if self._streams:
-            _log.warning("control_connections_cut", connections=len(self._streams))
+        if self._connections:
+            _log.warning("control_connections_cut", connections=len(self._connections))
         self._cut()
+        requests.cancel()
 
     def _cut(self) -> None:
         # hypercorn shields its sending: a deadline alone would not end it
-        for stream in tuple(self._streams):
-            stream.cut()
+        for connection in tuple(self._connections):
+            connection.cut()
 
 
-class _BoundedStream:
-    """A connection as hypercorn uses it, whose sending takes a bounded time."""
+class _Connection:
+    """A connection as hypercorn uses it, with bounds on its idle times and on its sending."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self.socket = stream.socket
+        self.scope = trio.move_on_after(IDLE_SECONDS)
+        self._requests = 0  # HTTP/2 can have several at a time
+        self._at_end = False
         self.ended: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         """Called when nothing more can come: else hypercorn would sit out its idle time."""
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """While this lasts, the time between two requests does not run."""
+        self._requests += 1
+        self.scope.deadline = math.inf
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            if not self._requests:
+                left = 0.0 if self._at_end else IDLE_SECONDS
+                self.scope.deadline = trio.current_time() + left
+
+    def abort(self) -> None:
+        """End the connection, with all that happens in it."""
+        self.scope.cancel()
+
+    def cut(self) -> None:
+        """Close it under hypercorn's hands: who waits in a method gets ClosedResourceError."""
+        self._at_end = True
+        self.socket.close()
 
     async def send_all(self, data: bytes) -> None:
         try:
@@ -187,6 +217,7 @@ class _BoundedStream:
             data = bytes(await self._stream.receive_some(max_bytes))
         finally:
             if not data:
+                self._at_end = True
                 await self.ended()
         return data
 
@@ -195,10 +226,6 @@ class _BoundedStream:
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-    def cut(self) -> None:
-        """Close at once: whoever waits in one of the methods gets ClosedResourceError."""
-        self.socket.close()
 
 
 class _Gate:
@@ -212,24 +239,27 @@ class _Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
-        try:
-            body = await _read_body(receive)
-        except _ClientGone:
-            return
-        except ControlError as error:
-            await refusal(error, {"connection": "close"})(scope, receive, send)
-            # Bytes of the request are still under way, and nobody will take them
-            cast(Callable[[], None], scope["state"]["abort"])()
-            return
-        if scope["state"]["peer"].uid not in self._allowed:
-            denial = ControlError(
+        connection: _Connection = scope["state"]["connection"]
+        with connection.request():
+            try:
+                body = await _read_body(receive)
+                self._check_caller(scope["state"]["peer"])
+            except _ClientGone:
+                return
+            except ControlError as error:
+                await refusal(error, {"connection": "close"})(scope, receive, send)
+                # Bytes of the request may be under way, and nobody will take them
+                connection.abort()
+                return
+            await self._app(scope, _replayed(body, receive), send)
+
+    def _check_caller(self, caller: Caller) -> None:
+        if caller.uid not in self._allowed:
+            raise ControlError(
                 ErrorCode.NOT_ALLOWED,
-                f"uid {scope['state']['peer'].uid} may not control this daemon",
+                f"uid {caller.uid} may not control this daemon",
                 "run it as root or as the daemon's user",
             )
-            await refusal(denial)(scope, receive, send)
-            return
-        await self._app(scope, _replayed(body, receive), send)
 
 
 class _ClientGone(Exception):
