@@ -15,6 +15,7 @@ from kex.identity import Fingerprint
 from vpnd.config_errors import ConfigProblem, Location, shown
 from vpnd.config_fields import Prefix, did_you_mean
 from vpnd.config_model import (
+    MAX_ANNOUNCED_PREFIXES,
     MIN_LIFETIME_MARGIN,
     NodeConfig,
     PeerConfig,
@@ -104,6 +105,14 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
                     value=str(address),
                 )
             addresses.setdefault(address.ip, f"{here}.addresses")
+        if len(tunnel.announced) > MAX_ANNOUNCED_PREFIXES:
+            yield draft.main.problem(
+                (*at, "announce"),
+                f"{len(tunnel.announced)} prefixes would be announced: the tunnel's "
+                f"{len(tunnel.addresses)} addresses, and {len(tunnel.announce)} listed here",
+                f"at most {MAX_ANNOUNCED_PREFIXES} fit into an exchange; prefixes that make up a "
+                "wider one can be given as that",
+            )
         if tunnel.mtu < _MIN_IPV6_MTU and any(one.version == 6 for one in tunnel.addresses):
             yield draft.main.problem(
                 (*at, "mtu"),

@@ -7,6 +7,7 @@ collects every error of a table at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -149,7 +150,7 @@ class TunnelSettings(Table):
     # The two worst metrics stay free: the guard routes have one of them (docs/operations.md)
     metric: Annotated[int, PlainValidator(fields.whole_number(0, 2**32 - 3))] | None = None
     fwmark: Annotated[int, PlainValidator(fields.whole_number(1, 2**32 - 1))] | None = None
-    announce: Annotated[tuple[PrefixItem, ...], _at_most(MAX_ANNOUNCED_PREFIXES)] = ()
+    announce: Prefixes = ()
     """Prefixes behind this node, told to the peers of the tunnel for comparison only."""
 
 
@@ -157,6 +158,12 @@ class TunnelConfig(TunnelSettings):
     """A tunnel with its name."""
 
     name: str
+
+    @property
+    def announced(self) -> tuple[Prefix, ...]:
+        """All that the peers are told: this node's addresses in the tunnel, and `announce`."""
+        own = (ip_network(address.ip) for address in self.addresses)
+        return tuple(dict.fromkeys([*own, *self.announce]))
 
 
 class ExternalKeys(Table):

@@ -183,10 +183,10 @@ REFUSED: list[tuple[str, Change, str, str]] = [
     (
         "too many announced prefixes",
         lambda site: site.main["tunnels"]["backbone"].update(
-            announce=[f"10.0.{index}.0/24" for index in range(17)]
+            announce=[f"10.0.{index}.0/24" for index in range(15)]  # and two addresses
         ),
         "tunnels.backbone.announce",
-        "has 17 entries",
+        "17 prefixes would be announced",
     ),
     (
         "long path of the socket",
