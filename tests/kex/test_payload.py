@@ -1,0 +1,362 @@
+"""P_i, P_r and the reason of a Reject: what they hold, their bounds, and what fits."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import cbor2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kex import payload, wire
+from kex.errors import PacketRejected
+from kex.exchange import initiator_payload_length
+from kex.external import (
+    MAX_EXTERNAL_KEYS,
+    MAX_KEY_IDS,
+    MAX_KEY_LENGTH,
+    MAX_NAME_LENGTH,
+    MIN_KEY_LENGTH,
+    ExternalKeyReference,
+    ExternalMode,
+)
+from kex.payload import (
+    MAX_INTERVAL,
+    MAX_MINOR_VERSION,
+    MAX_PREFIXES,
+    Announcement,
+    ExternalListing,
+    InitiatorPayload,
+    Prefix,
+    Refusal,
+    ResponderPayload,
+)
+from kex.suites import suite as make_suite
+
+from .reference import SeededBytes
+
+P_I, P_R, REASON = 960, wire.RESP_CONF_PAYLOAD_LENGTH, wire.REJECT_PAYLOAD_LENGTH
+
+
+def v6(count: int) -> tuple[Prefix, ...]:
+    return tuple(ipaddress.ip_network(f"2001:db8:{n:x}::/48") for n in range(count))
+
+
+def announcement(**changes: Any) -> Announcement:
+    values: dict[str, Any] = {
+        "wireguard_key": bytes(range(32)),
+        "wireguard_port": 51820,
+        "prefixes": (ipaddress.ip_network("10.1.0.0/16"), *v6(1)),
+        "mode": ExternalMode.PREFER,
+        "interval": 120,
+        "can_start": True,
+    }
+    return Announcement(**(values | changes))
+
+
+def listed(
+    name: str = "kme", *, names: int = 8, ids: int = 1, id_length: int = 36, present: bool = True
+) -> ExternalListing:
+    """An entry whose source and SAE have `names` bytes each."""
+    reference = ExternalKeyReference(
+        source_type="qkd",
+        source=name.ljust(names, "-"),
+        sae=name.ljust(names, "+"),
+        key_ids=tuple(f"{n}".ljust(id_length, "0") for n in range(ids)),
+        bits=8 * 32,
+    )
+    return ExternalListing(reference, present)
+
+
+def fields_of(data: bytes) -> dict[str, Any]:
+    size = int.from_bytes(data[:2], "big")
+    decoded: dict[str, Any] = cbor2.loads(data[2 : 2 + size])
+    return decoded
+
+
+def with_fields(data: bytes, **changes: Any) -> bytes:
+    """The payload with other values under some keys; None takes a key out."""
+    fields = fields_of(data) | changes
+    encoded = cbor2.dumps({name: value for name, value in fields.items() if value is not None})
+    return (len(encoded).to_bytes(2, "big") + encoded).ljust(len(data), b"\0")
+
+
+GOOD_I = payload.encode_initiator(InitiatorPayload(announcement(), (listed(),)), P_I)
+GOOD_R = payload.encode_responder(ResponderPayload(announcement(), 1, 1), P_R)
+GOOD_REASON = payload.encode_refusal(Refusal(2, "not allowed"), REASON)
+
+
+# ---- what goes in comes out
+
+NAMES = st.text(
+    st.characters(min_codepoint=32, max_codepoint=0x2FF).filter(str.isprintable), max_size=20
+)
+PREFIXES = st.one_of(
+    st.builds(
+        lambda address, length: ipaddress.ip_network((address, length), strict=False),
+        st.binary(min_size=4, max_size=4),
+        st.integers(0, 32),
+    ),
+    st.builds(
+        lambda address, length: ipaddress.ip_network((address, length), strict=False),
+        st.binary(min_size=16, max_size=16),
+        st.integers(0, 128),
+    ),
+)
+ANNOUNCEMENTS = st.builds(
+    Announcement,
+    wireguard_key=st.binary(min_size=32, max_size=32),
+    wireguard_port=st.integers(0, 65535),
+    prefixes=st.lists(PREFIXES, max_size=MAX_PREFIXES).map(tuple),
+    mode=st.sampled_from(ExternalMode),
+    interval=st.integers(1, MAX_INTERVAL),
+    can_start=st.booleans(),
+    minor=st.integers(0, MAX_MINOR_VERSION),
+)
+LISTINGS = st.builds(
+    ExternalListing,
+    st.builds(
+        ExternalKeyReference,
+        source_type=NAMES,
+        source=NAMES,
+        sae=NAMES,
+        key_ids=st.lists(NAMES, max_size=2).map(tuple),
+        bits=st.integers(MIN_KEY_LENGTH, MAX_KEY_LENGTH).map(lambda n: 8 * n),
+    ),
+    st.booleans(),
+)
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(ANNOUNCEMENTS, st.lists(LISTINGS, max_size=MAX_EXTERNAL_KEYS).map(tuple))
+def test_initiator_round_trip(said: Announcement, keys: tuple[ExternalListing, ...]) -> None:
+    original = InitiatorPayload(said, keys)
+    encoded = payload.encode_initiator(original, 2000)
+    assert len(encoded) == 2000
+    assert payload.decode_initiator_untrusted(encoded) == original
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(ANNOUNCEMENTS, st.integers(0, MAX_EXTERNAL_KEYS), st.sampled_from([1, 2]))
+def test_responder_round_trip(said: Announcement, mixed: int, suite: int) -> None:
+    original = ResponderPayload(said, mixed, suite)
+    encoded = payload.encode_responder(original, P_R)
+    assert len(encoded) == P_R
+    assert payload.decode_responder_untrusted(encoded) == original
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(st.integers(0, 255), st.text(max_size=300))
+def test_refusal_round_trip(code: int, detail: str) -> None:
+    """A detail is cut where it does not fit, and holds nothing that steers a terminal."""
+    encoded = payload.encode_refusal(Refusal(code, detail), REASON)
+    assert len(encoded) == REASON
+    decoded = payload.decode_refusal_untrusted(encoded)
+    assert decoded.code == code
+    assert decoded.detail.isprintable() or not decoded.detail
+    expected = "".join(char if char.isprintable() else "?" for char in detail)
+    if len(detail.encode()) <= REASON - 40:
+        assert decoded.detail == expected
+    else:
+        assert expected.startswith(decoded.detail)
+
+
+def test_keys_that_are_not_known_are_ignored() -> None:
+    """A later minor version may add some, and says so."""
+    newer = with_fields(GOOD_I, minor=7, something={"new": [1, 2, None]})
+    decoded = payload.decode_initiator_untrusted(newer)
+    assert decoded.announcement == announcement(minor=7)
+    assert payload.decode_responder_untrusted(with_fields(GOOD_R, minor=9, x=b"")).mixed == 1
+    assert payload.decode_refusal_untrusted(with_fields(GOOD_REASON, more=1.5)).code == 2
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("minor", [None, -1, 65536, True, "0", 2**64]),
+        ("wg", [None, b"", bytes(31), bytes(33), "k" * 32, [0] * 32]),
+        ("port", [None, -1, 65536, True, 51820.0]),
+        ("mode", [None, -1, 3, 2**63, False]),
+        ("interval", [None, 0, MAX_INTERVAL + 1, -120, 120.5]),
+        ("starts", [None, 0, 1, "yes"]),
+        (
+            "prefixes",
+            [
+                None,
+                {},
+                [1],
+                [[]],
+                [[24]],
+                [[24, b"\x0a\0\0\0", 1]],
+                [["24", b"\x0a\0\0\0"]],
+                [[True, b"\x0a\0\0\0"]],
+                [[33, b"\x0a\0\0\0"]],
+                [[-1, b"\x0a\0\0\0"]],
+                [[129, bytes(16)]],
+                [[2**40, bytes(16)]],
+                [[8, b"\x0a\1\0\0"]],
+                [[8, b"\x0a"]],
+                [[8, "10.0.0.0"]],
+                [[0, bytes(4)]] * (MAX_PREFIXES + 1),
+            ],
+        ),
+    ],
+)
+def test_announcements_that_are_refused(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(PacketRejected):
+            payload.decode_initiator_untrusted(with_fields(GOOD_I, **{name: value}))
+        with pytest.raises(PacketRejected):
+            payload.decode_responder_untrusted(with_fields(GOOD_R, **{name: value}))
+
+
+KEY: list[Any] = ["qkd", "kme", "sae", ["id"], 256, True]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        None,
+        {},
+        b"",
+        [KEY] * (MAX_EXTERNAL_KEYS + 1),
+        [[]],
+        [KEY[:5]],
+        [[*KEY, 0]],
+        *([[*KEY[:n], value, *KEY[n + 1 :]]] for n in range(3) for value in (1, b"x", None)),
+        *([[*KEY[:n], "x" * (MAX_NAME_LENGTH + 1), *KEY[n + 1 :]]] for n in range(3)),
+        *([[*KEY[:n], "line\nbreak", *KEY[n + 1 :]]] for n in range(3)),
+        [["qkd", "kme", "sae", "id", 256, True]],
+        [["qkd", "kme", "sae", [1], 256, True]],
+        [["qkd", "kme", "sae", ["id"] * (MAX_KEY_IDS + 1), 256, True]],
+        [["qkd", "kme", "sae", ["i" * 65], 256, True]],
+        [["qkd", "kme", "sae", ["\x1b[2J"], 256, True]],
+        *(
+            [["qkd", "kme", "sae", ["id"], bits, True]]
+            for bits in (-8, 0, 8, 120, 257, 8200, 2**70)
+        ),
+        *([["qkd", "kme", "sae", ["id"], bits, False]] for bits in (-8, 8193, True, "256")),
+        *([["qkd", "kme", "sae", ["id"], 256, present]] for present in (0, 1, None, "yes")),
+    ],
+    ids=repr,
+)
+def test_listings_that_are_refused(keys: Any) -> None:
+    with pytest.raises(PacketRejected):
+        payload.decode_initiator_untrusted(with_fields(GOOD_I, keys=keys))
+
+
+def test_an_absent_key_may_have_any_length() -> None:
+    decoded = payload.decode_initiator_untrusted(
+        with_fields(GOOD_I, keys=[["qkd", "kme", "sae", [], 0, False]])
+    )
+    assert [entry.present for entry in decoded.external] == [False]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("mixed", [None, -1, 5, True, "1"]), ("suite", [None, -1, 16, True])],
+)
+def test_responder_fields_that_are_refused(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(PacketRejected):
+            payload.decode_responder_untrusted(with_fields(GOOD_R, **{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("code", [None, -1, 256, True]), ("detail", [None, b"x", 1])]
+)
+def test_refusals_that_are_refused(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(PacketRejected):
+            payload.decode_refusal_untrusted(with_fields(GOOD_REASON, **{name: value}))
+
+
+def sized(encoded: bytes) -> bytes:
+    return (len(encoded).to_bytes(2, "big") + encoded).ljust(P_I, b"\0")
+
+
+def test_encodings_that_are_refused() -> None:
+    right = GOOD_I[2 : 2 + int.from_bytes(GOOD_I[:2], "big")]
+    assert right[0] == 0xA8  # a map of eight
+    wrong = {
+        "nothing": bytes(P_I),
+        "length beyond the end": (P_I - 1).to_bytes(2, "big") + right.ljust(P_I - 2, b"\0"),
+        "length too small": (len(right) - 1).to_bytes(2, "big") + GOOD_I[2:],
+        "length too large": (len(right) + 1).to_bytes(2, "big") + GOOD_I[2:],
+        "no zeros behind": GOOD_I[:-1] + b"\1",
+        "a list": sized(cbor2.dumps(list(fields_of(GOOD_I)))),
+        "a text": sized(cbor2.dumps("text")),
+        "two maps": sized(right + right),
+        "indefinite length": sized(b"\xbf" + right[1:] + b"\xff"),
+        "a key twice": sized(b"\xa9" + right[1:] + cbor2.dumps("port") + cbor2.dumps(1)),
+        "cut": sized(right[:-1]),
+        "deep": sized(b"\x81" * 500),
+        "a huge text": sized(b"\x7b" + b"\xff" * 8),
+        "a huge map": sized(b"\xbb" + b"\x7f" + b"\xff" * 7),
+        "a bad text": sized(b"\xa1\x61\xff\x00"),
+        "itself": sized(b"\xd8\x1c\xa1\x00\xd8\x1d\x00"),
+    }
+    for name, data in wrong.items():
+        assert len(data) == P_I, name
+        with pytest.raises(PacketRejected):
+            payload.decode_initiator_untrusted(data)
+
+
+# ---- what fits
+
+
+def test_lengths_fill_an_init_conf() -> None:
+    room = {}
+    for number in (1, 2):
+        suite = make_suite(number, random=SeededBytes(b""))
+        room[number] = initiator_payload_length(suite)
+        sealed = room[number] + 16 + suite.hash_length + 16
+        assert suite.biscuit_length + sealed == wire.INIT_CONF_LENGTH == 1200
+    assert room == {1: 1008, 2: 960}
+
+
+LARGEST = announcement(wireguard_port=65535, interval=MAX_INTERVAL, minor=MAX_MINOR_VERSION)
+
+
+def largest(prefixes: tuple[Prefix, ...]) -> Announcement:
+    return announcement(
+        wireguard_port=65535, interval=MAX_INTERVAL, minor=MAX_MINOR_VERSION, prefixes=prefixes
+    )
+
+
+def test_what_a_responder_says_always_fits() -> None:
+    everything = ResponderPayload(largest(v6(MAX_PREFIXES)), MAX_EXTERNAL_KEYS, 2)
+    assert payload.encode_responder(everything, P_R)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "keys"),
+    [
+        # the figures of docs/protocol.md §5, "What fits"
+        (16, [listed(f"k{n}", names=24, ids=1) for n in range(4)]),
+        (16, [listed(f"k{n}", names=64, ids=1) for n in range(2)]),
+        (16, [listed(f"k{n}", names=64, ids=2) for n in range(2)]),
+        (6, [listed(f"k{n}", names=64, ids=1) for n in range(4)]),
+        (3, [listed(f"k{n}", names=32, ids=4, id_length=28) for n in range(4)]),
+    ],
+)
+def test_large_configurations_that_fit(prefixes: int, keys: list[ExternalListing]) -> None:
+    said = InitiatorPayload(largest(v6(prefixes)), tuple(keys))
+    assert payload.decode_initiator_untrusted(payload.encode_initiator(said, P_I)) == said
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "keys"),
+    [
+        (16, [listed(f"k{n}", names=64) for n in range(4)]),
+        (0, [listed(f"k{n}", names=64, ids=4, id_length=64) for n in range(4)]),
+    ],
+)
+def test_what_does_not_fit_says_what_to_do(prefixes: int, keys: list[ExternalListing]) -> None:
+    with pytest.raises(ValueError, match=r"bytes, 958 fit: announce fewer prefixes, or name"):
+        payload.encode_initiator(InitiatorPayload(largest(v6(prefixes)), tuple(keys)), P_I)
