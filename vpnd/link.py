@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 from typing import Final
 
 import trio
@@ -206,15 +205,10 @@ class ManagedLink:
             wireguard_key=self.tunnel.public_key,
             wireguard_port=self.tunnel.config.listen_port,
             address=self._addresses.current,
-            prefixes=self._announced(),
+            prefixes=self.tunnel.config.announced,
             interval=self.peer.rekey_interval,
             lifetime=self.peer.key_lifetime,
         )
-
-    def _announced(self) -> tuple[Prefix, ...]:
-        """This node's addresses in the tunnel, and what the tunnel announces."""
-        own = [ip_network(address.ip) for address in self.tunnel.config.addresses]
-        return tuple(dict.fromkeys([*own, *self.tunnel.config.announce]))[:16]
 
     # ---- a restart
 
