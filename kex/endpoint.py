@@ -100,7 +100,13 @@ class Endpoint:
         if config.name in self._links:
             raise ValueError(f"link {config.name}: there is one of that name")
         self._claim(config)
-        link = Link(config=config, retry_at=now if start_at is None else start_at)
+        link = Link(
+            config=config,
+            retry_at=now if start_at is None else start_at,
+            # What was handed out before is dead: a link that was removed and comes back has
+            # forgotten which of it was used up, and the biscuit keys live on
+            last_accepted=self._node.biscuit_keys.next_number - 1,
+        )
         self._links[config.name] = link
         self._note(link)
 
@@ -383,9 +389,9 @@ class Endpoint:
 
     def _wireguard_keys_of_others(self, name: str) -> frozenset[bytes]:
         return frozenset(
-            link.peer.wireguard_key
+            link.peer_wireguard_key
             for link in self._links.values()
-            if link.peer is not None and link.name != name
+            if link.peer_wireguard_key is not None and link.name != name
         )
 
     # ---- as the initiator
@@ -450,16 +456,19 @@ class Endpoint:
         self._reassembly.expire(now)
         self._hellos = {d: entry for d, entry in self._hellos.items() if now < entry[0]}
         self._drop_stale_timers()
-        due = []
+        handled: set[str] = set()
         while self._timers and self._timers[0][0] <= now:
-            due.append(heapq.heappop(self._timers)[1])
+            # Taken off before it is handled: one link's trouble does not come back at once, and
+            # does not keep the others waiting
+            name = heapq.heappop(self._timers)[1]
+            if name not in handled:
+                handled.add(name)
+                link = self._links[name]
+                for at, timer in link.timers():
+                    if at <= now and (at, timer) in link.timers():
+                        link.fire(self._node, timer, now)
+                self._note(link, again=True)
             self._drop_stale_timers()
-        for name in dict.fromkeys(due):
-            link = self._links[name]
-            for at, timer in link.timers():
-                if at <= now and (at, timer) in link.timers():
-                    link.fire(self._node, timer, now)
-            self._note(link, again=True)
 
     def _drop_stale_timers(self) -> None:
         while self._timers:
@@ -541,10 +550,23 @@ class Endpoint:
         link.session_started(self._node, at, now)
         self._note(link)
 
-    def adopt(self, name: str, key_id: str, *, installed_at: float, expires_at: float) -> None:
-        """Take over a key that an earlier run installed. Raises UnknownLink."""
+    def adopt(
+        self,
+        name: str,
+        key_id: str,
+        *,
+        wireguard_key: bytes,
+        installed_at: float,
+        expires_at: float,
+    ) -> None:
+        """Take over a key that an earlier run installed for a peer with this WireGuard key.
+
+        Raises UnknownLink.
+        """
         link = self._link(name)
-        link.adopt(key_id, installed_at=installed_at, expires_at=expires_at)
+        link.adopt(
+            key_id, wireguard_key=wireguard_key, installed_at=installed_at, expires_at=expires_at
+        )
         self._note(link)
 
     def fire(self, name: str, timer: Timer, now: float) -> None:

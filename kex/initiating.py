@@ -81,8 +81,7 @@ def _await_answer(link: LinkState, node: Node, exchange: Exchange, now: float) -
     """Send what the exchange has to send, and wait for the answer."""
     link.exchange = exchange
     link.exchange_deadline = now + timing.GIVE_UP_SECONDS
-    first = timing.RETRANSMIT_FIRST * 2 ** min(exchange.attempt - 1, 4)
-    link.retransmit_interval = min(first, timing.RETRANSMIT_LAST)
+    link.retransmit_interval = timing.RETRANSMIT_FIRST
     link.cookie_taken = False
     _transmit(link, node, now)
     _arm_retransmission(link, node, now)
@@ -307,6 +306,7 @@ def give_way(link: LinkState, node: Node, now: float) -> None:
     if own is None:
         return
     end(link, Input.CROSSED)
+    order.after_failure(link, own, FailureCode.CROSSED, None)
     link.owe(own.reason, now + timing.RETRY_FIRST)
     node.emit(
         ExchangeFailed(link.name, own.exchange_id, FailureCode.CROSSED, "the peer's goes first")
@@ -318,8 +318,8 @@ def abandon(link: LinkState, node: Node, now: float) -> None:
     own = link.exchange
     if own is None:
         return
-    link.unanswered = link.unanswered or own.phase is Phase.CONF
     end(link, Input.CROSSED)
+    order.after_failure(link, own, FailureCode.ABANDONED, None)
     node.emit(
         ExchangeFailed(
             link.name, own.exchange_id, FailureCode.ABANDONED, "the configuration changed"
@@ -345,8 +345,7 @@ def _fail(
     link.failures += 1
     link.renew_at = None
     node.emit(ExchangeFailed(link.name, exchange.exchange_id, code, detail, reject))
-    if order.leaves_unanswered(code, reject):
-        link.unanswered = True
+    order.after_failure(link, exchange, code, reject)
     if code in (FailureCode.NO_ANSWER, FailureCode.INIT_CONF_UNANSWERED):
         if link.config.address is not None:
             link.learnt_address = None  # back to the one that was configured

@@ -131,9 +131,12 @@ class Link(LinkState):
             self.requested_at = now
         initiating.start(self, node, reason, now)
 
-    def adopt(self, key_id: str, *, installed_at: float, expires_at: float) -> None:
+    def adopt(
+        self, key_id: str, *, wireguard_key: bytes, installed_at: float, expires_at: float
+    ) -> None:
         """Take over a key that an earlier run of the daemon installed."""
         self.key = LinkKey(key_id, installed_at, expires_at)
+        self.adopted_wireguard_key = wireguard_key
 
     def reconfigure(self, node: Node, config: LinkConfig, now: float) -> None:
         """Take a changed configuration; an exchange in flight has announced the old one."""

@@ -52,12 +52,17 @@ class LinkState:
     last_accepted: int = 0
     highest_issued: int = 0
     kept: KeptAnswer | None = None
-    unanswered: bool = True
-    """An InitConf of ours may have been taken by the peer and not answered since our last CO1.
-    After a start nobody knows, so one is assumed."""
+    unanswered: bool = False
+    """An InitConf with which this end goes first may have been taken by the peer, and since then
+    no exchange of ours was completed."""
+    has_completed: bool = False
+    """An exchange of ours was completed since the start."""
     key: LinkKey | None = None
     learnt_address: Address | None = None
     peer: Announcement | None = None
+    """What the peer said in the last exchange."""
+    adopted_wireguard_key: bytes | None = None
+    """The peer's, while it has said nothing since the daemon's start."""
     session_at: float | None = None
     """When the newest WireGuard session began."""
     renew_at: float | None = None
@@ -99,6 +104,11 @@ class LinkState:
     def exchange_due(self) -> bool:
         """Whether an exchange is in flight here, or owed for another reason than the interval."""
         return self.exchange is not None or self.retry_at is not None
+
+    @property
+    def peer_wireguard_key(self) -> bytes | None:
+        """The WireGuard key that the peer has on the interface, as far as is known."""
+        return self.adopted_wireguard_key if self.peer is None else self.peer.wireguard_key
 
     @property
     def interval(self) -> int:
