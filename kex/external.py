@@ -107,4 +107,4 @@ def check_reference(reference: ExternalKeyReference) -> None:
         if len(key_id.encode()) > MAX_KEY_ID_LENGTH:
             raise ValueError(f"a key ID of {len(key_id.encode())} bytes; at most 64")
     if not 0 <= reference.bits <= MAX_KEY_LENGTH * 8:
-        raise ValueError(f"a key of {reference.bits} bits")
+        raise ValueError(f"a key of {reference.bits} bits; at most {8 * MAX_KEY_LENGTH}")
