@@ -457,18 +457,23 @@ class Endpoint:
         self._hellos = {d: entry for d, entry in self._hellos.items() if now < entry[0]}
         self._drop_stale_timers()
         handled: set[str] = set()
+        due_again: list[tuple[float, str]] = []
         while self._timers and self._timers[0][0] <= now:
             # Taken off before it is handled: one link's trouble does not come back at once, and
             # does not keep the others waiting
-            name = heapq.heappop(self._timers)[1]
-            if name not in handled:
-                handled.add(name)
-                link = self._links[name]
+            entry = heapq.heappop(self._timers)
+            if entry[1] in handled:
+                due_again.append(entry)  # what it has become is due already: next time
+            else:
+                handled.add(entry[1])
+                link = self._links[entry[1]]
                 for at, timer in link.timers():
                     if at <= now and (at, timer) in link.timers():
                         link.fire(self._node, timer, now)
                 self._note(link, again=True)
             self._drop_stale_timers()
+        for entry in due_again:
+            heapq.heappush(self._timers, entry)
 
     def _drop_stale_timers(self) -> None:
         while self._timers:
