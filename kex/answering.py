@@ -178,7 +178,6 @@ def installed(link: LinkState, node: Node, now: float) -> None:
         # It goes on at the address where the peer just proved itself
         link.exchange = replace(link.exchange, address=responding.source)
     elif order.is_settled_by_answering(link, responding.opened):
-        link.unanswered = False
         link.retry_at = None
     else:
         link.owe(StartReason.UNANSWERED, now)

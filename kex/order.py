@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from kex.errors import PacketRejected
 from kex.events import FailureCode, RejectCode
-from kex.exchange import Phase
+from kex.exchange import Exchange, Phase
+from kex.identity import Fingerprint
 from kex.link_state import LinkState
 from kex.responder import OpenedInitConf
 
@@ -45,8 +46,7 @@ def ignores(link: LinkState, opened: OpenedInitConf) -> bool:
 def gives_way(link: LinkState, opened: OpenedInitConf) -> bool:
     """Whether an exchange of ours is dropped for the peer's that was accepted.
 
-    Not by the smaller end while one of its own was left unanswered: only a completed exchange of
-    its own tells it that no older one is still on its way.
+    Not by the smaller end while it owes one: it would have to begin it again.
     """
     return link.exchange is not None and not (is_smaller(link, opened) and link.unanswered)
 
@@ -54,25 +54,42 @@ def gives_way(link: LinkState, opened: OpenedInitConf) -> bool:
 def is_settled_by_answering(link: LinkState, opened: OpenedInitConf) -> bool:
     """Whether this end owes no exchange of its own once it has answered the peer's.
 
-    The larger end does not: the smaller one goes on until its own exchange is complete, and that
-    kills whatever is still on its way from here. See docs/decisions/0003.
+    After a start nobody knows what was left unanswered before it. The larger end need not care:
+    the smaller one goes on until its own exchange is complete, and that kills whatever is still
+    on its way from here. See docs/decisions/0003.
     """
-    return not link.unanswered or opened.biscuit.initiator < opened.local
+    if link.unanswered:
+        return False
+    return link.has_completed or is_first(opened.biscuit.initiator, opened.local)
 
 
 def after_co1(link: LinkState) -> None:
     """CO1: every biscuit handed out before a completed exchange is dead, and nothing is owed."""
     link.last_accepted = max(link.last_accepted, link.highest_issued)
     link.unanswered = False
+    link.has_completed = True
 
 
-def leaves_unanswered(code: FailureCode, reject: int | None) -> bool:
-    """Whether the peer may have installed the key of an exchange of ours that ended so."""
-    return code in _PEER_MAY_HAVE_INSTALLED or reject == RejectCode.INSTALL_FAILED
+def after_failure(link: LinkState, ended: Exchange, code: FailureCode, reject: int | None) -> None:
+    """An exchange of ours is over without a key.
+
+    Where the peer may have installed it, and this end is the one that goes first in it, only a
+    completed exchange makes good for it: the peer may rely on that.
+    """
+    in_doubt = code in _ALWAYS_IN_DOUBT or reject == RejectCode.INSTALL_FAILED
+    in_doubt = in_doubt or (code in _IN_DOUBT_AFTER_INIT_CONF and ended.phase is Phase.CONF)
+    if in_doubt and is_first(ended.local, ended.remote):
+        link.unanswered = True
 
 
-_PEER_MAY_HAVE_INSTALLED = (
+def is_first(initiator: Fingerprint, responder: Fingerprint) -> bool:
+    """Whether an exchange was begun by the smaller end, as its own pair of identities has it."""
+    return initiator < responder
+
+
+_ALWAYS_IN_DOUBT = (
     FailureCode.INIT_CONF_UNANSWERED,
     FailureCode.BAD_ANSWER,
     FailureCode.INSTALL_FAILED,
 )
+_IN_DOUBT_AFTER_INIT_CONF = (FailureCode.CROSSED, FailureCode.ABANDONED)
