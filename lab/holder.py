@@ -18,7 +18,7 @@ from lab.process import ProcessId, spawn
 from lab.state import LabState
 from lab.teardown import MARK, netns_inode
 
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 
 # $1 name, $2 the node's folder, $3 the folder of all labs, $4 "1" where the node forwards.
 _SCRIPT = """

@@ -32,7 +32,7 @@ from lab.plan import Address
 from lab.traffic import NUMBER_LIMIT, SIZE_MAX, SIZE_MIN, Gap
 
 DRAIN_SECONDS = 5.0
-_ANSWER_SECONDS = 30.0
+_ANSWER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Meter:
             for mark, end in zip(self.marks, ends, strict=True)
         ]
 
-    async def wait_received(self, count: int, *, seconds: float = 30) -> None:
+    async def wait_received(self, count: int, *, seconds: float = 60) -> None:
         """Wait until `count` further datagrams have arrived in each direction.
 
         Raises WaitTimeout.

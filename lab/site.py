@@ -20,8 +20,9 @@ from lab.node import Node
 from lab.plan import Address, SitePlan
 from lab.process import ProcessId, spawn
 
-START_SECONDS = 20.0
-STOP_SECONDS = 20.0
+# Generous: in an emulator, on a busy machine, a start takes 30 s. A daemon that dies ends the wait.
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
 # How often a daemon is asked while something is awaited.
 ASK_EVERY_SECONDS = 0.03
 
@@ -72,7 +73,7 @@ class Site(Node):
                 return address.ip
         raise LabError(f"{self.name} has no IPv{family} address in tunnel {site_tunnel.name}")
 
-    async def vpnctl(self, *arguments: str, seconds: float = 60) -> Any:
+    async def vpnctl(self, *arguments: str, seconds: float = 120) -> Any:
         """Run `vpnctl ARGUMENTS --json` in the site: what it printed, parsed.
 
         Raises CommandFailed where it does not exit with 0.
@@ -183,7 +184,7 @@ class Site(Node):
         return await self.get(programs.link_path(peer))
 
     async def wait_link(
-        self, peer: str, condition: Callable[[Any], bool], *, what: str, seconds: float = 30
+        self, peer: str, condition: Callable[[Any], bool], *, what: str, seconds: float = 60
     ) -> Any:
         """Wait until a link's status fulfils a condition; that status.
 
@@ -205,7 +206,7 @@ class Site(Node):
         link = f"{self.name}: the link to {peer}"
         raise WaitTimeout(f"{link} is not {what} after {seconds:g} s; it was last:\n{shown}")
 
-    async def wait_state(self, peer: str, *states: str, seconds: float = 30) -> Any:
+    async def wait_state(self, peer: str, *states: str, seconds: float = 60) -> Any:
         """Wait until the link to `peer` is in one of `states`; its status then.
 
         Raises WaitTimeout.

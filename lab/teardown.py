@@ -22,7 +22,7 @@ from lab.process import ProcessId, kill_all
 from lab.state import LabState, boot_id, find, lab_folder, locked
 
 MARK = "vpnd-lab.id"
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 
 
 def netns_inode(pid: int) -> int:
