@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ pytestmark = pytest.mark.netns
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "labs"
+def root(tmp_path: Path) -> Iterator[Path]:
+    """A folder for labs, out of the way of other tests' cleaning; empty again after a failure."""
+    yield tmp_path / "labs"
+    for left in commands.status(root=tmp_path / "labs"):
+        commands.down(left["name"], root=tmp_path / "labs")
 
 
 @pytest.fixture

@@ -70,9 +70,11 @@ def wait_for_lab(root: Path, stage: str) -> LabState:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A folder for labs, out of the way of other tests' cleaning."""
-    return tmp_path / "labs"
+def root(tmp_path: Path) -> Iterator[Path]:
+    """A folder for labs, out of the way of other tests' cleaning; empty again after a failure."""
+    yield tmp_path / "labs"
+    for left in commands.status(root=tmp_path / "labs"):
+        commands.down(left["name"], root=tmp_path / "labs")
 
 
 def test_down_after_kill_leaves_nothing(root: Path) -> None:

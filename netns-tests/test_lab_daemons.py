@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ TWO_SITES = f"""
 [tunnels.backbone]
 backend = "{BACKEND}"
 """
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """A folder for labs, out of the way of other tests' cleaning; empty again after a failure."""
+    yield tmp_path / "labs"
+    for left in commands.status(root=tmp_path / "labs"):
+        commands.down(left["name"], root=tmp_path / "labs")
 
 
 def names(state: LabState) -> list[str]:
@@ -60,8 +69,7 @@ async def test_linked_sites_and_a_killed_daemon(lab_factory: LabFactory) -> None
     assert members(state) == set()
 
 
-def test_daemons_and_data_planes_are_gone_after_a_crash(tmp_path: Path) -> None:
-    root = tmp_path / "labs"
+def test_daemons_and_data_planes_are_gone_after_a_crash(root: Path) -> None:
     program = """if True:
         import math, sys, trio, lab
         async def main():
