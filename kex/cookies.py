@@ -63,7 +63,8 @@ def _cookie(secret: Secret, source: Address) -> bytes:
     ).digest()
 
 
-def _cookie_key(asked: Fingerprint) -> bytes:
+def reply_key(asked: Fingerprint) -> bytes:
+    """The 32-byte key of every CookieReply of the node that was asked."""
     return hashlib.blake2b(
         labels.COOKIE_KEY + bytes((asked.suite,)) + asked.digest, digest_size=32
     ).digest()
@@ -71,9 +72,7 @@ def _cookie_key(asked: Fingerprint) -> bytes:
 
 def seal_cookie(asked: Fingerprint, *, nonce: bytes, mac1: bytes, cookie: bytes) -> bytes:
     """The body of CookieReply: nonce ‖ sealed cookie, 56 bytes."""
-    return nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(
-        cookie, mac1, nonce, _cookie_key(asked)
-    )
+    return nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(cookie, mac1, nonce, reply_key(asked))
 
 
 def open_cookie_untrusted(asked: Fingerprint, *, body: bytes, mac1: bytes) -> bytes:
@@ -82,7 +81,7 @@ def open_cookie_untrusted(asked: Fingerprint, *, body: bytes, mac1: bytes) -> by
         raise PacketRejected("cookie length")
     try:
         return crypto_aead_xchacha20poly1305_ietf_decrypt(
-            body[NONCE_LENGTH:], mac1, body[:NONCE_LENGTH], _cookie_key(asked)
+            body[NONCE_LENGTH:], mac1, body[:NONCE_LENGTH], reply_key(asked)
         )
     except CryptoError as error:
         raise PacketRejected("cookie") from error
