@@ -38,8 +38,7 @@ def init_conf_untrusted(
     # ---- from here on the number is used up, and the outcome is final
     link.last_accepted = opened.biscuit.number
     link.kept = KeptAnswer(digest, None)
-    if order.gives_way(link, opened):
-        initiating.give_way(link, node, now)
+    initiating.give_way(link, node, now)
     try:
         p_i = decode_initiator_untrusted(opened.p_i)
     except PacketRejected as error:
@@ -174,10 +173,7 @@ def installed(link: LinkState, node: Node, now: float) -> None:
     _settle(link, node, responding.answer, responding.source)
     link.learnt_address = responding.source
     link.installed(node, responding.key.key_id, responding.peer, Role.RESPONDER, now)
-    if link.exchange is not None:
-        # It goes on at the address where the peer just proved itself
-        link.exchange = replace(link.exchange, address=responding.source)
-    elif order.is_settled_by_answering(link, responding.opened):
+    if order.is_settled_by_answering(link, responding.opened):
         link.retry_at = None
     else:
         link.owe(StartReason.UNANSWERED, now)

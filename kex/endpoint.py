@@ -141,6 +141,12 @@ class Endpoint:
         self._pairs = {pair: owner for pair, owner in self._pairs.items() if owner != config.name}
         self._pairs.update(dict.fromkeys(pairs, config.name))
 
+    def hold(self) -> None:
+        """Begin no more exchanges; those under way go on: before a stop."""
+        for link in self._links.values():
+            link.held = True
+            self._note(link)
+
     def set_identities(self, identities: Iterable[Identity]) -> None:
         """Change the node's own identities. Raises ValueError for one that a link uses and that
         would be gone, or that is a peer's."""

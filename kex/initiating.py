@@ -156,8 +156,6 @@ def resp_conf_untrusted(
     exchange = link.exchange
     if exchange is None or exchange.phase is not Phase.CONF:
         raise PacketRejected("phase")
-    if link.responding is not None:
-        raise PacketRejected("busy")
     suite = node.suites[exchange.remote.suite]
     answer, after = steps.read_resp_conf_untrusted(suite, exchange, body)
     present = sum(external.present for external in exchange.external)
@@ -298,7 +296,7 @@ def time_out(link: LinkState, node: Node, now: float) -> None:
 
 
 def give_way(link: LinkState, node: Node, now: float) -> None:
-    """Drop an exchange for the peer's.
+    """Drop an exchange, if there is one, for the peer's that was accepted.
 
     What it was begun for is owed again until the peer's exchange gives a key.
     """

@@ -46,7 +46,8 @@ class Link(LinkState):
         return [(at, timer) for at, timer in waiting if at is not None]
 
     def _start_at(self) -> float | None:
-        if self.exchange is not None or self.responding is not None or self.address is None:
+        under_way = self.exchange is not None or self.responding is not None
+        if under_way or self.held or self.address is None:
             return None
         return min((at for at in (self.retry_at, self.renew_at) if at is not None), default=None)
 

@@ -79,6 +79,8 @@ class LinkState:
     exchange_deadline: float | None = None
     responder_deadline: float | None = None
     requested_at: float | None = None
+    held: bool = False
+    """Whether no exchange is to be begun."""
     cookie: bytes | None = None
     cookie_until: float = 0.0
     cookie_taken: bool = False

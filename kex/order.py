@@ -4,8 +4,9 @@ Each rule is one function here, and is decided nowhere else. tests/kex/test_expl
 through all interleavings of two ends under these rules, and through those of rules that look as
 good and are not: change nothing here without it.
 
-One thing at a time: while a key is being installed, nothing else that would install one is
-accepted; the peer repeats it, and a repetition costs less than two keys in the wrong order.
+One thing at a time: who accepts an exchange of the peer's drops its own, and while a key is being
+installed nothing else that would install one is accepted. The peer repeats it, and a repetition
+costs less than two keys in the wrong order.
 """
 
 from __future__ import annotations
@@ -41,14 +42,6 @@ def check_acceptable_untrusted(link: LinkState, opened: OpenedInitConf) -> None:
 def ignores(link: LinkState, opened: OpenedInitConf) -> bool:
     """The smaller end ignores the peer's InitConf from sending its own to the answer."""
     return link.awaits_resp_conf and is_smaller(link, opened)
-
-
-def gives_way(link: LinkState, opened: OpenedInitConf) -> bool:
-    """Whether an exchange of ours is dropped for the peer's that was accepted.
-
-    Not by the smaller end while it owes one: it would have to begin it again.
-    """
-    return link.exchange is not None and not (is_smaller(link, opened) and link.unanswered)
 
 
 def is_settled_by_answering(link: LinkState, opened: OpenedInitConf) -> bool:

@@ -40,14 +40,17 @@ def main() -> None:
         print(f"{arguments.config}: {len(config.peers)} peer(s), no errors")
         return
     configure_logging(config.node.log_level)
+    failures: list[BaseException] = []
     try:
         trio.run(_run, config)
     except* (CannotListen, NoIdentity, ControlSocketError, FileFault, TunError) as group:
-        for error in _leaves(group):
-            print(f"vpnd: error: {error}", file=sys.stderr)
-            hint = getattr(error, "hint", "")
-            if hint:
-                print(f"vpnd: hint: {hint}", file=sys.stderr)
+        failures = _leaves(group)
+    for failure in failures:
+        print(f"vpnd: error: {failure}", file=sys.stderr)
+        hint = getattr(failure, "hint", "")
+        if hint:
+            print(f"vpnd: hint: {hint}", file=sys.stderr)
+    if failures:
         sys.exit(ExitCode.FAILED)
 
 
@@ -73,30 +76,51 @@ async def _run(config: Config) -> None:
         journal = Journal(feed)
         for gap in protect_memory():
             journal.record("memory_not_protected", level="warning", reason=gap)
+        _make_runtime_dir(config.node.runtime_dir)
         # The control socket comes first: its lock says that no other daemon works here
-        config.node.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         control_socket = open_control_socket(config.node.control_socket)
         try:
-            transport = await Transport.bind(config.node.listen)
+            transport = await Transport.bind(config.node.listen, mark=_mark(config))
+        except BaseException:
+            control_socket.close()
+            raise
+        try:
             node = Node(config, transport, journal, feed)
         except BaseException:
             control_socket.close()
+            transport.close()
             raise
         server = ControlServer(node, control_socket)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             async with node.running():
-                nursery.start_soon(_feed_watchdog)
-                journal.record("started", version=version("vpnd"), links=len(node.links))
-                notify("READY=1")
-                await _until_stopped(signals, journal)
+                async with trio.open_nursery() as while_running:
+                    while_running.start_soon(_feed_watchdog)
+                    journal.record("started", version=version("vpnd"), links=len(node.links))
+                    notify("READY=1")
+                    await _until_stopped(signals, journal)
+                    while_running.cancel_scope.cancel()
                 notify("STOPPING=1")
                 await node.settle()
                 feed.close()
+                # Requests under way get their time; then the nursery ends by itself
                 server.stop()
-            nursery.cancel_scope.cancel()
         transport.close()
         journal.record("stopped")
+
+
+def _make_runtime_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileFault(
+            folder, f"cannot be made: {error.strerror}", "look at node.runtime_dir"
+        ) from None
+
+
+def _mark(config: Config) -> int | None:
+    """The fwmark of the tunnels, which the key exchange carries as well; all have the same."""
+    return next((tunnel.fwmark for tunnel in config.tunnels.values() if tunnel.fwmark), None)
 
 
 async def _until_stopped(signals: object, journal: Journal) -> None:

@@ -44,6 +44,7 @@ class Draft:
 def check(draft: Draft) -> Iterator[ConfigProblem]:
     """All that contradicts itself."""
     yield from _check_tunnels(draft)
+    yield from _check_marks(draft)
     yield from _check_identities(draft)
     yield from _check_prefixes(draft)
     for peer in draft.peers.values():
@@ -70,6 +71,18 @@ def notes(draft: Draft) -> Iterator[ConfigProblem]:
                         else "the routing tables decide between the tunnels",
                         value=str(prefix),
                     )
+
+
+def _check_marks(draft: Draft) -> Iterator[ConfigProblem]:
+    """The key exchange has one socket for all tunnels, which carries their fwmark."""
+    marks = {tunnel.fwmark: tunnel.name for tunnel in draft.tunnels.values() if tunnel.fwmark}
+    if len(marks) > 1:
+        *_, last = marks.values()
+        yield draft.main.problem(
+            ("tunnels", last, "fwmark"),
+            "the tunnels have different fwmarks, and the key exchange can carry one only",
+            "give all tunnels the same fwmark",
+        )
 
 
 def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:

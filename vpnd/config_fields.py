@@ -236,6 +236,11 @@ def endpoint(value: object) -> Endpoint:
     _check_one_host(found, address)
     if address.is_unspecified:
         raise FieldError(f"{shown(str(found))} is every address of a host, not one")
+    if address.is_link_local:
+        raise FieldError(
+            f"{shown(str(found))} is a link-local address, which means nothing beyond one cable",
+            "give the peer an address of its own, such as one of fd00::/8",
+        )
     return found
 
 

@@ -1,9 +1,9 @@
 """What WireGuard's handshake stamps tell: when a session began, whether a key is in force.
 
 Pure logic over what a dump showed. A stamp is wall clock: it is compared for change, and read as a
-time only once, for a session found at adoption. Facts of Linux WireGuard behind it: a PSK counts
-from the next handshake; the end that began a session renews it from 120 s on when it sends, any
-end from 165 s on; it dies at 180 s.
+time only for what was found at a restart. Facts of Linux WireGuard behind it: a PSK counts from
+the next handshake; the end that began a session renews it from 120 s on when it sends, any end
+from 165 s on; it dies at 180 s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tun.model import HandshakeStamp
+from tun import HandshakeStamp
 
 SESSION_RENEWS: Final = 120.0
 SESSION_OVERDUE: Final = 135.0
@@ -47,63 +47,110 @@ class HandshakeWatch:
 
     stamp: HandshakeStamp | None = None
     session_at: float | None = None
-    """When the newest session began, on the boot clock, as far as it can be known."""
+    """When the newest session began, on the boot clock; None where that cannot be known."""
     waiting: WatchedKey | None = None
     """A key that is installed and not yet seen in force."""
     in_force: KeyInForce | None = None
+    doubtful: bool = False
+    """A key may have been set or not: the next handshake is made with nobody knows which."""
+    watched_since: float | None = None
+    suspect: bool = False
+    """Found at a restart with a stamp that cannot be true or is too old: is anything heard?"""
+    rx_bytes: int = 0
     tx_bytes: int = 0
     tx_when_due: int | None = None
     """Bytes sent when the session was first seen older than 120 s."""
 
-    def adopt(self, stamp: HandshakeStamp | None, now: float, wall: float) -> None:
-        """A session found at the start: its age is read off the stamp, if that can be true."""
-        self.stamp = stamp
-        if stamp is None:
-            return
-        age = wall - (stamp[0] + stamp[1] / 1e9)
-        # The clock may have been set since: what cannot be is taken as due now
-        self.session_at = now - age if 0 <= age <= SESSION_DEAD else now - SESSION_RENEWS
+    def adopt(
+        self,
+        stamp: HandshakeStamp | None,
+        rx_bytes: int,
+        *,
+        now: float,
+        wall: float,
+        waiting: WatchedKey | None,
+        in_force: KeyInForce | None,
+        doubtful: bool,
+    ) -> None:
+        """Take over what an earlier run knew, and what is on the interface now."""
+        self.reset()
+        self.stamp, self.rx_bytes, self.watched_since = stamp, rx_bytes, now
+        self.waiting, self.in_force, self.doubtful = waiting, in_force, doubtful
+        if stamp is not None:
+            age = wall - (stamp[0] + stamp[1] / 1e9)
+            if 0 <= age <= SESSION_DEAD:
+                self.session_at = now - age
+            else:
+                self.suspect = True  # too old, or the clock was set meanwhile
+        if waiting is not None and stamp != waiting.stamp_before:
+            # A handshake while nobody looked: with which key depends on when it was
+            late = self.session_at is not None and (
+                not waiting.replaces or self.session_at >= waiting.installed_at + OLD_KEY_MARGIN
+            )
+            if late and not doubtful:
+                self.in_force = KeyInForce(waiting.key_id, waiting.installed_at, now)
+                self.waiting = None
+            else:
+                self.doubt()
+                self.in_force = None
 
     def installed(
         self, key_id: str, stamp_before: HandshakeStamp | None, now: float, *, replaces: bool
     ) -> None:
         """A PSK was set at `now`."""
+        if self.watched_since is None:
+            self.watched_since = now
         self.waiting = WatchedKey(key_id, now, stamp_before, replaces)
 
-    def observe(self, stamp: HandshakeStamp | None, tx_bytes: int, now: float) -> bool:
+    def doubt(self) -> None:
+        """A PSK may have been set or not."""
+        self.waiting, self.doubtful = None, True
+
+    def observe(
+        self, stamp: HandshakeStamp | None, rx_bytes: int, tx_bytes: int, now: float
+    ) -> bool:
         """Take one dump's reading; whether a new session was seen."""
-        self.tx_bytes = tx_bytes
+        if rx_bytes > self.rx_bytes:
+            self.suspect = False
+        self.rx_bytes, self.tx_bytes = rx_bytes, tx_bytes
         fresh = stamp is not None and stamp != self.stamp
         if fresh:
             self.stamp, self.session_at, self.tx_when_due = stamp, now, None
+            self.suspect = False
         age = self.session_age(now)
         if age is not None and age >= SESSION_RENEWS and self.tx_when_due is None:
             self.tx_when_due = tx_bytes
-        self._judge(now)
+        self._judge(now, fresh=fresh)
         return fresh
 
-    def _judge(self, now: float) -> None:
+    def _judge(self, now: float, *, fresh: bool) -> None:
         """Whether the waiting key is in force: the stamp has changed since it was installed."""
         key = self.waiting
-        if key is None or self.stamp is None or self.stamp == key.stamp_before:
+        if key is None:
+            if fresh and self.doubtful:
+                self.in_force = None
+            return
+        if self.stamp is None or self.stamp == key.stamp_before:
             return
         if key.replaces and now < key.installed_at + OLD_KEY_MARGIN:
             # May have been made with the key before: only a later one counts
             self.waiting = WatchedKey(key.key_id, key.installed_at, self.stamp, key.replaces)
             return
         self.in_force = KeyInForce(key.key_id, key.installed_at, now)
-        self.waiting = None
+        self.waiting, self.doubtful = None, False
 
     def session_age(self, now: float) -> float | None:
         return None if self.session_at is None else now - self.session_at
 
     def overdue(self, keepalive: int, now: float) -> bool:
-        """Whether a handshake should have been seen by now, so that a waiting key is in doubt."""
+        """Whether a handshake should have taken the waiting key up by now."""
+        waiting = self.waiting
+        if waiting is None or now < waiting.installed_at + ANSWER_MARGIN:
+            return False
         age = self.session_age(now)
         if age is None:
-            waiting = self.waiting
             limit = keepalive + ANSWER_MARGIN
-            return waiting is not None and keepalive > 0 and now > waiting.installed_at + limit
+            return keepalive > 0 and now > waiting.installed_at + limit
         sent = self.tx_when_due is not None and self.tx_bytes > self.tx_when_due
         if sent and age >= SESSION_OVERDUE:
             return True
@@ -111,10 +158,15 @@ class HandshakeWatch:
 
     def dead(self, keepalive: int, now: float) -> bool:
         """Whether nothing can have passed for a while, although keepalives are sent."""
-        age = self.session_age(now)
-        return keepalive > 0 and age is not None and age > SESSION_DEAD + ANSWER_MARGIN
+        if keepalive == 0:
+            return False
+        since = self.watched_since if self.session_at is None else self.session_at
+        late = since is not None and now - since > SESSION_DEAD + ANSWER_MARGIN
+        return self.suspect or (late and self.stamp is not None)
 
     def reset(self) -> None:
         """The peer is gone from the interface."""
         self.stamp = self.session_at = self.waiting = self.in_force = self.tx_when_due = None
-        self.tx_bytes = 0
+        self.watched_since = None
+        self.doubtful = self.suspect = False
+        self.rx_bytes = self.tx_bytes = 0

@@ -1,17 +1,16 @@
-"""A link at work: takes what the key exchange hands out, installs it, and watches that it took.
+"""A link at work: takes what the key exchange hands out, has it installed, and says how it is.
 
 KeyEstablished ──▶ record ──▶ tunnel ──▶ key_installed ──▶ handshake seen ──▶ active
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from kex.endpoint import Endpoint
 from kex.events import (
     Event,
     ExchangeFailed,
@@ -23,28 +22,29 @@ from kex.events import (
     KeyEstablished,
     LinkExpired,
     RejectSent,
+    Role,
     StartReason,
 )
+from kex.external import ExternalMode
 from kex.identity import Fingerprint
 from kex.link_config import LinkConfig
 from kex.link_state import NotPossible
-from tun import PeerSpec, PeerStatus, Prefix, PresharedKey, TunError
+from tun import PeerStatus, Prefix, TunError
 from vpnd.api import LinkState
 from vpnd.clock import boottime, wall
 from vpnd.config_model import PeerConfig
 from vpnd.engine import Engine
 from vpnd.file_trust import FileFault
-from vpnd.handshake import HandshakeWatch, KeyInForce, WatchedKey
 from vpnd.identity_store import PeerKeyCache
 from vpnd.journal import Journal
-from vpnd.link_record import LinkRecord, LinkRecords
+from vpnd.link_judge import Facts, judge
+from vpnd.link_peer import Superseded, WireGuardPeer
+from vpnd.link_record import LinkRecords
 from vpnd.resolver import PeerAddresses
 from vpnd.tunnels import ManagedTunnel
 
 RESTART_SECONDS: Final = 5.0
-"""Before a link's task that met a bug of ours is started again."""
-UNKNOWN_PEER_SECONDS: Final = 180.0
-"""What a peer without a record gets after a restart: the life of a WireGuard session."""
+"""Before a link's task that met a bug of ours is started again, and between look-ups that fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,15 @@ class Problem:
     code: str
     message: str
     at_wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class LastExchange:
+    """What is to be shown of the last exchange that gave a key."""
+
+    role: Role
+    suite: int
+    identity: Fingerprint
 
 
 class ManagedLink:
@@ -72,34 +81,28 @@ class ManagedLink:
     ) -> None:
         self.peer = peer
         self.tunnel = tunnel
+        self.wireguard = WireGuardPeer(peer, tunnel, records, journal)
         self._own = own
         self._engine = engine
-        self._records = records
         self._peer_keys = peer_keys
         self._journal = journal
         self._addresses = PeerAddresses(peer.endpoint)
         self._resolve = trio.Event()
+        self._work = trio.Event()
         self._to_install: KeyEstablished | None = None
         self._to_close = False
-        self._work = trio.Event()
-        self._changed_at = 0.0
-        """When the interface was last changed: dumps begun before that say nothing."""
-        self._being_set: bytes | None = None
+        self._to_cache: list[IdentityLearned] = []
         self._ended = trio.Event()
+        self._public_key = b""
+        """Of the interface that the link joined with."""
         self.joined = False
         """Whether the link takes part in the key exchange: it needs an interface for that."""
-        self.watch = HandshakeWatch()
-        self.status: PeerStatus | None = None
-        self.wireguard_key: bytes | None = None
-        """The peer's, as it is on the interface."""
-        self.established: KeyEstablished | None = None
-        self.expires_at: float | None = None
+        self.last: LastExchange | None = None
         self.adopted = False
         self.closed_reason = ""
         self.renewal_problem = ""
         self.waiting_reason = ""
         self.fault = ""
-        """A bug of ours or a backend that failed: the link does not work until it is over."""
         self.problem: Problem | None = None
         self.warnings: tuple[str, ...] = ()
         self.state = LinkState.DOWN
@@ -112,81 +115,94 @@ class ManagedLink:
 
     # ---- life
 
-    def start(self, *, start_at: float | None = None) -> None:
-        """Take part in the key exchange, as soon as there is an interface. Raises ValueError where
-        the configuration forbids it."""
-        if self.tunnel.open is not None:
-            self._join(start_at)
+    def start(self) -> None:
+        """Take part in the key exchange as soon as there is an interface.
+
+        Raises ValueError where the configuration does not allow it.
+        """
         self.tunnel.users.append(self)
+        if self.tunnel.open is not None:
+            # A link that is added to a running tunnel has nothing to adopt
+            self.wireguard.forget_record()
+            try:
+                self._join()
+            except ValueError:
+                self.tunnel.users.remove(self)
+                raise
         self.refresh()
 
-    def _join(self, start_at: float | None = None) -> None:
+    def _join(self) -> None:
+        tunnel = self.tunnel.open
+        if tunnel is None:
+            return
         with self._engine.driving() as (endpoint, now):
             for fingerprint in self.peer.identity:
                 public_key = self._peer_keys.load(fingerprint)
                 if public_key is not None:
                     endpoint.know_public_key(fingerprint, public_key)
-            endpoint.add_link(self._config(), now, start_at=start_at)
+            endpoint.add_link(self._config(tunnel.public_key), now)
             self._engine.handle_events(self.name, self._handle)
-            self.joined = True
-            record = self._adoptable()
-            if record is not None:
-                self._adopt(endpoint, record)
+            self.joined, self._public_key = True, tunnel.public_key
 
     def _leave(self) -> None:
-        """Take no part in the key exchange any more."""
-        if not self.joined:
-            return
-        self.joined = False
+        """Take no part in the key exchange any more; what was to be installed is void."""
         self._to_install = None
-        self._engine.forget(self.name)
-        with self._engine.driving() as (endpoint, _):
-            endpoint.remove_link(self.name)
+        if self.joined:
+            self.joined = False
+            self._engine.forget(self.name)
+            with self._engine.driving() as (endpoint, _):
+                endpoint.remove_link(self.name)
 
     async def run(self) -> None:
-        """The link's task: a bug in it affects this link alone."""
+        """The link's tasks."""
         try:
-            while True:
-                try:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._keep_address)
-                        nursery.start_soon(self._install_keys)
-                except Exception as error:
-                    self._journal.record(
-                        "internal_error", peer=self.name, level="error", exc_info=error
-                    )
-                    self.fault = "an internal error stopped this link's task; see the log"
-                    if self._to_install is not None:
-                        self._install_failed(self._to_install, "internal error")
-                    self.refresh()
-                    await trio.sleep(RESTART_SECONDS)
-                    self.fault = ""
-                    self._work.set()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._guarded, self._keep_address)
+                nursery.start_soon(self._guarded, self._work_off)
         finally:
             self._ended.set()
 
-    async def remove(self) -> None:
-        """The link is no longer configured: nothing of it stays. Its task was cancelled.
+    async def _guarded(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task of the link; a bug in it affects this link alone."""
+        while True:
+            try:
+                await task()
+            except Exception as error:
+                self._journal.record(
+                    "internal_error", peer=self.name, level="error", exc_info=error
+                )
+                self.fault = "an internal error stopped this link's task; see the log"
+                if self._to_install is not None:
+                    self._install_failed(self._to_install, "internal error")
+                self.refresh()
+                await trio.sleep(RESTART_SECONDS)
+                self.fault = ""
+                self._work.set()
+                self.refresh()
+            else:
+                return
 
-        Raises TunError, FileFault.
-        """
+    async def remove(self) -> None:
+        """The link is no longer configured: nothing of it stays. Its task was cancelled."""
         await self._ended.wait()
         self._leave()
         if self in self.tunnel.users:
             self.tunnel.users.remove(self)
-        keys = {key for key in (self.wireguard_key, self._being_set) if key is not None}
-        self.wireguard_key = None
-        for key in keys:
-            await self.tunnel.remove_peer(key)
-        await self.tunnel.set_routes()
-        self._records.forget(self.name)
+        await self.wireguard.take_off()
 
-    def rekey(self) -> None:
-        """Start an exchange now. Raises NotPossible."""
+    def rekey(self) -> bool:
+        """Start an exchange now; whether that was needed, or one was under way already.
+
+        Raises NotPossible.
+        """
         if not self.joined:
             raise NotPossible(f"{self.name}: there is no interface: {self.tunnel.error}")
+        link = self._engine.endpoint.link(self.name)
+        if link.exchange is not None or link.responding is not None:
+            return False
         with self._engine.driving() as (endpoint, now):
             endpoint.request_exchange(self.name, StartReason.REQUESTED, now)
+        return True
 
     def busy(self) -> bool:
         """Whether a stop now could leave the two ends with different keys."""
@@ -195,14 +211,13 @@ class ManagedLink:
         link = self._engine.endpoint.link(self.name)
         return link.awaits_resp_conf or link.responding is not None or self._to_install is not None
 
-    def _config(self) -> LinkConfig:
+    def _config(self, wireguard_key: bytes) -> LinkConfig:
+        suites = {fingerprint.suite for fingerprint in self.peer.identity}
         return LinkConfig(
             name=self.name,
-            locals=tuple(
-                own for own in self._own if any(own.suite == p.suite for p in self.peer.identity)
-            ),
+            locals=tuple(own for own in self._own if own.suite in suites),
             remotes=self.peer.identity,
-            wireguard_key=self.tunnel.public_key,
+            wireguard_key=wireguard_key,
             wireguard_port=self.tunnel.config.listen_port,
             address=self._addresses.current,
             prefixes=self.tunnel.config.announced,
@@ -210,58 +225,94 @@ class ManagedLink:
             lifetime=self.peer.key_lifetime,
         )
 
-    # ---- a restart
+    # ---- the interface (TunnelUser)
 
-    def _adoptable(self) -> LinkRecord | None:
-        record = self._records.load(self.name)
-        if record is None or record.tunnel != self.tunnel.name:
-            return None
-        return record if self.tunnel.open is not None and self.tunnel.open.adopted else None
+    def tunnel_opened(self, peers: Mapping[bytes, PeerStatus]) -> None:
+        """Join with this interface, and take over what an earlier run put there.
 
-    def _adopt(self, endpoint: Endpoint, record: LinkRecord) -> None:
-        """Take over what an earlier run installed; the first dump tells whether it is there."""
-        self.wireguard_key = bytes.fromhex(record.wireguard_key)
-        self.expires_at = record.expires_at
-        self.adopted = True
-        if record.pending_key_id:
-            self.warnings = (
-                "the daemon ended while a key was being set: the key in force is the one shown or "
-                f"{record.pending_key_id}, until the next exchange",
-            )
-        self.watch.waiting = WatchedKey(record.key_id, record.installed_at, None, replaces=True)
-        if record.in_force_since:
-            self.watch.in_force = KeyInForce(
-                record.in_force_key_id, record.in_force_installed_at, record.in_force_since
-            )
-            if record.in_force_key_id == record.key_id:
-                self.watch.waiting = None
-        endpoint.adopt(
-            self.name,
-            record.key_id,
-            installed_at=record.installed_at,
-            expires_at=record.expires_at,
-        )
-
-    def adopt_session(self, status: PeerStatus | None) -> None:
-        """The first dump after a start, for a link that was adopted."""
-        if status is None:
-            self._forget_peer()
-            self.adopted = False
-        else:
-            self.status = status
-            self.watch.adopt(status.handshake_stamp, boottime(), wall())
-            if self.watch.waiting is not None:
-                waiting = self.watch.waiting
-                self.watch.installed(
-                    waiting.key_id, status.handshake_stamp, waiting.installed_at, replaces=True
-                )
-            self._tell_session(boottime())
-            self._journal.record("link_adopted", peer=self.name, key_id=self._known_key_id())
+        An interface that was only out of reach for a moment is the same one: nothing changes.
+        """
+        tunnel = self.tunnel.open
+        if tunnel is None:
+            return
+        if self.joined and tunnel.public_key == self._public_key:
+            key = self.wireguard.public_key
+            if key is not None and key not in peers:
+                self._peer_vanished()
+            return
+        self._leave()
+        self.wireguard.forget()
+        self._join()
+        if tunnel.adopted:
+            self._adopt(peers)
         self.refresh()
 
-    def _known_key_id(self) -> str:
-        key = self.watch.waiting or self.watch.in_force
-        return "" if key is None else key.key_id
+    def _adopt(self, peers: Mapping[bytes, PeerStatus]) -> None:
+        record = self.wireguard.adopt(peers)
+        if record is None:
+            return
+        self.adopted = True
+        with self._engine.driving() as (endpoint, _):
+            endpoint.adopt(
+                self.name,
+                record.key_id,
+                wireguard_key=bytes.fromhex(record.wireguard_key),
+                installed_at=record.installed_at,
+                expires_at=record.expires_at,
+            )
+        self._tell_session(boottime())
+        self._journal.record("link_adopted", peer=self.name, key_id=self._known_key_id())
+
+    def tunnel_lost(self) -> None:
+        self._leave()
+        self.wireguard.forget()
+        self.refresh()
+
+    def peer_key(self) -> bytes | None:
+        return self.wireguard.public_key
+
+    def awaits_handshake(self) -> bool:
+        return self.wireguard.watch.waiting is not None
+
+    def wanted(self) -> tuple[tuple[Prefix, ...], int]:
+        return self.peer.allowed_ips, self.peer.keepalive
+
+    def observe(self, status: PeerStatus | None, now: float) -> None:
+        if self._to_install is not None or not self.wireguard.is_news(now):
+            return  # the dump may be older than what was done to the interface
+        if status is None:
+            self._peer_vanished()
+            return
+        fresh, taken_up = self.wireguard.observe(status, now)
+        if fresh:
+            self._tell_session(now)
+        if taken_up is not None:
+            self._journal.record("key_in_force", peer=self.name, key_id=taken_up.key_id)
+        if self.wireguard.watch.overdue(self.peer.keepalive, now):
+            self._request(StartReason.HANDSHAKE_OVERDUE)
+        self.refresh()
+
+    def _tell_session(self, now: float) -> None:
+        at = self.wireguard.watch.session_at
+        if at is not None:
+            with self._engine.driving() as (endpoint, _):
+                endpoint.session_started(self.name, at, now)
+
+    def _peer_vanished(self) -> None:
+        """The peer was taken off the interface behind our back: a new key puts it there again."""
+        self._journal.record(
+            "peer_missing", peer=self.name, level="warning", reason="deleted from the interface"
+        )
+        self.wireguard.forget()
+        self._request(StartReason.REQUESTED)
+        self.refresh()
+
+    def _request(self, reason: StartReason) -> None:
+        with self._engine.driving() as (endpoint, now):
+            try:
+                endpoint.request_exchange(self.name, reason, now)
+            except NotPossible:
+                return  # the peer comes to us
 
     # ---- what the key exchange says; nothing here blocks
 
@@ -284,9 +335,10 @@ class ManagedLink:
             case ExchangeFailed():
                 self._failed(event)
             case RejectSent():
-                self._trouble(f"refused_{event.code.name.lower()}", f"refused: {event.detail}")
+                self._refused(event)
             case IdentityLearned():
-                self._learn(event)
+                self._to_cache.append(event)
+                self._work.set()
             case ExternalKeysWanted():
                 # No source can be configured yet: the other end asks for what is not here
                 with self._engine.driving() as (endpoint, now):
@@ -294,96 +346,99 @@ class ManagedLink:
                         self.name, event.token, "no key source at this end", now
                     )
             case LinkExpired():
-                self.closed_reason = "the key's lifetime is over, and no exchange gave a new one"
-                self._journal.record(
-                    "link_closed",
-                    peer=self.name,
-                    level="error",
-                    key_id=event.key_id,
-                    reason=self.closed_reason,
-                )
-                self._to_close = True
-                self._work.set()
+                self._expired(event)
         self.refresh()
 
     def _failed(self, event: ExchangeFailed) -> None:
-        told = "info" if event.code is FailureCode.CROSSED else "warning"
+        # The peer's own words are quoted as such: they prove nothing
+        refused = event.code is FailureCode.REFUSED
+        reason = f'refused, the peer says "{event.detail}"' if refused else event.detail
+        expected = event.code in (FailureCode.CROSSED, FailureCode.ABANDONED)
         self._journal.record(
             "exchange_failed",
             peer=self.name,
-            level=told,
-            reason=event.detail,
+            level="info" if expected else "warning",
+            reason=reason,
             code=event.code.value,
             exchange=event.exchange_id.hex(),
         )
-        if event.code in (FailureCode.CROSSED, FailureCode.ABANDONED):
+        if expected:
             return
-        self.problem = Problem(event.code.value, event.detail, wall())
-        self.renewal_problem = f"last exchange: {event.detail}"
-        self.waiting_reason = event.detail
+        self.problem = Problem(event.code.value, reason, wall())
+        self.renewal_problem = f"last exchange: {reason}"
+        self.waiting_reason = reason
         if event.code in (FailureCode.NO_ANSWER, FailureCode.INIT_CONF_UNANSWERED):
             # The name may have moved, or the other family may get through
             self._resolve.set()
 
-    def _trouble(self, code: str, message: str) -> None:
-        self.problem = Problem(code, message, wall())
+    def _refused(self, event: RejectSent) -> None:
+        code = f"refused_{event.code.name.lower()}"
+        self.problem = Problem(code, f"refused the peer's exchange: {event.detail}", wall())
         self._journal.record(
-            "exchange_refused", peer=self.name, level="warning", code=code, reason=message
+            "exchange_refused", peer=self.name, level="warning", code=code, reason=event.detail
         )
 
-    def _learn(self, event: IdentityLearned) -> None:
-        try:
-            self._peer_keys.store(event.fingerprint, event.public_key)
-        except FileFault as fault:
-            # It is fetched again after the next start; nothing else depends on it
-            self._journal.record(
-                "cache_not_written", peer=self.name, level="warning", reason=str(fault)
-            )
-
     def _confirmed(self, event: KeyConfirmed) -> None:
-        self.expires_at = event.expires_at
+        self.wireguard.expires_at = event.expires_at
         self.adopted = self._to_close = False
         self.closed_reason = self.renewal_problem = self.waiting_reason = ""
         self.problem = None
-        established = self.established
         self._journal.record(
-            "key_installed",
-            peer=self.name,
-            key_id=event.key_id,
-            role=event.role.value,
-            suite=0 if established is None else established.suite,
+            "key_installed", peer=self.name, key_id=event.key_id, role=event.role.value
         )
 
-    # ---- installing
+    def _expired(self, event: LinkExpired) -> None:
+        self.closed_reason = "the key's lifetime is over, and no exchange gave a new one"
+        self._journal.record(
+            "link_closed",
+            peer=self.name,
+            level="error",
+            key_id=event.key_id,
+            reason=self.closed_reason,
+        )
+        self._to_close = True
+        self._work.set()
 
-    async def _install_keys(self) -> None:
+    # ---- what takes time
+
+    async def _work_off(self) -> None:
+        """Do what the handlers have left to be done, in the order that is safe."""
         while True:
             await self._work.wait()
             self._work = trio.Event()
             if self._to_close:
                 self._to_close = False
-                await self._close()
+                await self.wireguard.take_off()
             if self._to_install is not None:
                 await self._install(self._to_install)
+            while self._to_cache:
+                await self._cache(self._to_cache.pop(0))
+            self.refresh()
 
     async def _install(self, event: KeyEstablished) -> None:
-        """Set the PSK, read it back, tell the key exchange."""
         try:
-            await self._set_psk(event)
-        except (TunError, FileFault, ValueError) as error:
-            self._install_failed(event, str(error))
-            self._store_record()
-            self.refresh()
+            await self.wireguard.install(event)
+        except Superseded:
+            return
+        except (TunError, FileFault, OSError, ValueError) as error:
+            if self._to_install is event:
+                self._install_failed(event, str(error))
+            return
+        if self._to_install is not event:
+            # The link left the key exchange meanwhile: nobody would end this key's life
+            await self.wireguard.take_off()
             return
         self._to_install = None
-        self.established = event
-        self.warnings = tuple(self._compare(event))
+        self.last = LastExchange(event.role, event.suite, event.peer_identity)
+        self._warn(tuple(self._compare(event)))
         with self._engine.driving() as (endpoint, now):
             endpoint.key_installed(self.name, event.token, now)
-        self._store_record()
         await self.tunnel.set_routes()
+        try:
+            await self.wireguard.follow(event)
+        except (TunError, OSError) as error:
+            self.problem = Problem("endpoint_not_moved", str(error), wall())
         self.tunnel.look_soon()
-        self.refresh()
 
     def _install_failed(self, event: KeyEstablished, reason: str) -> None:
         self._to_install = None
@@ -395,82 +450,6 @@ class ManagedLink:
             # Only that it failed: what the backend said is not the peer's business
             endpoint.install_failed(self.name, event.token, "install failed", now)
 
-    async def _set_psk(self, event: KeyEstablished) -> None:
-        key = event.peer.wireguard_key
-        present, stamp = await self.tunnel.stamp_of(key)
-        # The record comes first: a daemon that dies in between knows which peer is its own
-        now = boottime()
-        self._store_pending(event, now)
-        spec = PeerSpec(
-            public_key=key,
-            psk=PresharedKey(event.psk.expose()),
-            allowed_ips=self.peer.allowed_ips,
-            endpoint=self._wireguard_endpoint(event),
-            keepalive=self.peer.keepalive,
-        )
-        self._being_set = key
-        await self.tunnel.install(key if present else self.wireguard_key, spec)
-        if not present:
-            self.watch.reset()
-        self.wireguard_key, self._being_set = key, None
-        self._changed_at = boottime()
-        self.watch.installed(event.key_id, stamp if present else None, now, replaces=present)
-
-    def _wireguard_endpoint(self, event: KeyEstablished) -> tuple[str, int] | None:
-        """Where WireGuard finds the peer: where the exchange did, at the port it announced."""
-        if event.peer.wireguard_port == 0:
-            return None
-        return (event.address.host, event.peer.wireguard_port)
-
-    def _record(self) -> LinkRecord | None:
-        """The link as it is on the interface now."""
-        in_force, waiting = self.watch.in_force, self.watch.waiting
-        installed = waiting or in_force
-        if installed is None or self.wireguard_key is None or self.expires_at is None:
-            return None
-        return LinkRecord(
-            tunnel=self.tunnel.name,
-            wireguard_key=self.wireguard_key.hex(),
-            key_id=installed.key_id,
-            installed_at=installed.installed_at,
-            expires_at=self.expires_at,
-            in_force_key_id="" if in_force is None else in_force.key_id,
-            in_force_since=0.0 if in_force is None else in_force.since,
-            in_force_installed_at=0.0 if in_force is None else in_force.installed_at,
-        )
-
-    def _store_pending(self, event: KeyEstablished, now: float) -> None:
-        """Before a PSK is set: which peer it is, and until when at the most. Raises FileFault."""
-        expires_at = now + self.peer.key_lifetime
-        record = self._record()
-        if record is None or event.peer.wireguard_key != self.wireguard_key:
-            # A first key, or a peer with a new WireGuard key
-            record = LinkRecord(
-                tunnel=self.tunnel.name,
-                wireguard_key=event.peer.wireguard_key.hex(),
-                key_id=event.key_id,
-                installed_at=now,
-                expires_at=expires_at,
-                in_force_key_id="",
-                in_force_since=0.0,
-                in_force_installed_at=0.0,
-            )
-        else:
-            record = replace(record, pending_key_id=event.key_id)
-        self._records.store(self.name, record)
-
-    def _store_record(self) -> None:
-        """After a change; that it cannot be written matters at the next start only."""
-        record = self._record()
-        if record is None:
-            return
-        try:
-            self._records.store(self.name, record)
-        except FileFault as fault:
-            self._journal.record(
-                "record_not_written", peer=self.name, level="warning", reason=str(fault)
-            )
-
     def _compare(self, event: KeyEstablished) -> Iterable[str]:
         """What the two ends say differently; none of it stops the link."""
         for prefix in event.peer.prefixes:
@@ -480,91 +459,27 @@ class ManagedLink:
             )
             if not any(inside):
                 yield f"the peer announces {prefix}, which is not in allowed_ips here"
-        if event.peer.mode != 0:
+        if event.peer.mode is not ExternalMode.OFF:
             yield f"external keys: off here, {event.peer.mode.name.lower()} at the peer"
         if event.peer_identity != self.peer.identity[0]:
             yield "the peer used another identity than the first one pinned here"
 
-    async def _close(self) -> None:
-        """The lifetime is over: the peer goes; guard routes keep its traffic in."""
-        key = self.wireguard_key
-        self._forget_peer()
-        if key is None:
-            return
+    def _warn(self, warnings: tuple[str, ...]) -> None:
+        for warning in warnings:
+            if warning not in self.warnings:
+                self._journal.record("ends_differ", peer=self.name, level="warning", reason=warning)
+        self.warnings = warnings
+
+    async def _cache(self, event: IdentityLearned) -> None:
         try:
-            await self.tunnel.remove_peer(key)
-        except TunError as error:
-            self._journal.record("close_failed", peer=self.name, level="error", reason=str(error))
-        await self.tunnel.set_routes()
-        self._records.forget(self.name)
-        self.refresh()
-
-    def _forget_peer(self) -> None:
-        self.wireguard_key = self.expires_at = self.status = self.established = None
-        self.watch.reset()
-
-    # ---- what a dump shows (TunnelUser)
-
-    def peer_key(self) -> bytes | None:
-        return self.wireguard_key
-
-    def awaits_handshake(self) -> bool:
-        return self.watch.waiting is not None
-
-    def routed_prefixes(self) -> Iterable[Prefix]:
-        return self.peer.allowed_ips if self.wireguard_key is not None else ()
-
-    def observe(self, status: PeerStatus | None, now: float) -> None:
-        if self._to_install is not None or now < self._changed_at:
-            return  # the dump may be older than what was done to the interface
-        if status is None:
-            self._peer_vanished()
-            return
-        self.status = status
-        before = self.watch.in_force
-        if self.watch.observe(status.handshake_stamp, status.tx_bytes, now):
-            self._tell_session(now)
-        if self.watch.in_force is not None and self.watch.in_force != before:
-            self._taken_up(self.watch.in_force)
-        if self.watch.waiting is not None and self.watch.overdue(self.peer.keepalive, now):
-            self._request(StartReason.HANDSHAKE_OVERDUE)
-        self.refresh()
-
-    def _taken_up(self, key: KeyInForce) -> None:
-        self._journal.record("key_in_force", peer=self.name, key_id=key.key_id)
-        self._store_record()
-
-    def _tell_session(self, now: float) -> None:
-        if self.watch.session_at is not None:
-            with self._engine.driving() as (endpoint, _):
-                endpoint.session_started(self.name, self.watch.session_at, now)
-
-    def _peer_vanished(self) -> None:
-        """The peer was taken off the interface behind our back: a new key puts it there again."""
-        self._journal.record(
-            "peer_missing", peer=self.name, level="warning", reason="deleted from the interface"
-        )
-        self._forget_peer()
-        self._request(StartReason.REQUESTED)
-        self.refresh()
-
-    def tunnel_changed(self) -> None:
-        self._forget_peer()
-        if self.tunnel.open is None:
-            self._leave()
-        elif not self.joined:
-            self._join()
-        else:
-            with self._engine.driving() as (endpoint, now):
-                endpoint.update_link(self._config(), now)
-        self.refresh()
-
-    def _request(self, reason: StartReason) -> None:
-        with self._engine.driving() as (endpoint, now):
-            try:
-                endpoint.request_exchange(self.name, reason, now)
-            except NotPossible:
-                return  # the peer comes to us
+            await trio.to_thread.run_sync(
+                self._peer_keys.store, event.fingerprint, event.public_key
+            )
+        except FileFault as fault:
+            # It is fetched again after the next start; nothing else depends on it
+            self._journal.record(
+                "cache_not_written", peer=self.name, level="warning", reason=str(fault)
+            )
 
     # ---- where the peer is
 
@@ -585,7 +500,7 @@ class ManagedLink:
     def _use_address(self) -> None:
         if not self.joined:
             return
-        config = self._config()
+        config = self._config(self._public_key)
         if self._engine.endpoint.link(self.name).config.address == config.address:
             return
         with self._engine.driving() as (endpoint, now):
@@ -596,12 +511,12 @@ class ManagedLink:
 
     def refresh(self) -> None:
         """Work the state out anew, and record it where it changed."""
-        state, reason = self._judge()
-        if state is self.state and reason == self.reason:
+        before = self.state
+        state, reason = judge(self._facts())
+        if state is before and reason == self.reason:
             return
-        changed, before = state is not self.state, self.state
         self.state, self.reason = state, reason
-        if changed:
+        if state is not before:
             self.since_wall = wall()
             self._journal.record(
                 "state_changed",
@@ -613,41 +528,29 @@ class ManagedLink:
                 key_id=self._known_key_id(),
             )
 
-    def _judge(self) -> tuple[LinkState, str]:
-        if self.fault:
-            return LinkState.DOWN, self.fault
-        if self.tunnel.error is not None:
-            return LinkState.DOWN, f"tunnel {self.tunnel.name}: {self.tunnel.error}"
-        if not self.joined:
-            return LinkState.DOWN, "not started"
-        if self.wireguard_key is None:
-            return self._judge_without_key()
-        if self.watch.in_force is None:
-            return LinkState.INSTALLED, "waits for WireGuard's first handshake"
-        if self.watch.dead(self.peer.keepalive, boottime()):
-            age = round(self.watch.session_age(boottime()) or 0)
-            # No number that changes with every look: a reason is told when it changes
-            minutes = max(1, age // 60)
-            return LinkState.DOWN, f"no WireGuard handshake for {minutes} min or more"
-        if self.renewal_problem:
-            return LinkState.DEGRADED, self.renewal_problem
-        if self.established is not None and (
-            self.established.peer_identity != self.peer.identity[0]
-        ):
-            return LinkState.DEGRADED, "the peer used its second identity"
-        if self.adopted:
-            return LinkState.ACTIVE, "adopted after a restart"
-        return LinkState.ACTIVE, ""
+    def _facts(self) -> Facts:
+        watch, now = self.wireguard.watch, boottime()
+        link = self._engine.endpoint.link(self.name) if self.joined else None
+        error = self.tunnel.error
+        return Facts(
+            fault=self.fault,
+            tunnel_error="" if error is None else f"tunnel {self.tunnel.name}: {error}",
+            joined=self.joined,
+            has_key=self.wireguard.public_key is not None,
+            in_force=watch.in_force is not None,
+            doubtful=watch.doubtful,
+            dead=watch.dead(self.peer.keepalive, now),
+            minutes_silent=max(3, round((watch.session_age(now) or 0) // 60)),
+            closed_reason=self.closed_reason,
+            exchanging=link is not None and link.exchange_due and link.address is not None,
+            answering=link is not None and link.responding is not None,
+            has_endpoint=self.peer.endpoint is not None,
+            waiting_reason=self.waiting_reason,
+            renewal_problem=self.renewal_problem,
+            second_identity=self.last is not None and self.last.identity != self.peer.identity[0],
+            adopted=self.adopted,
+        )
 
-    def _judge_without_key(self) -> tuple[LinkState, str]:
-        link = self._engine.endpoint.link(self.name)
-        if self.closed_reason:
-            return LinkState.CLOSED, self.closed_reason
-        if link.exchange_due and link.address is not None:
-            told = f"{self.waiting_reason} so far" if self.waiting_reason else "first exchange"
-            return LinkState.EXCHANGING, told
-        if link.responding is not None:
-            return LinkState.EXCHANGING, "the peer's exchange"
-        if self.peer.endpoint is None:
-            return LinkState.DOWN, "waits for the peer, which has no endpoint here"
-        return LinkState.DOWN, self.waiting_reason or "no exchange yet"
+    def _known_key_id(self) -> str:
+        key = self.wireguard.watch.waiting or self.wireguard.watch.in_force
+        return "" if key is None else key.key_id

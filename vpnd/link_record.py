@@ -1,7 +1,7 @@
 """What a restart has to know of each link: /run/vpnd/links/NAME.json, written before each PSK.
 
-No secret stands in it. It is believed only within the same boot, and only for a peer that is on
-the interface.
+No secret stands in it. It is believed only within the same boot, only for a peer that is on the
+interface, and only while that peer's identity is still the one configured.
 """
 
 from __future__ import annotations
@@ -26,16 +26,29 @@ class LinkRecord:
     """Times are on the boot clock, in seconds; the WireGuard key is the peer's public one, hex."""
 
     tunnel: str
+    identity: str
+    """The peer's fingerprint, as text."""
     wireguard_key: str
     key_id: str
     installed_at: float
     expires_at: float
+    stamp_before: str
+    """The handshake stamp just before the key was set, "seconds.nanoseconds"; empty for none."""
+    replaces: bool
+    """Whether another PSK stood there before."""
     in_force_key_id: str
-    in_force_since: float
-    """0 while the key has not been seen in force."""
     in_force_installed_at: float
+    in_force_since: float
+    """0 while no key was seen in force."""
     pending_key_id: str = ""
     """A key that is about to be set: after a crash nobody knows whether it was."""
+
+
+_TYPES: Final = {
+    "str": (str,),
+    "float": (int, float),
+    "bool": (bool,),
+}
 
 
 def boot_id() -> str:
@@ -52,7 +65,11 @@ class LinkRecords:
 
     def store(self, peer: str, record: LinkRecord) -> None:
         """Keep a record; FileFault where it cannot be written."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"cannot be made: {error.strerror}"
+            raise FileFault(self._folder, reason, "look at node.runtime_dir") from None
         content = json.dumps({"boot_id": self._boot_id, **asdict(record)}) + "\n"
         write_atomically(self._path(peer), content.encode(), mode=_MODE, replace=True)
 
@@ -68,28 +85,35 @@ class LinkRecords:
         return record if _well_typed(record) else None
 
     def forget(self, peer: str) -> None:
+        """Remove a record; FileFault where that fails."""
         remove_durably(self._path(peer))
 
     def _path(self, peer: str) -> Path:
         return self._folder / f"{peer}.json"
 
 
+def stamp_text(stamp: tuple[int, int] | None) -> str:
+    return "" if stamp is None else f"{stamp[0]}.{stamp[1]:09d}"
+
+
+def stamp_of(text: str) -> tuple[int, int] | None:
+    """Raises ValueError."""
+    if not text:
+        return None
+    seconds, _, nanoseconds = text.partition(".")
+    return int(seconds), int(nanoseconds)
+
+
 def _well_typed(record: LinkRecord) -> bool:
-    texts = (
-        record.tunnel,
-        record.wireguard_key,
-        record.key_id,
-        record.in_force_key_id,
-        record.pending_key_id,
+    values = asdict(record)
+    typed = all(
+        isinstance(values[name], _TYPES[str(field.type)])
+        for name, field in LinkRecord.__dataclass_fields__.items()
     )
-    times = (
-        record.installed_at,
-        record.expires_at,
-        record.in_force_since,
-        record.in_force_installed_at,
-    )
-    return (
-        all(isinstance(text, str) for text in texts)
-        and all(isinstance(time, int | float) for time in times)
-        and _KEY.fullmatch(record.wireguard_key) is not None
-    )
+    if not typed or _KEY.fullmatch(record.wireguard_key) is None:
+        return False
+    try:
+        stamp_of(record.stamp_before)
+    except ValueError:
+        return False
+    return True

@@ -15,7 +15,6 @@ from kex.identity import Identity
 from kex.link_state import NotPossible
 from kex.suites import SUITE_NUMBERS
 from kex.wire import HEADER_LENGTH, TRAILER_LENGTH
-from tun import TunError, remove_guard_routes
 from vpnd.api import (
     SCHEMA,
     ErrorCode,
@@ -34,17 +33,19 @@ from vpnd.event_feed import EventFeed, Subscription
 from vpnd.guards import guarded_prefixes
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
-from vpnd.link import UNKNOWN_PEER_SECONDS, ManagedLink
+from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
 from vpnd.node_control import Caller, ControlError, no_such_peer
 from vpnd.peer_file import remove_peer_file, write_peer_file
 from vpnd.transport import Transport
-from vpnd.tunnels import ManagedTunnel
+from vpnd.tunnels import RETRY_SECONDS, BackendErrors, ManagedTunnel
 from vpnd.view import link_status, peer_info, tunnel_status
 
 STOP_SECONDS: Final = 15.0
 """How long a clean stop waits for an exchange that the other end may have completed."""
-ACTIVE_SOON_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 2.0
+"""How long a status waits for the interface; then it shows what was seen last."""
+RT_TABLE_MAIN: Final = 254
 
 
 class NoIdentity(Exception):
@@ -71,6 +72,7 @@ class Node:
         self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._changing = trio.Lock()
+        self._guard_faults: dict[str, str] = {}
 
     def _load_identities(self) -> tuple[Identity, ...]:
         stored = load_identities(self._config.node.state_dir)
@@ -99,55 +101,53 @@ class Node:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Bring everything up; on leaving, links stop and interfaces stay as they are."""
-        await self._guard_all()
-        for tunnel in self.tunnels.values():
-            await tunnel.try_open()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await self._start_links()
+            for peer in self._config.peers.values():
+                # Guard routes come first: before any interface, and whatever becomes of it
+                await self._guard(peer)
+                self._start_link(peer)
+            for tunnel in self.tunnels.values():
+                await tunnel.try_open()
             nursery.start_soon(self.engine.run)
+            nursery.start_soon(self._retry_guards)
             for tunnel in self.tunnels.values():
                 nursery.start_soon(tunnel.run)
             yield
+            self._nursery = None
             nursery.cancel_scope.cancel()
         for tunnel in self.tunnels.values():
             await tunnel.aclose()
 
-    async def _guard_all(self) -> None:
-        """Guard routes come first: before any interface, and whatever becomes of it."""
-        for peer in self._config.peers.values():
-            await self._guard(peer)
-
     async def _guard(self, peer: PeerConfig) -> None:
+        """Set the guard routes of a peer; a failure is told, and leaves the link as it is.
+
+        Raises nothing: what stands in the way of one guard must not keep other links down.
+        """
         tunnel = self.tunnels[peer.tunnel]
         try:
             await tunnel.set_guards(guarded_prefixes(peer, tunnel.config))
-        except TunError as error:
+        except BackendErrors as error:
             self._journal.record("guard_failed", peer=peer.name, level="error", reason=str(error))
-            raise
+            self._guard_faults[peer.name] = str(error)
+        else:
+            self._guard_faults.pop(peer.name, None)
 
-    async def _start_links(self) -> None:
-        for peer in self._config.peers.values():
-            self._start_link(peer)
-        for tunnel in self.tunnels.values():
-            if tunnel.open is not None and tunnel.open.adopted:
-                await self._adopt(tunnel)
-            await tunnel.set_routes()
-
-    async def _adopt(self, tunnel: ManagedTunnel) -> None:
-        peers = await tunnel.peers()
-        claimed = set()
-        for link in self.links.values():
-            key = link.peer_key()
-            if link.tunnel is tunnel and key is not None:
-                claimed.add(key)
-                link.adopt_session(peers.get(key))
-        for key in peers.keys() - claimed:
-            tunnel.give_grace(key, UNKNOWN_PEER_SECONDS)
+    async def _retry_guards(self) -> None:
+        while True:
+            await trio.sleep(RETRY_SECONDS)
+            for name in tuple(self._guard_faults):
+                if name in self._config.peers:
+                    await self._guard(self._config.peers[name])
+                else:
+                    del self._guard_faults[name]
 
     def _start_link(self, peer: PeerConfig) -> ManagedLink:
+        """Make a link and its task. Raises ValueError."""
         if self._nursery is None:
-            raise RuntimeError("links are started by a node that runs")
+            raise ControlError(
+                ErrorCode.UNAVAILABLE, "the daemon is starting or stopping", "try again"
+            )
         link = ManagedLink(
             peer,
             self.tunnels[peer.tunnel],
@@ -166,14 +166,15 @@ class Node:
     @staticmethod
     async def _run_link(link: ManagedLink, scope: trio.CancelScope) -> None:
         with scope:
-            await link.run()
+            await link.run()  # meets its own errors
 
     async def settle(self) -> None:
-        """Before a stop: let an exchange be answered whose key the other end may have."""
+        """Before a stop: begin no exchange, and let one be answered whose key the other end may
+        have."""
+        self.engine.hold()
         with trio.move_on_after(STOP_SECONDS):
-            for link in tuple(self.links.values()):
-                while link.busy():
-                    await self.engine.wait_changed()
+            while any(link.busy() for link in self.links.values()):
+                await self.engine.wait_changed()
 
     # ---- control
 
@@ -200,14 +201,25 @@ class Node:
             tunnels=[tunnel_status(tunnel) for tunnel in self.tunnels.values()],
             links=[self._link_status(link) for link in self.links.values()],
             counters=counters,
-            warnings=[str(note) for note in self._config.notes],
+            warnings=[
+                *(str(note) for note in self._config.notes),
+                *(f"{peer}: {fault}" for peer, fault in self._guard_faults.items()),
+            ],
         )
 
     async def _look(self) -> None:
         """Fresh counters and handshakes: a status that is seconds old misleads."""
         for tunnel in self.tunnels.values():
-            if tunnel.open is not None:
-                await tunnel.look()
+            await self._refresh(tunnel)
+
+    async def _refresh(self, tunnel: ManagedTunnel) -> None:
+        if tunnel.open is None:
+            return
+        with trio.move_on_after(LOOK_SECONDS):
+            try:
+                await tunnel.refresh()
+            except BackendErrors:
+                return  # the tunnel's own task meets it, too, and deals with it
 
     def _link_status(self, link: ManagedLink) -> LinkStatus:
         counters = dict(self._journal.link_counters.get(link.name, {}))
@@ -222,8 +234,7 @@ class Node:
 
     async def link(self, name: str) -> LinkStatus:
         link = self._named(name)
-        if link.tunnel.open is not None:
-            await link.tunnel.look()
+        await self._refresh(link.tunnel)
         return self._link_status(self._named(name))
 
     async def peers(self) -> list[PeerInfo]:
@@ -241,14 +252,27 @@ class Node:
             peer = config.peers[request.name]
             write_peer_file(config.node.peers_dir, peer.name, request)
             try:
-                await self._guard(peer)
-                link = self._start_link(peer)
-            except (TunError, ValueError) as error:
+                link = await self._bring_up(peer)
+            except BaseException:
+                # Whatever it was: nothing of the peer stays
                 remove_peer_file(config.node.peers_dir, peer.name)
-                raise ControlError(ErrorCode.BACKEND_FAILED, str(error)) from error
+                with trio.CancelScope(shield=True):
+                    await self._unguard(peer)
+                raise
             self._config = config
             self._journal.record("peer_added", peer=peer.name, uid=caller.uid)
             return self._link_status(link)
+
+    async def _bring_up(self, peer: PeerConfig) -> ManagedLink:
+        """Guard a new peer and start its link. Raises ControlError."""
+        await self._guard(peer)
+        fault = self._guard_faults.pop(peer.name, "")
+        if fault:
+            raise ControlError(ErrorCode.BACKEND_FAILED, fault)
+        try:
+            return self._start_link(peer)
+        except ValueError as error:
+            raise ControlError(ErrorCode.CONFLICT, str(error)) from error
 
     async def remove_peer(self, name: str, caller: Caller) -> PeerRemoved:
         async with self._changing:
@@ -258,42 +282,41 @@ class Node:
             self._config = config
             del self.links[name]
             self._scopes.pop(name).cancel()
-            try:
-                await link.remove()
-                await self._unguard(link)
-            except TunError as error:
-                raise ControlError(
-                    ErrorCode.BACKEND_FAILED,
-                    f"the peer is no longer configured, but WireGuard still has it: {error}",
-                    "look at `wg show`, and restart vpnd if it does not go",
-                ) from error
+            await link.remove()
+            await self._unguard(link.peer)
             self._journal.record("peer_removed", peer=name, uid=caller.uid)
             self._journal.forget_link(name)
             return PeerRemoved(schema=SCHEMA, peer=name, removed=True)
 
-    async def _unguard(self, gone: ManagedLink) -> None:
-        """Remove the guard routes of a link, but for those that another link needs as well."""
+    async def _unguard(self, gone: PeerConfig) -> None:
+        """Remove the guard routes of a peer, but for those that another link needs as well."""
+        tunnel = self.tunnels[gone.tunnel]
         needed = {
             prefix
             for link in self.links.values()
-            if link.tunnel.config.table == gone.tunnel.config.table
+            if _table(link.tunnel) == _table(tunnel)
             for prefix in guarded_prefixes(link.peer, link.tunnel.config)
         }
-        own = guarded_prefixes(gone.peer, gone.tunnel.config)
-        await remove_guard_routes(
-            [prefix for prefix in own if prefix not in needed], table=gone.tunnel.config.table
-        )
+        own = guarded_prefixes(gone, tunnel.config)
+        try:
+            await tunnel.remove_guards([prefix for prefix in own if prefix not in needed])
+        except BackendErrors as error:
+            self._journal.record("guard_failed", peer=gone.name, level="error", reason=str(error))
 
     async def rekey(self, name: str, caller: Caller) -> RekeyStarted:
         link = self._named(name)
         try:
-            link.rekey()
+            started = link.rekey()
         except NotPossible as error:
             raise ControlError(
                 ErrorCode.CONFLICT, str(error), "run `vpnctl peer rekey` at the other end"
             ) from error
         self._journal.record("rekey_requested", peer=name, uid=caller.uid)
-        return RekeyStarted(schema=SCHEMA, peer=name, started=True)
+        return RekeyStarted(schema=SCHEMA, peer=name, started=started)
 
     def subscribe_events(self) -> Subscription:
         return self._feed.subscribe()
+
+
+def _table(tunnel: ManagedTunnel) -> int:
+    return RT_TABLE_MAIN if tunnel.config.table is None else tunnel.config.table

@@ -35,13 +35,13 @@ class Transport:
         """Datagrams that the system did not take; the exchange repeats them."""
 
     @classmethod
-    async def bind(cls, listen: Sequence[Endpoint]) -> Transport:
-        """Bind all of them. Raises CannotListen."""
+    async def bind(cls, listen: Sequence[Endpoint], *, mark: int | None = None) -> Transport:
+        """Bind all of them, with this fwmark. Raises CannotListen."""
         ipv4_ports = {entry.port for entry in listen if ":" not in entry.host}
         sockets = []
         try:
             for entry in listen:
-                sockets.append(await _bound(entry, ipv4_ports))
+                sockets.append(await _bound(entry, ipv4_ports, mark))
         except OSError as error:
             for bound in sockets:
                 bound.close()
@@ -78,9 +78,8 @@ class Transport:
                 continue
             try:
                 _raw(bound).sendto(data, target)
-            except OSError as error:
-                if error.errno not in _TRANSIENT:
-                    raise
+            except OSError:
+                # An address that cannot be used is one link's trouble, and shows as no answer
                 self.unsent += 1
             return
         self.unsent += 1
@@ -118,7 +117,7 @@ def _raw(bound: trio.socket.SocketType) -> socket.socket:
     return raw
 
 
-async def _bound(entry: Endpoint, ipv4_ports: set[int]) -> trio.socket.SocketType:
+async def _bound(entry: Endpoint, ipv4_ports: set[int], mark: int | None) -> trio.socket.SocketType:
     family = socket.AF_INET6 if ":" in entry.host else socket.AF_INET
     bound = trio.socket.socket(family, socket.SOCK_DGRAM)
     try:
@@ -126,6 +125,8 @@ async def _bound(entry: Endpoint, ipv4_ports: set[int]) -> trio.socket.SocketTyp
             alone = entry.host != "::" or entry.port in ipv4_ports
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(alone))
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        if mark is not None:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         await bound.bind((entry.host, entry.port))
     except OSError:
         bound.close()

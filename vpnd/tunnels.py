@@ -1,30 +1,32 @@
-"""The tunnels of this node: opened, watched, and changed by one task at a time.
+"""The tunnels of this node: opened, adopted, watched, and changed by one task at a time.
 
 One dump of the interface tells all its links of their peers. An interface that is gone is made
-anew, and the links are told that its key is another one.
+anew, and the links are told that it is another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import trio
 
 from tun import (
+    HandshakeStamp,
     InterfaceMissing,
     PeerMissing,
     PeerSpec,
     PeerStatus,
     Prefix,
-    PresharedKey,
     TunError,
     Tunnel,
     TunnelSpec,
     open_tunnel,
+    remove_guard_routes,
     set_guard_routes,
 )
-from tun.model import HandshakeStamp
 from vpnd.clock import boottime
 from vpnd.config_model import TunnelConfig
 from vpnd.journal import Journal
@@ -32,10 +34,17 @@ from vpnd.journal import Journal
 RETRY_SECONDS: Final = 5.0
 DUMP_WHEN_AWAITED: Final = 1.0
 DUMP_WHEN_AWAITED_BY_MANY: Final = 5.0
-DUMP_WHEN_IDLE: Final = 10.0
+DUMP_WHEN_IDLE: Final = 5.0
+"""A new session is seen this late at the most, and renewals are due by its age."""
 MANY_PEERS: Final = 50
+FRESH_SECONDS: Final = 1.0
+"""A dump of this age is good enough for who asks for a status."""
 CHANGE_SECONDS: Final = 6.0
 """A change that the backend has not made by then has failed."""
+UNKNOWN_PEER_SECONDS: Final = 180.0
+"""What a peer that nobody knows gets after a restart: the life of a WireGuard session."""
+
+BackendErrors = (TunError, OSError)
 
 
 class TunnelUser(Protocol):
@@ -50,11 +59,22 @@ class TunnelUser(Protocol):
     def observe(self, status: PeerStatus | None, now: float) -> None:
         """Take what a dump begun at `now` showed of the peer; None where it is gone."""
 
-    def tunnel_changed(self) -> None:
-        """The interface is a new one, with a new key and without peers; or none at all."""
+    def tunnel_opened(self, peers: Mapping[bytes, PeerStatus]) -> None:
+        """There is an interface, with these peers on it: those of an earlier run, if any."""
 
-    def routed_prefixes(self) -> Iterable[Prefix]:
-        """What goes through the interface while the peer is on it."""
+    def tunnel_lost(self) -> None:
+        """There is no interface any more."""
+
+    def wanted(self) -> tuple[tuple[Prefix, ...], int]:
+        """Allowed IPs and keepalive, as configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What stood on the interface just before a PSK was set."""
+
+    was_present: bool
+    stamp_before: HandshakeStamp | None
 
 
 class ManagedTunnel:
@@ -76,9 +96,12 @@ class ManagedTunnel:
         )
         self._journal = journal
         self._tunnel: Tunnel | None = None
-        self._lock = trio.Lock()
+        self._changing = trio.Lock()
+        self._looking = trio.Lock()
+        self._looked_at = 0.0
         self._wanted = trio.Event()
-        self._orphans: dict[bytes, float] = {}
+        self._unwanted: dict[bytes, float] = {}
+        """Peers that have to go, and when; an entry leaves only once the peer has."""
         self.users: list[TunnelUser] = []
         self.error: str | None = "not opened yet"
 
@@ -91,20 +114,16 @@ class ManagedTunnel:
         """The interface, if there is one."""
         return self._tunnel
 
-    @property
-    def public_key(self) -> bytes:
-        """Of the interface, 32 bytes; zeros while there is none."""
-        return bytes(32) if self._tunnel is None else self._tunnel.public_key
+    # ---- the interface
 
     async def try_open(self) -> None:
-        """Open the interface; a failure is kept in `error`, and told once."""
+        """Open the interface, or adopt it; a failure is kept in `error`, and told once."""
         try:
             tunnel = await open_tunnel(self.spec)
-        except TunError as error:
+            peers = await tunnel.peers()
+        except BackendErrors as error:
             if str(error) != self.error:
-                self._journal.record(
-                    "tunnel_failed", level="error", tunnel=self.name, reason=str(error)
-                )
+                self._trouble("tunnel_failed", error)
             self.error = str(error)
             return
         self._tunnel, self.error = tunnel, None
@@ -115,18 +134,39 @@ class ManagedTunnel:
             backend=tunnel.backend,
             adopted=tunnel.adopted,
         )
+        self._tell_users(lambda user: user.tunnel_opened(peers))
+        await self._adopt(peers)
+
+    async def _adopt(self, peers: Mapping[bytes, PeerStatus]) -> None:
+        """Bring what an earlier run left in line with the configuration."""
+        claimed = {user.peer_key(): user for user in self.users}
+        for key, status in peers.items():
+            user = claimed.get(key)
+            if user is None:
+                self._unwanted.setdefault(key, boottime() + UNKNOWN_PEER_SECONDS)
+                continue
+            allowed_ips, keepalive = user.wanted()
+            if set(allowed_ips) != set(status.allowed_ips) or keepalive != status.keepalive:
+                try:
+                    await self._live().update_peer(
+                        key, allowed_ips=allowed_ips, keepalive=keepalive
+                    )
+                except BackendErrors as error:
+                    self._trouble("tunnel_failed", error)
+        await self.set_routes()
 
     async def run(self) -> None:
         """Keep the interface there, and look at it as often as somebody waits for something."""
         while True:
             if self._tunnel is None:
                 await trio.sleep(RETRY_SECONDS)
-                await self._reopen()
+                await self.try_open()
             else:
                 with trio.move_on_after(self._dump_interval()):
                     await self._wanted.wait()
                 self._wanted = trio.Event()
-                await self.look()
+                await self._look()
+                await self._remove_unwanted()
 
     def look_soon(self) -> None:
         """Something is waited for from now on: do not sleep out a long interval."""
@@ -138,34 +178,43 @@ class ManagedTunnel:
         many = len(self.users) > MANY_PEERS
         return DUMP_WHEN_AWAITED_BY_MANY if many else DUMP_WHEN_AWAITED
 
-    async def _reopen(self) -> None:
-        await self.try_open()
-        if self._tunnel is not None:
-            self._tell_users(lambda user: user.tunnel_changed())
-            await self.set_routes()
-
-    async def look(self) -> None:
-        """One dump, told to every link."""
-        # Before the dump: what is changed while it runs may or may not be in it
-        now = boottime()
+    async def _look(self) -> None:
+        """One dump, told to every link; an interface that is gone is made anew."""
+        tunnel = self._tunnel
         try:
-            peers = await self.peers()
+            await self.refresh(at_most=0.0)
         except InterfaceMissing as error:
-            await self._lost(str(error))
-            return
-        except TunError as error:
-            self._journal.record(
-                "tunnel_unreadable", level="warning", tunnel=self.name, reason=str(error)
-            )
-            return
+            if self._tunnel is tunnel:
+                await self._lost(str(error))
+        except BackendErrors as error:
+            self._trouble("tunnel_unreadable", error)
 
-        def show(user: TunnelUser) -> None:
-            key = user.peer_key()
-            if key is not None:
-                user.observe(peers.get(key), now)
+    async def refresh(self, *, at_most: float = FRESH_SECONDS) -> None:
+        """Have a dump that is not older than `at_most` seconds. Raises TunError."""
+        async with self._looking:
+            # Before the dump: what is changed while it runs may or may not be in it
+            now = boottime()
+            if now - self._looked_at < at_most:
+                return
+            peers = await self._live().peers()
+            self._looked_at = now
 
-        self._tell_users(show)
-        await self._remove_orphans(now)
+            def show(user: TunnelUser) -> None:
+                key = user.peer_key()
+                if key is not None:
+                    user.observe(peers.get(key), now)
+
+            self._tell_users(show)
+
+    async def _lost(self, reason: str) -> None:
+        self._journal.record("tunnel_lost", level="error", tunnel=self.name, reason=reason)
+        tunnel, self._tunnel, self.error = self._tunnel, None, reason
+        if tunnel is not None:
+            await tunnel.aclose()
+        self._unwanted.clear()
+        await self.try_open()
+        if self._tunnel is None:
+            self._tell_users(lambda user: user.tunnel_lost())
 
     def _tell_users(self, tell: Callable[[TunnelUser], None]) -> None:
         for user in tuple(self.users):
@@ -177,102 +226,111 @@ class ManagedTunnel:
                     "internal_error", tunnel=self.name, level="error", exc_info=error
                 )
 
-    async def _lost(self, reason: str) -> None:
-        self._journal.record("tunnel_lost", level="error", tunnel=self.name, reason=reason)
-        if self._tunnel is not None:
-            await self._tunnel.aclose()
-        self._tunnel, self.error = None, reason
-        await self._reopen()
-        if self._tunnel is None:
-            self._tell_users(lambda user: user.tunnel_changed())
-
     # ---- peers
 
-    async def peers(self) -> Mapping[bytes, PeerStatus]:
-        """One dump. Raises TunError."""
-        return await self._live().peers()
+    async def install(self, peer: PeerSpec, *, instead_of: bytes | None) -> Installed:
+        """Put the PSK in place: change it, add the peer, or replace another by it.
 
-    async def stamp_of(self, public_key: bytes) -> tuple[bool, HandshakeStamp | None]:
-        """Whether the peer is on the interface, and its handshake stamp. Raises TunError."""
-        status = (await self.peers()).get(public_key)
-        return status is not None, None if status is None else status.handshake_stamp
-
-    async def install(self, old_key: bytes | None, peer: PeerSpec) -> None:
-        """Put the PSK in place: change it, add the peer, or replace the old one by it.
-
-        Raises TunError, also when the backend takes too long.
+        Raises TunError, also when the backend takes too long: then the PSK may be set all the
+        same.
         """
         with trio.move_on_after(CHANGE_SECONDS) as scope:
-            async with self._lock:
-                await self._install(old_key, peer)
+            async with self._changing:
+                return await self._install(peer, instead_of)
         if scope.cancelled_caught:
             raise TunError(f"{self.spec.interface}: the key was not set within {CHANGE_SECONDS} s")
+        raise AssertionError("unreachable")
 
-    async def _install(self, old_key: bytes | None, peer: PeerSpec) -> None:
+    async def _install(self, peer: PeerSpec, instead_of: bytes | None) -> Installed:
         tunnel = self._live()
-        self._orphans.pop(peer.public_key, None)
-        if old_key == peer.public_key:
+        status = (await tunnel.peers()).get(peer.public_key)
+        if status is None:
+            await self._add(tunnel, peer, instead_of)
+            before = Installed(was_present=False, stamp_before=None)
+        else:
             try:
                 await tunnel.set_psk(peer.public_key, peer.psk)
+                before = Installed(was_present=True, stamp_before=status.handshake_stamp)
             except PeerMissing:
-                # Deleted behind our back; with its PSK it may come back
-                await tunnel.add_peer(peer)
-        elif old_key is not None:
-            await tunnel.replace_peer(old_key, peer)
-        else:
+                # Deleted behind our back just now; with its PSK it may come back
+                await self._add(tunnel, peer, None)
+                before = Installed(was_present=False, stamp_before=None)
+            if instead_of not in (None, peer.public_key):
+                self.discard(instead_of)
+        self._unwanted.pop(peer.public_key, None)
+        return before
+
+    @staticmethod
+    async def _add(tunnel: Tunnel, peer: PeerSpec, instead_of: bytes | None) -> None:
+        if instead_of is None or instead_of == peer.public_key:
             await tunnel.add_peer(peer)
+        else:
+            await tunnel.replace_peer(instead_of, peer)
 
-    async def has_psk(self, public_key: bytes, psk: PresharedKey) -> bool:
-        """Whether the interface holds this PSK. Raises TunError."""
-        return await self._live().preshared_key_matches(public_key, psk)
+    async def move_peer(self, public_key: bytes, endpoint: tuple[str, int]) -> None:
+        """Tell WireGuard where the peer is now. Raises TunError."""
+        async with self._changing:
+            await self._live().update_peer(public_key, endpoint=endpoint)
 
-    async def remove_peer(self, public_key: bytes) -> None:
-        """Take a peer off the interface. Raises TunError."""
-        async with self._lock:
-            if self._tunnel is not None:
+    def discard(self, public_key: bytes | None) -> None:
+        """A peer has to go: now, and if that fails as soon as it can be done."""
+        if public_key is not None:
+            self._unwanted[public_key] = boottime()
+            self.look_soon()
+
+    async def discard_now(self, public_key: bytes) -> None:
+        """The same, and wait for it. Raises TunError; it is tried again all the same."""
+        self.discard(public_key)
+        async with self._changing:
+            await self._remove(public_key)
+
+    async def _remove(self, public_key: bytes) -> None:
+        if self._tunnel is not None:
+            with suppress(InterfaceMissing):  # and the peer with it
                 await self._tunnel.remove_peer(public_key)
+        self._unwanted.pop(public_key, None)
 
-    def give_grace(self, public_key: bytes, seconds: float) -> None:
-        """A peer that nobody has a record of: it goes after that, unless an exchange names it."""
-        self._orphans[public_key] = boottime() + seconds
-
-    async def _remove_orphans(self, now: float) -> None:
-        claimed = {user.peer_key() for user in self.users}
-        for key in [key for key, until in self._orphans.items() if until <= now]:
-            del self._orphans[key]
-            if key in claimed:
+    async def _remove_unwanted(self) -> None:
+        in_use = {user.peer_key() for user in self.users}
+        now = boottime()
+        for key in [key for key, at in self._unwanted.items() if at <= now]:
+            if key in in_use:
+                del self._unwanted[key]
                 continue
             self._journal.record(
-                "peer_without_record_removed",
-                level="warning",
-                tunnel=self.name,
-                wireguard=key.hex(),
+                "unwanted_peer_removed", tunnel=self.name, wireguard=key.hex()[:16]
             )
             try:
-                await self.remove_peer(key)
-            except TunError as error:
-                self._journal.record(
-                    "tunnel_failed", level="error", tunnel=self.name, reason=str(error)
-                )
+                async with self._changing:
+                    await self._remove(key)
+            except BackendErrors as error:
+                self._trouble("tunnel_failed", error)
 
     # ---- routes
 
     async def set_routes(self) -> None:
         """Routes into the interface for every peer that is on it."""
-        prefixes = {prefix for user in self.users for prefix in user.routed_prefixes()}
-        async with self._lock:
+        prefixes = {
+            prefix
+            for user in self.users
+            if user.peer_key() is not None
+            for prefix in user.wanted()[0]
+        }
+        async with self._changing:
             if self._tunnel is None:
                 return
             try:
                 await self._tunnel.set_routes(sorted(prefixes, key=str))
-            except TunError as error:
-                self._journal.record(
-                    "routes_failed", level="error", tunnel=self.name, reason=str(error)
-                )
+            except BackendErrors as error:
+                self._trouble("routes_failed", error)
 
     async def set_guards(self, prefixes: Iterable[Prefix]) -> None:
         """Guard routes for these prefixes, in the tunnel's table. Raises TunError."""
         await set_guard_routes(prefixes, table=self.config.table)
+
+    async def remove_guards(self, prefixes: Iterable[Prefix]) -> None:
+        """Take guard routes away. Raises TunError."""
+        await remove_guard_routes(prefixes, table=self.config.table)
 
     async def aclose(self) -> None:
         """Close our sockets; the interface runs on."""
@@ -283,3 +341,6 @@ class ManagedTunnel:
         if self._tunnel is None:
             raise InterfaceMissing(f"{self.spec.interface}: {self.error}")
         return self._tunnel
+
+    def _trouble(self, event: str, error: Exception) -> None:
+        self._journal.record(event, level="error", tunnel=self.name, reason=str(error))

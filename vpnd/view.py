@@ -27,9 +27,9 @@ from vpnd.tunnels import ManagedTunnel
 def link_status(link: ManagedLink, exchange: Link | None, counters: dict[str, int]) -> LinkStatus:
     """One link. `exchange` is the key exchange's state of it, where it takes part."""
     now = boottime()
-    watch = link.watch
+    watch = link.wireguard.watch
     installed = watch.waiting or watch.in_force
-    established = link.established
+    last = link.last
     status = LinkStatus(
         schema=SCHEMA,
         peer=link.name,
@@ -37,13 +37,13 @@ def link_status(link: ManagedLink, exchange: Link | None, counters: dict[str, in
         reason=link.reason,
         since=rfc3339(link.since_wall),
         adopted=link.adopted,
-        identity=(established.peer_identity if established else link.peer.identity[0]).text(),
-        suite=established.suite if established else link.peer.identity[0].suite,
+        identity=(link.peer.identity[0] if last is None else last.identity).text(),
+        suite=link.peer.identity[0].suite if last is None else last.suite,
         tunnel=link.tunnel.name,
         key_in_force=_in_force(watch.in_force, now),
         key_installed=_installed(installed, watch.in_force, now),
         next_renewal_seconds=_seconds_until(_next_exchange(exchange), now),
-        expires_seconds=_seconds_until(link.expires_at, now),
+        expires_seconds=_seconds_until(link.wireguard.expires_at, now),
         endpoint=None if exchange is None or exchange.address is None else str(exchange.address),
         wireguard=_wireguard(link, now),
         external_keys=ExternalKeysInfo(mode=link.peer.external_keys.mode, mixed=[]),
@@ -56,8 +56,8 @@ def link_status(link: ManagedLink, exchange: Link | None, counters: dict[str, in
         allowed_ips=[str(prefix) for prefix in link.peer.allowed_ips],
         warnings=list(link.warnings),
     )
-    if established is not None:
-        status["role"] = established.role.value
+    if last is not None:
+        status["role"] = last.role.value
     return status
 
 
@@ -127,13 +127,15 @@ def _installed(
 
 
 def _wireguard(link: ManagedLink, now: float) -> WireGuardInfo:
-    status: PeerStatus | None = link.status
+    status: PeerStatus | None = link.wireguard.status
     opened = link.tunnel.open
-    age = link.watch.session_age(now)
+    age = link.wireguard.watch.session_age(now)
     endpoint = None if status is None or status.endpoint is None else Address(*status.endpoint)
     return WireGuardInfo(
         public_key="" if opened is None else _base64(opened.public_key),
-        peer_public_key=None if link.wireguard_key is None else _base64(link.wireguard_key),
+        peer_public_key=None
+        if link.wireguard.public_key is None
+        else _base64(link.wireguard.public_key),
         endpoint=None if endpoint is None else str(endpoint),
         last_handshake_seconds=None if age is None else round(age, 1),
         rx_bytes=0 if status is None else status.rx_bytes,

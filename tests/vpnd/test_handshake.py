@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vpnd.handshake import HandshakeWatch
+from vpnd.handshake import HandshakeWatch, KeyInForce, WatchedKey
 
 FIRST, SECOND, THIRD = (1000, 1), (1120, 2), (1240, 3)
 
@@ -13,7 +13,7 @@ def watched() -> HandshakeWatch:
     """A peer whose first key was set at 0 and taken up by a handshake at 1."""
     watch = HandshakeWatch()
     watch.installed("aaaaaaaa", None, 0.0, replaces=False)
-    assert watch.observe(FIRST, 0, 1.0)
+    assert watch.observe(FIRST, 0, 0, 1.0)
     return watch
 
 
@@ -24,9 +24,9 @@ def in_force(watch: HandshakeWatch) -> str:
 def test_a_first_key_is_in_force_with_the_first_handshake() -> None:
     watch = HandshakeWatch()
     watch.installed("aaaaaaaa", None, 0.0, replaces=False)
-    watch.observe(None, 0, 0.5)
+    watch.observe(None, 0, 0, 0.5)
     assert in_force(watch) == ""
-    watch.observe(FIRST, 0, 0.6)
+    watch.observe(FIRST, 0, 0, 0.6)
     assert in_force(watch) == "aaaaaaaa"
     assert watch.waiting is None
 
@@ -34,9 +34,9 @@ def test_a_first_key_is_in_force_with_the_first_handshake() -> None:
 def test_a_replacement_is_in_force_only_after_a_later_handshake() -> None:
     watch = watched()
     watch.installed("bbbbbbbb", FIRST, 106.0, replaces=True)
-    watch.observe(FIRST, 0, 118.0)
+    watch.observe(FIRST, 0, 0, 118.0)
     assert in_force(watch) == "aaaaaaaa"
-    watch.observe(SECOND, 0, 121.0)
+    watch.observe(SECOND, 0, 0, 121.0)
     assert in_force(watch) == "bbbbbbbb"
 
 
@@ -44,10 +44,10 @@ def test_a_handshake_seen_right_after_a_replacement_proves_nothing() -> None:
     """It may have been made with the key before, by the end that answered first."""
     watch = watched()
     watch.installed("bbbbbbbb", FIRST, 118.0, replaces=True)
-    watch.observe(SECOND, 0, 121.0)
-    watch.observe(SECOND, 0, 140.0)
+    watch.observe(SECOND, 0, 0, 121.0)
+    watch.observe(SECOND, 0, 0, 140.0)
     assert in_force(watch) == "aaaaaaaa"
-    watch.observe(THIRD, 0, 241.0)
+    watch.observe(THIRD, 0, 0, 241.0)
     assert in_force(watch) == "bbbbbbbb"
 
 
@@ -55,28 +55,101 @@ def test_the_stamp_is_the_one_read_before_the_psk_was_set() -> None:
     """A handshake between two dumps, before the installation, does not count for the new key."""
     watch = watched()
     watch.installed("bbbbbbbb", SECOND, 121.0, replaces=True)
-    watch.observe(SECOND, 0, 135.0)
+    watch.observe(SECOND, 0, 0, 135.0)
     assert in_force(watch) == "aaaaaaaa"
 
 
-@pytest.mark.parametrize(
-    ("stamp", "age"),
-    [((900, 0), 100.0), ((1100, 0), 120.0), ((100, 0), 120.0)],
-    ids=["100 s old", "in the future", "15 minutes old"],
-)
-def test_an_adopted_session_whose_age_cannot_be_true_is_due_now(
-    stamp: tuple[int, int], age: float
-) -> None:
+def adopted(
+    stamp: tuple[int, int] | None,
+    *,
+    waiting: WatchedKey | None = None,
+    in_force: KeyInForce | None = None,
+    doubtful: bool = False,
+) -> HandshakeWatch:
+    """A watch that starts at 5000 on the boot clock, when the wall clock says 1000."""
     watch = HandshakeWatch()
-    watch.adopt(stamp, now=5000.0, wall=1000.0)
-    assert watch.session_age(5000.0) == pytest.approx(age)
+    watch.adopt(
+        stamp,
+        100,
+        now=5000.0,
+        wall=1000.0,
+        waiting=waiting,
+        in_force=in_force,
+        doubtful=doubtful,
+    )
+    return watch
+
+
+def test_an_adopted_session_has_the_age_of_its_stamp() -> None:
+    watch = adopted((900, 0))
+    assert watch.session_age(5000.0) == pytest.approx(100.0)
+    assert not watch.dead(25, 5000.0)
+
+
+@pytest.mark.parametrize("stamp", [(1100, 0), (100, 0)], ids=["in the future", "15 minutes old"])
+def test_an_adopted_session_whose_age_cannot_be_true_is_dead_until_something_is_heard(
+    stamp: tuple[int, int],
+) -> None:
+    watch = adopted(stamp)
+    assert watch.session_age(5000.0) is None
+    assert watch.dead(25, 5000.0)
+    watch.observe(stamp, 100, 0, 5001.0)
+    assert watch.dead(25, 5001.0)
+    watch.observe(stamp, 200, 0, 5002.0)
+    assert not watch.dead(25, 5002.0)
+    assert watch.dead(25, 5200.0)
+
+
+OLD = KeyInForce("aaaaaaaa", 4700.0, 4710.0)
+
+
+def test_an_adopted_key_still_waits_while_there_was_no_handshake() -> None:
+    waiting = WatchedKey("bbbbbbbb", 4990.0, (890, 0), replaces=True)
+    watch = adopted((890, 0), waiting=waiting, in_force=OLD)
+    assert in_force(watch) == "aaaaaaaa"
+    watch.observe((1010, 0), 0, 0, 5010.0)
+    assert in_force(watch) == "bbbbbbbb"
+
+
+def test_an_adopted_key_is_in_force_by_a_handshake_while_nobody_looked() -> None:
+    waiting = WatchedKey("bbbbbbbb", 4900.0, (790, 0), replaces=True)
+    watch = adopted((950, 0), waiting=waiting, in_force=OLD)
+    assert in_force(watch) == "bbbbbbbb"
+
+
+def test_a_handshake_right_after_the_installation_while_nobody_looked_leaves_a_doubt() -> None:
+    waiting = WatchedKey("bbbbbbbb", 4947.0, (790, 0), replaces=True)
+    watch = adopted((950, 0), waiting=waiting, in_force=OLD)
+    assert watch.doubtful
+    assert in_force(watch) == ""
+
+
+def test_a_key_that_was_being_set_is_never_shown_as_in_force() -> None:
+    watch = adopted((950, 0), in_force=OLD, doubtful=True)
+    assert in_force(watch) == "aaaaaaaa"
+    watch.observe((1010, 0), 0, 0, 5010.0)
+    assert in_force(watch) == ""
+    watch.installed("cccccccc", (1010, 0), 5020.0, replaces=True)
+    watch.observe((1130, 0), 0, 0, 5130.0)
+    assert in_force(watch) == "cccccccc"
+    assert not watch.doubtful
+
+
+def test_a_session_that_was_old_already_is_not_overdue_at_once() -> None:
+    watch = watched()
+    watch.observe(FIRST, 0, 500, 121.5)
+    watch.observe(FIRST, 0, 600, 170.0)
+    watch.installed("bbbbbbbb", FIRST, 170.0, replaces=True)
+    assert not watch.overdue(25, 184.0)
+    assert watch.overdue(25, 186.0)
 
 
 def test_overdue_when_bytes_were_sent_and_the_session_was_not_renewed() -> None:
     watch = watched()
-    watch.observe(FIRST, 500, 121.5)
+    watch.installed("bbbbbbbb", FIRST, 106.0, replaces=True)
+    watch.observe(FIRST, 0, 500, 121.5)
     assert not watch.overdue(0, 137.0)
-    watch.observe(FIRST, 600, 130.0)
+    watch.observe(FIRST, 0, 600, 130.0)
     assert not watch.overdue(25, 134.0)
     assert watch.overdue(25, 137.0)
     assert watch.overdue(0, 137.0)
@@ -84,21 +157,23 @@ def test_overdue_when_bytes_were_sent_and_the_session_was_not_renewed() -> None:
 
 def test_overdue_by_keepalives_alone() -> None:
     watch = watched()
-    watch.observe(FIRST, 500, 121.5)
+    watch.installed("bbbbbbbb", FIRST, 106.0, replaces=True)
+    watch.observe(FIRST, 0, 500, 121.5)
     assert not watch.overdue(25, 160.0)
     assert watch.overdue(25, 162.0)
 
 
 def test_never_overdue_without_keepalive_and_traffic() -> None:
     watch = watched()
-    watch.observe(FIRST, 500, 121.5)
+    watch.installed("bbbbbbbb", FIRST, 106.0, replaces=True)
+    watch.observe(FIRST, 0, 500, 121.5)
     assert not watch.overdue(0, 5000.0)
 
 
 def test_a_first_key_that_nobody_takes_up_is_overdue_after_a_keepalive() -> None:
     watch = HandshakeWatch()
     watch.installed("aaaaaaaa", None, 0.0, replaces=False)
-    watch.observe(None, 0, 30.0)
+    watch.observe(None, 0, 0, 30.0)
     assert not watch.overdue(25, 40.0)
     assert watch.overdue(25, 41.0)
 

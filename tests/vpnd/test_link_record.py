@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from vpnd.link_record import LinkRecord, LinkRecords, boot_id
+from vpnd.link_record import LinkRecord, LinkRecords, boot_id, stamp_of, stamp_text
 
 RECORD = LinkRecord(
     tunnel="backbone",
+    identity="vpnd1qexample",
     wireguard_key="ab" * 32,
     key_id="01234567",
     installed_at=100.5,
     expires_at=700.5,
+    stamp_before="1700000000.000000001",
+    replaces=True,
     in_force_key_id="89abcdef",
     in_force_since=90.0,
     in_force_installed_at=80.0,
@@ -48,6 +51,8 @@ def test_what_is_stored_is_loaded(tmp_path: Path) -> None:
         json.dumps({**asdict(RECORD), "boot_id": boot_id(), "more": 1}).encode(),
         json.dumps({**asdict(RECORD), "boot_id": boot_id(), "expires_at": "soon"}).encode(),
         json.dumps({**asdict(RECORD), "boot_id": boot_id(), "wireguard_key": 5}).encode(),
+        json.dumps({**asdict(RECORD), "boot_id": boot_id(), "stamp_before": "now"}).encode(),
+        json.dumps({**asdict(RECORD), "boot_id": boot_id(), "replaces": 1}).encode(),
         json.dumps({**asdict(RECORD), "boot_id": boot_id(), "wireguard_key": "zz"}).encode(),
         json.dumps({**asdict(RECORD), "boot_id": boot_id(), "wireguard_key": "ab"}).encode(),
         b"x" * 10000,
@@ -60,3 +65,8 @@ def test_what_cannot_be_believed_is_no_record(tmp_path: Path, content: bytes) ->
     assert records.load("ams") is None
     records.store("ams", RECORD)
     assert records.load("ams") == RECORD
+
+
+@pytest.mark.parametrize("stamp", [None, (0, 0), (1700000000, 1), (1700000000, 999999999)])
+def test_a_stamp_survives_as_text(stamp: tuple[int, int] | None) -> None:
+    assert stamp_of(stamp_text(stamp)) == stamp

@@ -1,0 +1,42 @@
+"""Which state follows from which facts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vpnd.api import LinkState
+from vpnd.link_judge import Facts, judge
+
+KEY: dict[str, Any] = {"has_key": True, "in_force": True}
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "words"),
+    [
+        (Facts(fault="bug", **KEY), LinkState.DOWN, "bug"),
+        (Facts(tunnel_error="tunnel backbone: gone", **KEY), LinkState.DOWN, "gone"),
+        (Facts(joined=False), LinkState.DOWN, "not started"),
+        (Facts(), LinkState.DOWN, "no exchange yet"),
+        (Facts(has_endpoint=False), LinkState.DOWN, "no endpoint here"),
+        (Facts(exchanging=True), LinkState.EXCHANGING, "first exchange"),
+        (Facts(exchanging=True, waiting_reason="no answer"), LinkState.EXCHANGING, "no answer"),
+        (Facts(answering=True), LinkState.EXCHANGING, "the peer's"),
+        (Facts(closed_reason="over", exchanging=True), LinkState.CLOSED, "over"),
+        (Facts(has_key=True), LinkState.INSTALLED, "first handshake"),
+        (Facts(has_key=True, doubtful=True), LinkState.DEGRADED, "which of two keys"),
+        (Facts(**KEY), LinkState.ACTIVE, ""),
+        (Facts(adopted=True, **KEY), LinkState.ACTIVE, "adopted"),
+        (Facts(second_identity=True, **KEY), LinkState.DEGRADED, "second identity"),
+        (Facts(renewal_problem="no answer", **KEY), LinkState.DEGRADED, "no answer"),
+        # A tunnel that says "connected" and passes nothing is what nobody wants
+        (Facts(dead=True, minutes_silent=4, **KEY), LinkState.DOWN, "4 min"),
+        (Facts(dead=True, has_key=True, doubtful=True), LinkState.DOWN, "no WireGuard handshake"),
+    ],
+)
+def test_state_and_reason(facts: Facts, state: LinkState, words: str) -> None:
+    found, reason = judge(facts)
+    assert found is state
+    assert words in reason
+    assert reason or state is LinkState.ACTIVE

@@ -1,0 +1,252 @@
+"""The WireGuard peer of a link: set on the interface, remembered for a restart, and watched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from kex.events import KeyEstablished
+from tun import PeerSpec, PeerStatus, PresharedKey, TunError
+from vpnd.clock import boottime, wall
+from vpnd.config_model import PeerConfig
+from vpnd.file_trust import FileFault
+from vpnd.handshake import HandshakeWatch, KeyInForce, WatchedKey
+from vpnd.journal import Journal
+from vpnd.link_record import LinkRecord, LinkRecords, stamp_of, stamp_text
+from vpnd.tunnels import ManagedTunnel
+
+UNCERTAIN: Final = (
+    "a key was being set when the daemon ended or the backend failed: which of two keys is in "
+    "force shows after the next exchange"
+)
+
+
+class Superseded(Exception):
+    """What was to be installed is no longer wanted: the interface is another one meanwhile."""
+
+
+class WireGuardPeer:
+    """What of a link is on the interface. Keys pass through here and are not kept."""
+
+    def __init__(
+        self, peer: PeerConfig, tunnel: ManagedTunnel, records: LinkRecords, journal: Journal
+    ) -> None:
+        self._peer = peer
+        self._tunnel = tunnel
+        self._records = records
+        self._journal = journal
+        self._changed_at = 0.0
+        """When the interface was last changed: dumps begun before that say nothing."""
+        self._generation = 0
+        self._record: LinkRecord | None = None
+        self.watch = HandshakeWatch()
+        self.status: PeerStatus | None = None
+        self.public_key: bytes | None = None
+        """The peer's, 32 bytes, as it is on the interface."""
+        self.expires_at: float | None = None
+
+    # ---- a restart
+
+    def adopt(self, peers: Mapping[bytes, PeerStatus]) -> LinkRecord | None:
+        """Take over what an earlier run put on the interface; its record if there is any.
+
+        A peer whose identity is no longer configured, or whose key's lifetime is over, has to go.
+        """
+        record = self._records.load(self._peer.name)
+        if record is None or record.tunnel != self._tunnel.name:
+            return None
+        key = bytes.fromhex(record.wireguard_key)
+        status = peers.get(key)
+        if status is None:
+            return None
+        identities = [fingerprint.text() for fingerprint in self._peer.identity]
+        if record.identity not in identities or record.expires_at <= boottime():
+            self._tunnel.discard(key)
+            return None
+        self._record, self.public_key, self.status = record, key, status
+        self.expires_at = record.expires_at
+        in_force = None
+        if record.in_force_since:
+            in_force = KeyInForce(
+                record.in_force_key_id, record.in_force_installed_at, record.in_force_since
+            )
+        waiting = WatchedKey(
+            record.key_id, record.installed_at, stamp_of(record.stamp_before), record.replaces
+        )
+        taken_up = in_force is not None and in_force.key_id == record.key_id
+        self.watch.adopt(
+            status.handshake_stamp,
+            status.rx_bytes,
+            now=boottime(),
+            wall=wall(),
+            waiting=None if taken_up or record.pending_key_id else waiting,
+            in_force=in_force,
+            doubtful=bool(record.pending_key_id),
+        )
+        return record
+
+    # ---- setting a key
+
+    async def install(self, event: KeyEstablished) -> None:
+        """Set the PSK, and read it back; the record comes first, so that a daemon that dies in
+        between knows which peer is its own.
+
+        Raises TunError, FileFault, OSError, ValueError; Superseded when the peer was forgotten
+        meanwhile.
+        """
+        generation = self._generation
+        spec = PeerSpec(
+            public_key=event.peer.wireguard_key,
+            psk=PresharedKey(event.psk.expose()),
+            allowed_ips=self._peer.allowed_ips,
+            endpoint=self._endpoint(event),
+            keepalive=self._peer.keepalive,
+        )
+        if any(
+            user.peer_key() == spec.public_key and user.peer_key() != self.public_key
+            for user in self._tunnel.users
+        ):
+            raise TunError("the peer's WireGuard key is the one of another link")
+        started_at = boottime()
+        self._remember_pending(event, started_at)
+        try:
+            before = await self._tunnel.install(spec, instead_of=self.public_key)
+        except BaseException:
+            # Nobody knows whether it was set
+            self.watch.doubt()
+            if self.public_key != spec.public_key:
+                self._tunnel.discard(spec.public_key)
+            raise
+        if generation != self._generation:
+            raise Superseded
+        if not before.was_present:
+            self.watch.reset()
+        self.public_key = spec.public_key
+        self.expires_at = started_at + self._peer.key_lifetime
+        self._changed_at = boottime()
+        self.watch.installed(
+            event.key_id, before.stamp_before, started_at, replaces=before.was_present
+        )
+        self._record = self._record_of(event, started_at)
+        self.remember()
+
+    def _endpoint(self, event: KeyEstablished) -> tuple[str, int] | None:
+        """Where WireGuard finds the peer: at the address that is configured, if that is a
+        number, else where the exchange found it; at the port that the peer announced."""
+        if event.peer.wireguard_port == 0:
+            return None
+        configured = self._peer.endpoint
+        fixed = configured is not None and configured.address is not None
+        host = configured.host if configured is not None and fixed else event.address.host
+        return (host, event.peer.wireguard_port)
+
+    async def follow(self, event: KeyEstablished) -> None:
+        """Where WireGuard gets no answer, lead it to where the exchange just got one."""
+        endpoint = self._endpoint(event)
+        if endpoint is None or self.public_key is None or self.status is None:
+            return
+        lost = self.watch.session_age(boottime())
+        silent = lost is not None and lost > 120 + self._peer.keepalive + 15
+        if silent and self.status.endpoint is not None and self.status.endpoint[0] != endpoint[0]:
+            await self._tunnel.move_peer(self.public_key, endpoint)
+            self._journal.record("endpoint_moved", peer=self._peer.name, to=endpoint[0])
+
+    # ---- the record
+
+    def _record_of(self, event: KeyEstablished, now: float) -> LinkRecord:
+        watch = self.watch
+        waiting = watch.waiting
+        return LinkRecord(
+            tunnel=self._tunnel.name,
+            identity=event.peer_identity.text(),
+            wireguard_key=event.peer.wireguard_key.hex(),
+            key_id=event.key_id,
+            installed_at=now,
+            expires_at=now + self._peer.key_lifetime,
+            stamp_before="" if waiting is None else stamp_text(waiting.stamp_before),
+            replaces=waiting is not None and waiting.replaces,
+            in_force_key_id="" if watch.in_force is None else watch.in_force.key_id,
+            in_force_installed_at=0.0 if watch.in_force is None else watch.in_force.installed_at,
+            in_force_since=0.0 if watch.in_force is None else watch.in_force.since,
+        )
+
+    def _remember_pending(self, event: KeyEstablished, now: float) -> None:
+        """Before a PSK is set. Raises FileFault."""
+        if self._record is None or event.peer.wireguard_key != self.public_key:
+            # A first key, or a peer with a new WireGuard key: there is just this one to be found
+            fresh = replace(
+                self._record_of(event, now),
+                stamp_before="",
+                replaces=False,
+                in_force_key_id="",
+                in_force_since=0.0,
+                in_force_installed_at=0.0,
+            )
+            self._records.store(self._peer.name, fresh)
+        else:
+            self._records.store(self._peer.name, replace(self._record, pending_key_id=event.key_id))
+
+    def remember(self) -> None:
+        """After a change; that it cannot be written matters at the next start only."""
+        if self._record is None or self.public_key is None:
+            return
+        in_force = self.watch.in_force
+        self._record = replace(
+            self._record,
+            in_force_key_id="" if in_force is None else in_force.key_id,
+            in_force_installed_at=0.0 if in_force is None else in_force.installed_at,
+            in_force_since=0.0 if in_force is None else in_force.since,
+        )
+        try:
+            self._records.store(self._peer.name, self._record)
+        except FileFault as fault:
+            self._journal.record(
+                "record_not_written", peer=self._peer.name, level="warning", reason=str(fault)
+            )
+
+    # ---- what a dump shows
+
+    def is_news(self, now: float) -> bool:
+        """Whether a dump begun at `now` can tell anything."""
+        return now >= self._changed_at
+
+    def observe(self, status: PeerStatus, now: float) -> tuple[bool, KeyInForce | None]:
+        """Take a dump's reading: whether a new session was seen, and the key that it took up."""
+        self.status = status
+        before = self.watch.in_force
+        fresh = self.watch.observe(status.handshake_stamp, status.rx_bytes, status.tx_bytes, now)
+        taken_up = self.watch.in_force if self.watch.in_force != before else None
+        if taken_up is not None:
+            self.remember()
+        return fresh, taken_up
+
+    # ---- the end
+
+    def forget(self) -> None:
+        """The peer is no longer on the interface."""
+        self._generation += 1
+        self.public_key = self.expires_at = self.status = self._record = None
+        self.watch.reset()
+
+    async def take_off(self) -> None:
+        """Take the peer off the interface; what fails now is tried again."""
+        key = self.public_key
+        self.forget()
+        if key is not None:
+            try:
+                await self._tunnel.discard_now(key)
+            except (TunError, OSError) as error:
+                self._journal.record(
+                    "peer_not_removed", peer=self._peer.name, level="error", reason=str(error)
+                )
+            await self._tunnel.set_routes()
+        self.forget_record()
+
+    def forget_record(self) -> None:
+        try:
+            self._records.forget(self._peer.name)
+        except FileFault as fault:
+            self._journal.record(
+                "record_not_written", peer=self._peer.name, level="warning", reason=str(fault)
+            )
