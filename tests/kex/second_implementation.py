@@ -101,7 +101,8 @@ def element(key: Any) -> bytes:
         raw: bytes = public.public_bytes_raw()
         return raw
     numbers = public.public_numbers()
-    return b"\x04" + numbers.x.to_bytes(48, "big") + numbers.y.to_bytes(48, "big")
+    point: bytes = b"\x04" + numbers.x.to_bytes(48, "big") + numbers.y.to_bytes(48, "big")
+    return point
 
 
 def agree(key: Any, other: bytes) -> bytes:
