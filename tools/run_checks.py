@@ -1,0 +1,289 @@
+"""Runs the project's checks and tests side by side and sums them up: `make test` and its kin.
+
+Checks stand in lanes. Lanes of one stage run at the same time, the checks of one lane after each
+other; a stage begins when the one before has ended. A check that fails stops nothing: at the end
+one table tells it all. Exit status 0 only if every check passed.
+
+What a check prints is passed on line by line behind its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / ".setup" / "results"
+BIN = ROOT / ".venv" / "bin"
+
+MINUTE = 60.0
+EXIT_NO_TESTS = 5  # pytest's
+
+
+@dataclass(frozen=True)
+class Check:
+    """One program to run. `results`: where it writes JUnit XML, if it runs tests."""
+
+    name: str
+    command: tuple[str, ...]
+    timeout: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    results: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a check ended. Counts are of tests; a check that is not made of tests counts as one."""
+
+    check: Check
+    seconds: float
+    passed: int
+    failed: int
+    skipped: int
+    trouble: str | None
+
+
+Lane = Sequence[Check]
+Stage = Sequence[Lane]
+
+
+# ---------------------------------------------------------------- what is run
+
+
+def static_checks() -> list[Check]:
+    """What needs no test to be run. In the order of how soon they answer."""
+    return [
+        Check("ruff format", (f"{BIN}/ruff", "format", "--check", "."), 2 * MINUTE),
+        Check("ruff check", (f"{BIN}/ruff", "check", "."), 2 * MINUTE),
+        Check("import rules", (f"{BIN}/lint-imports",), 2 * MINUTE),
+        Check("mypy", (f"{BIN}/mypy",), 10 * MINUTE),
+    ]
+
+
+def pytest(name: str, folder: str, *options: str, timeout: float, **environment: str) -> Check:
+    """A run of pytest over `folder` whose results can be counted."""
+    results = RESULTS / f"{name.replace(' ', '-')}.xml"
+    return Check(
+        name,
+        (f"{BIN}/pytest", folder, f"--junitxml={results}", "-q", "--color=no", *options),
+        timeout,
+        environment,
+        results,
+    )
+
+
+def in_emulator(check: Check) -> Check:
+    """The same check on an emulated machine with kernel WireGuard."""
+    emulator = (
+        str(ROOT / "netns-tests/in-emulator"),
+        # A little less than the check's own time, so that the guest's end is told by its runner.
+        f"--timeout={check.timeout - 30:.0f}",
+        f"--writable={RESULTS}",
+        "--",
+    )
+    return Check(
+        check.name, emulator + check.command, check.timeout, check.environment, check.results
+    )
+
+
+def stages(mode: str) -> list[Stage]:
+    """What `mode` (fast, full, long) is made of."""
+    if mode == "fast":
+        tests = pytest("tests", "tests", "-n2", "-m", "not long and not netns", timeout=5 * MINUTE)
+        return [[static_checks(), [tests]]]
+    long = mode == "long"
+    factor = 4 if long else 1
+    also = () if long else ("-m", "not long")
+    tests = pytest("tests", "tests", "-n2", *also, timeout=factor * 25 * MINUTE)
+    userspace = pytest(
+        "netns userspace",
+        "netns-tests",
+        *also,
+        timeout=factor * 25 * MINUTE,
+        VPND_TEST_BACKEND="userspace",
+    )
+    kernel = in_emulator(
+        pytest(
+            "netns kernel",
+            "netns-tests",
+            *("-m", "kernel" if long else "kernel and not long"),
+            timeout=factor * 30 * MINUTE,
+        )
+    )
+    # The namespace tests on this machine count lost packets and seconds: they get it to themselves.
+    # The guest has its own clock and its own, slower, world: it can share.
+    return [[[kernel], [*static_checks(), tests]], [[userspace]]]
+
+
+# ---------------------------------------------------------------- running
+
+
+class Printer:
+    """Lines of several programs on one standard output, whole and each with its origin."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._lock = threading.Lock()
+        self._width = max(map(len, names))
+
+    def line(self, origin: str, text: str) -> None:
+        with self._lock:
+            print(f"{origin:<{self._width}} | {text}".rstrip(), flush=True)
+
+
+def run_check(check: Check, printer: Printer) -> Outcome:
+    """Runs one check to its end or to its time's end."""
+    started = time.monotonic()
+    if check.results is not None:
+        check.results.unlink(missing_ok=True)
+    printer.line(check.name, f"$ {shlex.join(short(check.command))}")
+    process = subprocess.Popen(
+        # If this program dies, the check is told to end and cleans up after itself.
+        ("setpriv", "--pdeathsig", "TERM", *check.command),
+        cwd=ROOT,
+        env={**os.environ, **check.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    overdue = threading.Timer(check.timeout, end, [process])
+    overdue.start()
+    try:
+        assert process.stdout is not None  # noqa: S101  # Popen was given a pipe
+        for line in process.stdout:
+            printer.line(check.name, line.rstrip())
+        status = process.wait()
+    finally:
+        timed_out = not overdue.is_alive()
+        overdue.cancel()
+        end(process)
+    seconds = time.monotonic() - started
+    if timed_out:
+        trouble: str | None = f"not done within {check.timeout:.0f} s"
+    elif status == EXIT_NO_TESTS and check.results is not None:
+        trouble = "found no test to run"
+    else:
+        trouble = f"exit status {status}" if status else None
+    outcome = counted(check, seconds, trouble)
+    printer.line(check.name, f"{verdict(outcome)} in {seconds:.1f} s")
+    return outcome
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ends the check's own process group; first politely, so that tests can clean up."""
+    for number, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+        if process.poll() is not None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+
+
+def short(command: Sequence[str]) -> list[str]:
+    """The command as one would type it in the checkout."""
+    return [part.replace(f"{ROOT}/", "") for part in command]
+
+
+def counted(check: Check, seconds: float, trouble: str | None) -> Outcome:
+    """The outcome with its tests counted; never without a failure when there was trouble."""
+    if check.results is None:
+        return Outcome(check, seconds, int(not trouble), int(bool(trouble)), 0, trouble)
+    passed = failed = skipped = 0
+    if check.results.exists():
+        for suite in ElementTree.parse(check.results).iter("testsuite"):  # noqa: S314  # our own
+            bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+            omitted = int(suite.get("skipped", 0))
+            failed += bad
+            skipped += omitted
+            passed += max(0, int(suite.get("tests", 0)) - bad - omitted)
+    if trouble is None and passed == 0:
+        trouble = "no test ran"
+    return Outcome(check, seconds, passed, max(failed, int(bool(trouble))), skipped, trouble)
+
+
+def run_lane(lane: Lane, printer: Printer, outcomes: list[Outcome]) -> None:
+    for check in lane:
+        outcomes.append(run_check(check, printer))  # list.append is atomic
+
+
+def run_stages(todo: Sequence[Stage]) -> list[Outcome]:
+    printer = Printer([check.name for stage in todo for lane in stage for check in lane])
+    outcomes: list[Outcome] = []
+    for stage in todo:
+        threads = [
+            threading.Thread(target=run_lane, args=(lane, printer, outcomes)) for lane in stage
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return outcomes
+
+
+# ---------------------------------------------------------------- summing up
+
+
+def verdict(outcome: Outcome) -> str:
+    return f"FAILED: {outcome.trouble}" if outcome.trouble else "passed"
+
+
+def tests_in_words(outcome: Outcome) -> str:
+    if outcome.check.results is None:
+        return ""
+    parts = [f"{outcome.passed} passed"]
+    if outcome.failed:
+        parts.append(f"{outcome.failed} failed")
+    if outcome.skipped:
+        parts.append(f"{outcome.skipped} skipped")
+    return ", ".join(parts)
+
+
+def print_summary(outcomes: Sequence[Outcome], seconds: float) -> None:
+    """A table, and a last line that counts every test and every other check once."""
+    width = max(len(outcome.check.name) for outcome in outcomes)
+    print()
+    for outcome in outcomes:
+        words = tests_in_words(outcome)
+        print(
+            f"  {outcome.check.name:<{width}}  {outcome.seconds:7.1f} s  {verdict(outcome)}"
+            + (f" ({words})" if words else "")
+        )
+    print(f"  {'all together':<{width}}  {seconds:7.1f} s\n")
+    passed, failed, skipped = (
+        sum(getattr(outcome, kind) for outcome in outcomes)
+        for kind in ("passed", "failed", "skipped")
+    )
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the project's checks and tests.")
+    parser.add_argument("mode", choices=("fast", "full", "long"))
+    mode = parser.parse_args().mode
+    if mode != "fast" and os.geteuid() != 0:
+        print("test: error: network namespaces need root", file=sys.stderr)
+        print("test: hint: run as root, or only the rest: make test-fast", file=sys.stderr)
+        return 1
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    outcomes = run_stages(stages(mode))
+    print_summary(outcomes, time.monotonic() - started)
+    return int(any(outcome.trouble for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
