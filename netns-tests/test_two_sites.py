@@ -36,7 +36,7 @@ from lab.proof import (
 )
 from lab.spec import LabSpec
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.kernel]
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 HANDSHAKE_SECONDS = 160.0

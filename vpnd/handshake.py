@@ -51,6 +51,8 @@ class HandshakeWatch:
     waiting: WatchedKey | None = None
     """A key that is installed and not yet seen in force."""
     in_force: KeyInForce | None = None
+    older: WatchedKey | None = None
+    """The key that the waiting one replaced before it was seen in force."""
     doubtful: bool = False
     """A key may have been set or not: the next handshake is made with nobody knows which."""
     watched_since: float | None = None
@@ -100,6 +102,10 @@ class HandshakeWatch:
         """A PSK was set at `now`."""
         if self.watched_since is None:
             self.watched_since = now
+        if replaces and stamp_before != self.stamp:
+            # A handshake that no dump has shown yet: it was made with a key before this one
+            self.observe(stamp_before, self.rx_bytes, self.tx_bytes, now)
+        self.older = self.waiting if replaces and self.in_force is None else None
         self.waiting = WatchedKey(key_id, now, stamp_before, replaces)
 
     def doubt(self) -> None:
@@ -133,7 +139,11 @@ class HandshakeWatch:
         if self.stamp is None or self.stamp == key.stamp_before:
             return
         if key.replaces and now < key.installed_at + OLD_KEY_MARGIN:
-            # May have been made with the key before: only a later one counts
+            # May have been made with the key before: only a later one counts. Of two keys that
+            # nobody has seen in force yet, it is at least the older one
+            if self.older is not None:
+                self.in_force = KeyInForce(self.older.key_id, self.older.installed_at, now)
+                self.older = None
             self.waiting = WatchedKey(key.key_id, key.installed_at, self.stamp, key.replaces)
             return
         self.in_force = KeyInForce(key.key_id, key.installed_at, now)
@@ -167,6 +177,6 @@ class HandshakeWatch:
     def reset(self) -> None:
         """The peer is gone from the interface."""
         self.stamp = self.session_at = self.waiting = self.in_force = self.tx_when_due = None
-        self.watched_since = None
+        self.watched_since = self.older = None
         self.doubtful = self.suspect = False
         self.rx_bytes = self.tx_bytes = 0

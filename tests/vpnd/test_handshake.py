@@ -59,6 +59,29 @@ def test_the_stamp_is_the_one_read_before_the_psk_was_set() -> None:
     assert in_force(watch) == "aaaaaaaa"
 
 
+def test_a_first_key_replaced_before_its_handshake_was_seen_is_in_force_all_the_same() -> None:
+    """The dump before the replacement shows a handshake: there was no other key."""
+    watch = HandshakeWatch()
+    watch.installed("aaaaaaaa", None, 0.0, replaces=False)
+    watch.installed("bbbbbbbb", FIRST, 0.5, replaces=True)
+    assert in_force(watch) == "aaaaaaaa"
+    assert watch.waiting is not None
+    watch.observe(FIRST, 0, 0, 20.0)
+    assert in_force(watch) == "aaaaaaaa"
+    watch.observe(SECOND, 0, 0, 121.0)
+    assert in_force(watch) == "bbbbbbbb"
+
+
+def test_a_handshake_right_after_two_first_keys_is_at_least_of_the_older_one() -> None:
+    watch = HandshakeWatch()
+    watch.installed("aaaaaaaa", None, 0.0, replaces=False)
+    watch.installed("bbbbbbbb", None, 0.5, replaces=True)
+    watch.observe(FIRST, 0, 0, 1.0)
+    assert in_force(watch) == "aaaaaaaa"
+    watch.observe(SECOND, 0, 0, 121.0)
+    assert in_force(watch) == "bbbbbbbb"
+
+
 def adopted(
     stamp: tuple[int, int] | None,
     *,
