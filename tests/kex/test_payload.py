@@ -65,7 +65,7 @@ def listed(
         source=name.ljust(names, "-"),
         sae=name.ljust(names, "+"),
         key_ids=tuple(f"{n}".ljust(id_length, "0") for n in range(ids)),
-        bits=8 * 32,
+        bits=8 * 1024,
     )
     return ExternalListing(reference, present)
 
@@ -320,13 +320,40 @@ def test_lengths_fill_an_init_conf() -> None:
     assert room == {1: 1008, 2: 960}
 
 
-LARGEST = announcement(wireguard_port=65535, interval=MAX_INTERVAL, minor=MAX_MINOR_VERSION)
-
-
 def largest(prefixes: tuple[Prefix, ...]) -> Announcement:
     return announcement(
         wireguard_port=65535, interval=MAX_INTERVAL, minor=MAX_MINOR_VERSION, prefixes=prefixes
     )
+
+
+def room_needed(said: InitiatorPayload) -> int:
+    """The sum of docs/protocol.md §5.5, an upper bound that is met by large values."""
+
+    def text(value: str) -> int:
+        size = len(value.encode())
+        return size + (1 if size < 24 else 2)
+
+    size = 99 + sum(20 if p.version == 6 else 8 for p in said.announcement.prefixes)
+    for entry in said.external:
+        reference = entry.reference
+        texts = (reference.source_type, reference.source, reference.sae, *reference.key_ids)
+        size += 6 + sum(text(value) for value in texts)
+    return size
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(ANNOUNCEMENTS, st.lists(LISTINGS, max_size=MAX_EXTERNAL_KEYS).map(tuple))
+def test_the_sum_of_what_fits(announced: Announcement, keys: tuple[ExternalListing, ...]) -> None:
+    said = InitiatorPayload(announced, keys)
+    assert payload.encode_initiator(said, 2 + room_needed(said))
+
+
+def test_the_sum_is_met() -> None:
+    said = InitiatorPayload(largest(v6(16)), tuple(listed(f"k{n}", names=64) for n in range(4)))
+    needed = room_needed(said)
+    assert payload.encode_initiator(said, 2 + needed)
+    with pytest.raises(ValueError, match=f"has {needed} bytes"):
+        payload.encode_initiator(said, 1 + needed)
 
 
 def test_what_a_responder_says_always_fits() -> None:
