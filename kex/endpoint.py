@@ -13,7 +13,7 @@ import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kex import answering, cookies, initiating, noise, responder, wire
@@ -327,6 +327,8 @@ class Endpoint:
         if cached is not None and now < cached[0]:
             self._node.send(cached[1], source)
             return
+        if self._load.is_high(now) and not self._load.admits(source, now):
+            raise PacketRejected("rate")
         self._load.charge(now)
         state = noise.responder_read(suite, self._node.identities[local].private_key, body)
         # RH0: an unknown initiator ends here, before any encapsulation
@@ -611,7 +613,7 @@ class Endpoint:
         twin._timers = list(self._timers)
         twin._reassembly = self._reassembly.copy()
         twin._hellos = dict(self._hellos)
-        twin._load = replace(self._load)
+        twin._load = self._load.copy()
         twin._rejected = Counter()
         return twin
 

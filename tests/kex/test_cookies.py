@@ -11,7 +11,7 @@ from kex import cookies, wire
 from kex.address import Address
 from kex.cookies import SECRET_SECONDS, CookieSecret
 from kex.errors import PacketRejected
-from kex.load import BURST, RATE, Load
+from kex.load import BURST, MAX_SOURCES, RATE, SOURCE_BURST, SOURCE_RATE, Load
 from kex.mlkem import Encapsulation, MlKemParameterSet, MlKemPrivateKey, OpenSslMlKem
 from kex.secret import Secret
 from kex.suites import suite as make_suite
@@ -407,6 +407,61 @@ def test_load_does_not_go_back_in_time_nor_below_nothing() -> None:
     assert load.at == 10.0
     assert not load.is_high(1000.0)
     assert load.tokens == BURST
+
+
+def test_a_proven_source_has_a_bucket_of_its_own() -> None:
+    load = Load(at=0.0)
+    for _ in range(int(SOURCE_BURST)):
+        assert load.admits(LEFT, 0.0)
+    assert not load.admits(LEFT, 0.0)
+    # another port is the same source, another host is not
+    assert not load.admits(Address(LEFT.host, 1), 0.0)
+    assert load.admits(Address("192.0.2.2", LEFT.port), 0.0)
+    assert load.admits(LEFT, 1 / SOURCE_RATE + 0.001)
+    assert not load.admits(LEFT, 1 / SOURCE_RATE + 0.001)
+    twin = load.copy()
+    assert twin.admits(LEFT, 10.0)
+    assert load.sources != twin.sources
+
+
+def test_an_ipv6_source_is_its_64() -> None:
+    load = Load(at=0.0)
+    admitted = sum(load.admits(Address(f"2001:db8::{n:x}", n), 0.0) for n in range(1, 100))
+    assert admitted == SOURCE_BURST
+    assert load.admits(Address("2001:db8:0:1::1", 1), 0.0)
+    assert load.admits(Address("fe80::1%eth0", 1), 0.0)
+    # but an IPv4 address in IPv6 clothes is that one host
+    for n in range(1, 30):
+        assert load.admits(Address(f"::ffff:192.0.2.{n}", 1), 0.0)
+
+
+def test_sources_are_bounded() -> None:
+    load = Load(at=0.0)
+    for n in range(3 * MAX_SOURCES):
+        assert load.admits(Address(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", 1), 0.0)
+    assert len(load.sources) == MAX_SOURCES
+
+
+def test_a_flood_with_good_cookies_is_opened_at_a_bounded_rate() -> None:
+    """Who has a real address and the fingerprint makes a node work, but not much."""
+    network, counter = counted(1, under_load())
+    right = network["right"].endpoint
+    attacker = Address("203.0.113.66", 666)
+    cookie = right._node.cookie_secret.cookie(attacker)
+    suite = make_suite(1, random=SeededBytes(b"attacker"))
+    key = wire.mac_key(MessageType.INIT_HELLO, ASKED)
+    refusals = 0
+    for n in range(50):
+        body = suite.random(suite.message1_length)
+        fragments = wire.cut(MessageType.INIT_HELLO, 1, n.to_bytes(8, "big"), body, key=key)
+        for datagram in wire.datagrams(fragments, cookie):
+            try:
+                right.receive_datagram(datagram, attacker, network.now)
+            except PacketRejected as error:
+                refusals += error.reason == "rate"
+    assert counter.operations <= SOURCE_BURST
+    assert refusals == 50 - SOURCE_BURST
+    finish(network)
 
 
 def test_only_what_is_opened_is_charged(number: int) -> None:

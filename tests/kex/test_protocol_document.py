@@ -142,6 +142,8 @@ def test_table_of_times(row: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
+        f"{load.SOURCE_BURST:.0f} InitHello of one host (one /{load.IPV6_SITE_LENGTH} of IPv6) "
+        f"are opened in a burst and {load.SOURCE_RATE:.0f} a second",
         f"a bucket of {load.BURST:.0f}, refilled at {load.RATE:.0f} a second",
         f"{reassembly.MAX_BYTES // 1024} KiB in all with {reassembly.ENTRY_COST} bytes counted",
         f"{reassembly.MAX_MESSAGES_PER_SOURCE} messages of one source",
