@@ -304,7 +304,7 @@ def give_way(link: LinkState, node: Node, now: float) -> None:
     if own is None:
         return
     end(link, Input.CROSSED)
-    order.after_failure(link, own, FailureCode.CROSSED, None)
+    order.after_failure(link, own, FailureCode.CROSSED)
     link.owe(own.reason, now + timing.RETRY_FIRST)
     node.emit(
         ExchangeFailed(link.name, own.exchange_id, FailureCode.CROSSED, "the peer's goes first")
@@ -317,7 +317,7 @@ def abandon(link: LinkState, node: Node, now: float) -> None:
     if own is None:
         return
     end(link, Input.CROSSED)
-    order.after_failure(link, own, FailureCode.ABANDONED, None)
+    order.after_failure(link, own, FailureCode.ABANDONED)
     node.emit(
         ExchangeFailed(
             link.name, own.exchange_id, FailureCode.ABANDONED, "the configuration changed"
@@ -343,7 +343,7 @@ def _fail(
     link.failures += 1
     link.renew_at = None
     node.emit(ExchangeFailed(link.name, exchange.exchange_id, code, detail, reject))
-    order.after_failure(link, exchange, code, reject)
+    order.after_failure(link, exchange, code)
     if code in (FailureCode.NO_ANSWER, FailureCode.INIT_CONF_UNANSWERED):
         if link.config.address is not None:
             link.learnt_address = None  # back to the one that was configured

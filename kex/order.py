@@ -12,7 +12,7 @@ costs less than two keys in the wrong order.
 from __future__ import annotations
 
 from kex.errors import PacketRejected
-from kex.events import FailureCode, RejectCode
+from kex.events import FailureCode
 from kex.exchange import Exchange, Phase
 from kex.identity import Fingerprint
 from kex.link_state import LinkState
@@ -63,14 +63,14 @@ def after_co1(link: LinkState) -> None:
     link.has_completed = True
 
 
-def after_failure(link: LinkState, ended: Exchange, code: FailureCode, reject: int | None) -> None:
+def after_failure(link: LinkState, ended: Exchange, code: FailureCode) -> None:
     """An exchange of ours is over without a key.
 
-    Where the peer may have installed it, and this end is the one that goes first in it, only a
-    completed exchange makes good for it: the peer may rely on that.
+    Where the peer may have installed it or may still do so, and this end is the one that goes
+    first in it, only a completed exchange makes good for it: the peer relies on that. A Reject is
+    final, so it leaves nothing open.
     """
-    in_doubt = code in _ALWAYS_IN_DOUBT or reject == RejectCode.INSTALL_FAILED
-    in_doubt = in_doubt or (code in _IN_DOUBT_AFTER_INIT_CONF and ended.phase is Phase.CONF)
+    in_doubt = ended.phase in (Phase.CONF, Phase.INSTALLING) and code is not FailureCode.REFUSED
     if in_doubt and is_first(ended.local, ended.remote):
         link.unanswered = True
 
@@ -78,11 +78,3 @@ def after_failure(link: LinkState, ended: Exchange, code: FailureCode, reject: i
 def is_first(initiator: Fingerprint, responder: Fingerprint) -> bool:
     """Whether an exchange was begun by the smaller end, as its own pair of identities has it."""
     return initiator < responder
-
-
-_ALWAYS_IN_DOUBT = (
-    FailureCode.INIT_CONF_UNANSWERED,
-    FailureCode.BAD_ANSWER,
-    FailureCode.INSTALL_FAILED,
-)
-_IN_DOUBT_AFTER_INIT_CONF = (FailureCode.CROSSED, FailureCode.ABANDONED)
