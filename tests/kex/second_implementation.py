@@ -63,7 +63,20 @@ class Suite:
         sealed: bytes = self.aead(key).encrypt(self.nonce(number), plaintext, ad)
         return sealed
 
+    def open(self, key: bytes, number: int, ad: bytes, ciphertext: bytes) -> bytes:
+        """InvalidTag of `cryptography` where it does not fit."""
+        plaintext: bytes = self.aead(key).decrypt(self.nonce(number), ciphertext, ad)
+        return plaintext
+
     # ---- §2.2: hybrid KEMs
+
+    @property
+    def public_key_length(self) -> int:
+        return self.ml_kem_ek + {1: 32, 2: 97}[self.number]
+
+    @property
+    def ciphertext_length(self) -> int:
+        return self.ml_kem_ct + {1: 32, 2: 97}[self.number]
 
     def key_pair(self, seed: bytes) -> tuple[bytes, bytes, Any]:
         """Public key, ML-KEM private key, group private key."""
@@ -181,6 +194,33 @@ class Noise:
         self.mix_hash(sealed)
         return sealed
 
+    def decrypt_and_hash(self, sealed: bytes) -> bytes:
+        plaintext = sealed
+        if self.k:
+            plaintext = self.suite.open(self.k, self.n, self.h, sealed)
+            self.n += 1
+        self.mix_hash(sealed)
+        return plaintext
+
+    def read_message1(self, message: bytes, static_seed: bytes) -> tuple[bytes, bytes]:
+        """The initiator's ephemeral and static public keys."""
+        ct, key = self.suite.ciphertext_length, self.suite.public_key_length
+        self.mix_hash(message[:ct])
+        self.mix_key_and_hash(self.suite.decapsulate(static_seed, message[:ct]))
+        ephemeral = message[ct : ct + key]
+        self.mix_hash(ephemeral)
+        static = self.decrypt_and_hash(message[ct + key : ct + 2 * key + TAG])
+        self.decrypt_and_hash(message[ct + 2 * key + TAG :])
+        return ephemeral, static
+
+    def read_message2(self, message: bytes, ephemeral_seed: bytes, static_seed: bytes) -> None:
+        ct = self.suite.ciphertext_length
+        self.mix_hash(message[:ct])
+        self.mix_key(self.suite.decapsulate(ephemeral_seed, message[:ct]))
+        skem = self.decrypt_and_hash(message[ct : 2 * ct + TAG])
+        self.mix_key_and_hash(self.suite.decapsulate(static_seed, skem))
+        self.decrypt_and_hash(message[2 * ct + TAG :])
+
     def message1(self, skem: tuple[bytes, bytes], ephemeral: bytes, static: bytes) -> bytes:
         message = self.encrypt_and_hash(skem[0])
         self.mix_key_and_hash(skem[1])
@@ -235,11 +275,17 @@ def mac1_key(kind: int, suite: int, digest: bytes) -> bytes:
 
 
 def cut(
-    kind: int, suite: int, exchange_id: bytes, body: bytes, mac_key: bytes, cookie: bytes = b""
+    kind: int,
+    suite: int,
+    exchange_id: bytes,
+    body: bytes,
+    mac_key: bytes,
+    cookie: bytes = b"",
+    chunk_length: int = 1200,
 ) -> list[bytes]:
-    """A message in datagrams with chunks of 1,200 bytes."""
+    """A message in datagrams."""
     tag = blake2b(b"vpnd message tag" + bytes([kind, suite]) + exchange_id + body, 32)[:4]
-    chunks = [body[i : i + 1200] for i in range(0, len(body), 1200)]
+    chunks = [body[i : i + chunk_length] for i in range(0, len(body), chunk_length)]
     out = []
     for index, chunk in enumerate(chunks):
         head = bytes([0x10 | kind, suite, index, len(chunks)]) + tag + exchange_id
@@ -247,6 +293,19 @@ def cut(
         covered += blake2b(covered, 8, mac_key)
         out.append(covered + (blake2b(covered, 8, cookie) if cookie else bytes(8)))
     return out
+
+
+def join(datagrams: list[bytes], mac_key: bytes) -> tuple[int, bytes, bytes]:
+    """Type, exchange id and message of datagrams that are all there; ValueError if one is off."""
+    for datagram in datagrams:
+        if blake2b(datagram[:-16], 8, mac_key) != datagram[-16:-8]:
+            raise ValueError("mac1")
+    body = b"".join(d[16:-16] for d in sorted(datagrams, key=lambda d: d[2]))
+    kind, suite, exchange_id = datagrams[0][0] & 15, datagrams[0][1], datagrams[0][8:16]
+    tag = blake2b(b"vpnd message tag" + bytes([kind, suite]) + exchange_id + body, 32)[:4]
+    if {d[4:8] for d in datagrams} != {tag}:
+        raise ValueError("tag")
+    return kind, exchange_id, body
 
 
 # ---- §3.4: cookies
@@ -344,3 +403,28 @@ def payload_fields(data: bytes) -> Any:
     if any(data[2 + size :]):
         raise ValueError("no zeros behind the map")
     return cbor(data[2 : 2 + size])
+
+
+def encode_cbor(value: Any) -> bytes:
+    """The same subset, every length and integer in four bytes: legal, in no way canonical."""
+
+    def head(major: int, number: int) -> bytes:
+        return bytes([major << 5 | 26]) + number.to_bytes(4, "big")
+
+    if isinstance(value, bool):
+        return b"\xf5" if value else b"\xf4"
+    if isinstance(value, int):
+        return head(0, value)
+    if isinstance(value, bytes):
+        return head(2, len(value)) + value
+    if isinstance(value, str):
+        return head(3, len(value.encode())) + value.encode()
+    if isinstance(value, list):
+        return head(4, len(value)) + b"".join(map(encode_cbor, value))
+    pairs = b"".join(encode_cbor(name) + encode_cbor(each) for name, each in value.items())
+    return head(5, len(value)) + pairs
+
+
+def padded(fields: dict[str, Any], length: int) -> bytes:
+    encoded = encode_cbor(fields)
+    return (len(encoded).to_bytes(2, "big") + encoded).ljust(length, b"\0")
