@@ -45,6 +45,7 @@ _IFF_UP = 1
 _NODAD = 0x02  # IFA_F_NODAD
 _UNICAST = 1
 _UNREACHABLE = 7
+_CLONED = 0x200  # RTM_F_CLONED: a cache entry, no route
 _NO_LINK_LOCAL = 1  # IN6_ADDR_GEN_MODE_NONE
 
 _T = TypeVar("_T")
@@ -56,7 +57,8 @@ async def with_rtnl(work: Callable[[Rtnl], _T]) -> _T:
     """Run `work` in a worker thread with an open socket; a cancelled call is finished first."""
 
     def run() -> _T:
-        with _as_oserror(), IPRoute(strict_check=True) as socket_:
+        # groups=0: without it, the socket subscribes to every change of every route of the host.
+        with _as_oserror(), IPRoute(strict_check=True, groups=0) as socket_:
             return work(Rtnl(socket_))
 
     return await trio.to_thread.run_sync(run, limiter=_limiter)
@@ -180,18 +182,20 @@ class Rtnl:
         return self._routes(oif=index)
 
     def unreachable_routes(self, table: int) -> list[Route]:
-        """Our unreachable routes in a table. The kernel filters: a BGP table is not dumped."""
+        """Our unreachable routes in a table."""
         return self._routes(table=table, proto=OUR_PROTOCOL, type=_UNREACHABLE)
 
     def _routes(self, **chosen: int) -> list[Route]:
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
+            # Without a filter of one's own, pyroute2 fetches every route of the host and filters
+            # here: half a minute where BGP fills a table. With one, what is chosen goes into the
+            # request, and the kernel filters (strict_check).
             with _as_oserror():
-                found += [
-                    _route(message)
-                    for message in self._iproute.route("dump", family=family, **chosen)
-                    if not message["flags"] & 0x200  # RTM_F_CLONED: a cache entry
-                ]
+                answer = self._iproute.route(
+                    "dump", family=family, dump_filter=lambda _: True, **chosen
+                )
+                found += [_route(message) for message in answer if not message["flags"] & _CLONED]
         return found
 
     def add_route(self, route: Route) -> None:

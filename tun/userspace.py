@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 import struct
@@ -24,9 +25,12 @@ __all__ = ["attach", "create_device", "require_program"]
 _TUN_DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _IFF_TUN = 0x0001
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
 _IFREQ = struct.Struct("16sH22x")
 
 _PROGRAM = "wireguard-go"
+_HEADERS_CHANGED = 20231211
 _LOG_SIZE = 16384
 _MISSING_PROGRAM = f"{_PROGRAM} is not installed (Debian: apt-get install wireguard-go)"
 _MISSING_TUN = f"{_TUN_DEVICE} does not exist: modprobe tun, or give it to this container"
@@ -40,7 +44,8 @@ async def create_device(spec: TunnelSpec) -> tuple[Link, UserspaceDevice]:
     """
     name = spec.interface
     program = require_program()
-    with _tun_link(name) as tun, _bounded_log() as log:
+    flags = await trio.to_thread.run_sync(_tun_flags, program)
+    with _tun_link(name, flags) as tun, _bounded_log() as log:
         link = await with_rtnl(lambda rtnl: rtnl.link(name))
         if link is None:
             raise InterfaceMissing(f"{name} vanished while it was made")
@@ -77,8 +82,23 @@ def require_program() -> str:
     return program
 
 
+def _tun_flags(program: str) -> int:
+    """How wireguard-go makes its TUN itself, and so expects one that it is given.
+
+    With other flags handshakes pass and every packet is lost. It changed with version
+    0.0.20231211; Debian 12 has 0.0.20220316. One that tells no version is taken for a new one.
+    """
+    told = subprocess.run(
+        [program, "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    version = re.match(rb"wireguard-go v\d+\.\d+\.(\d{8})\b", told.stdout)
+    if version is not None and int(version[1]) < _HEADERS_CHANGED:
+        return _IFF_TUN
+    return _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
+
+
 @contextlib.contextmanager
-def _tun_link(name: str) -> Iterator[int]:
+def _tun_link(name: str, flags: int) -> Iterator[int]:
     """A new TUN link, which lasts as long as somebody holds its descriptor."""
     try:
         descriptor = os.open(_TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -87,9 +107,7 @@ def _tun_link(name: str) -> Iterator[int]:
             raise BackendUnavailable(_MISSING_TUN) from None
         raise tun_error(error, f"opening {_TUN_DEVICE}") from error
     try:
-        # As Debian 12's wireguard-go (2022) makes it itself: with packet information, and
-        # without IFF_VNET_HDR, whose headers it cannot read.
-        request = _IFREQ.pack(name.encode("ascii"), _IFF_TUN)
+        request = _IFREQ.pack(name.encode("ascii"), flags)
         try:
             fcntl.ioctl(descriptor, _TUNSETIFF, request)
         except OSError as error:
