@@ -16,6 +16,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -358,20 +359,36 @@ def test_a_foreign_address_is_refused_before_anything_is_made(sites: tuple[Site,
     assert a.ping("192.0.2.2").received == 1
 
 
-def test_a_port_in_use_is_told_and_nothing_is_left(sites: tuple[Site, Site]) -> None:
-    a, _ = sites
-    taken = "import socket; s = socket.socket(2, 2); s.bind(('', 51820)); print(1, flush=True)"
+@contextmanager
+def taken_port(site: Site, port: int) -> Iterator[None]:
+    """A UDP port that another program of the site has."""
+    take = f"import socket; s = socket.socket(2, 2); s.bind(('', {port})); print(1, flush=True)"
     holder = subprocess.Popen(
-        a.command("python3", "-c", taken + "; input()"),
+        site.command("python3", "-c", take + "; input()"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "1\n"
-    with pytest.raises(Refused, match="51820 is in use"):
-        a.call("open", **spec(1))
+    yield
     holder.communicate("\n")
+
+
+def test_a_port_in_use_is_told_and_nothing_is_left(sites: tuple[Site, Site]) -> None:
+    a, _ = sites
+    with taken_port(a, 51820), pytest.raises(Refused, match="51820: the UDP port is in use"):
+        a.call("open", **spec(1))
     assert not a.succeeds("ip", "link", "show", "wg0")
     assert a.data_planes() == []
     assert a.call("open", **spec(1))["backend"] == BACKEND
+
+
+def test_a_tunnel_keeps_its_port_when_the_new_one_is_in_use(
+    linked: tuple[Site, Site, str, str, str],
+) -> None:
+    a, _, key_a, _, _ = linked
+    with taken_port(a, 51899), pytest.raises(Refused, match="51899: the UDP port is in use"):
+        a.call("open", **spec(1, listen_port=51899))
+    assert a.ping(B).received == 1
+    assert a.call("open", **spec(1))["public_key"] == key_a

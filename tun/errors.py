@@ -57,6 +57,10 @@ def tun_error(error: OSError, doing: str) -> TunError:
     """The error to raise for one of the system's: what was being done, what came of it, a hint."""
     if error.errno == errno.ENODEV:
         return InterfaceMissing(f"{doing}: the interface is gone")
+    if error.errno == errno.EADDRINUSE:
+        return TunError(
+            f"{doing}: the UDP port is in use (see `ss -ulnp`): choose another listen_port"
+        )
     if error.errno in (errno.EPERM, errno.EACCES):
         return TunError(f"{doing}: {error.strerror} (vpnd needs CAP_NET_ADMIN)")
     return TunError(f"{doing}: {error.strerror or error}")

@@ -86,8 +86,6 @@ def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> None:
         if not link.is_up:
             rtnl.set_up(index)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise _port_in_use(spec.listen_port) from None
         raise tun_error(error, f"configuring the interface {spec.interface}") from error
 
 
@@ -141,14 +139,5 @@ def require_free_port(port: int) -> None:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 probe.bind((address, port))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise _port_in_use(port) from None
             if error.errno != errno.EAFNOSUPPORT:
-                raise tun_error(error, f"checking the UDP port {port}") from error
-
-
-def _port_in_use(port: int) -> TunError:
-    return TunError(
-        f"the UDP port {port} is in use (see `ss -ulnp sport = :{port}`): choose another "
-        "listen_port for the tunnel"
-    )
+                raise tun_error(error, f"taking the UDP port {port}") from None

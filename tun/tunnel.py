@@ -8,7 +8,7 @@ import trio
 
 from tun import kernel, userspace
 from tun.device import Device, DeviceChange, PeerChange
-from tun.errors import BackendUnavailable, PeerMissing, ReadBackMismatch, TunError
+from tun.errors import BackendUnavailable, InterfaceMissing, PeerMissing, ReadBackMismatch, TunError
 from tun.interface import (
     BACKENDS,
     configure_link,
@@ -227,9 +227,9 @@ async def _adopt(spec: TunnelSpec, link: Link) -> Device | None:
     else:
         try:
             device = await userspace.attach(link.name)
-        except TunError:
-            # Its process is lost to us (its socket file is gone, or it hangs). The link is ours
-            # by its alias, and the process ends without it.
+        except InterfaceMissing:
+            # Its process cannot be reached any more: its socket file is gone. The link is ours by
+            # its alias, and the process ends without it.
             await with_rtnl(lambda rtnl: delete_link(rtnl, spec, link.index))
             return None
     if spec.backend in ("auto", backend):
@@ -289,6 +289,9 @@ async def _set_up(spec: TunnelSpec, link: Link, device: Device) -> Tunnel:
         public_key = keys.public_key
     else:
         public_key = state.public_key
+        if state.listen_port != spec.listen_port:
+            # First: wireguard-go gives up its old port before it finds that the new one is taken.
+            require_free_port(spec.listen_port)
         if (state.listen_port, state.fwmark) != (spec.listen_port, fwmark):
             await device.apply(DeviceChange(listen_port=spec.listen_port, fwmark=fwmark))
     await with_rtnl(lambda rtnl: configure_link(rtnl, spec, link.index))

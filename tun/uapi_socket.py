@@ -90,7 +90,7 @@ class UserspaceDevice:
         except UapiRefused as error:
             # It has left the rest of the request unread, and would take it for the next one.
             await self._reconnect()
-            raise TunError(f"configuring {self._name}: {error.strerror}") from None
+            raise tun_error(error, f"configuring {self._name}") from None
         finally:
             request[:] = bytes(len(request))
 
@@ -173,26 +173,32 @@ class UserspaceDevice:
                 sent += await self._stream.send(view[sent:])
 
     async def _receive(self) -> bytearray:
+        """The next whole answer; what was received of another is overwritten."""
         buffer = bytearray(_FIRST_BUFFER)
         used = 0
-        while True:
-            with memoryview(buffer) as view:
-                size = await self._stream.recv_into(view[used:])
-            if size == 0:
-                buffer[:] = bytes(len(buffer))
-                raise ConnectionResetError(errno.ECONNRESET, "end of stream")
-            used += size
-            if buffer.endswith(b"\n\n", 0, used):
-                del buffer[used:]
-                return buffer
-            if used == len(buffer):
-                if used >= _MAX_ANSWER:
-                    buffer[:] = bytes(len(buffer))
-                    raise TunError(f"reading {self._name}: the answer is too long")
-                longer = bytearray(2 * used)
-                longer[:used] = buffer
-                buffer[:] = bytes(used)
-                buffer = longer
+        try:
+            while not buffer.endswith(b"\n\n", 0, used):
+                if used == len(buffer):
+                    buffer = self._longer(buffer)
+                with memoryview(buffer) as view:
+                    size = await self._stream.recv_into(view[used:])
+                if size == 0:
+                    raise ConnectionResetError(errno.ECONNRESET, "end of stream")  # noqa: TRY301
+                used += size
+        except BaseException:
+            buffer[:] = bytes(len(buffer))
+            raise
+        del buffer[used:]
+        return buffer
+
+    def _longer(self, buffer: bytearray) -> bytearray:
+        used = len(buffer)
+        if used >= _MAX_ANSWER:
+            raise TunError(f"reading {self._name}: the answer is too long")
+        longer = bytearray(2 * used)
+        longer[:used] = buffer
+        buffer[:] = bytes(used)
+        return longer
 
 
 async def _connect(name: str) -> trio.socket.SocketType:
