@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -81,32 +82,38 @@ async def _run(config: Config) -> None:
         control_socket = open_control_socket(config.node.control_socket)
         try:
             transport = await Transport.bind(config.node.listen, mark=_mark(config))
-        except BaseException:
+            try:
+                node = Node(config, transport, journal, feed)
+                async with node.running():
+                    await _serve(node, ControlServer(node, control_socket), signals, journal, feed)
+            finally:
+                transport.close()
+        finally:
             control_socket.close()
-            raise
-        try:
-            node = Node(config, transport, journal, feed)
-        except BaseException:
-            control_socket.close()
-            transport.close()
-            raise
-        server = ControlServer(node, control_socket)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.run)
-            async with node.running():
-                async with trio.open_nursery() as while_running:
-                    while_running.start_soon(_feed_watchdog)
-                    journal.record("started", version=version("vpnd"), links=len(node.links))
-                    notify("READY=1")
-                    await _until_stopped(signals, journal)
-                    while_running.cancel_scope.cancel()
-                notify("STOPPING=1")
-                await node.settle()
-                feed.close()
-                # Requests under way get their time; then the nursery ends by itself
-                server.stop()
-        transport.close()
         journal.record("stopped")
+
+
+async def _serve(
+    node: Node,
+    server: ControlServer,
+    signals: AsyncIterator[int],
+    journal: Journal,
+    feed: EventFeed,
+) -> None:
+    """Answer on the control socket, now that there is something to tell, until a signal comes."""
+    async with trio.open_nursery() as serving:
+        await serving.start(server.run)
+        async with trio.open_nursery() as watched:
+            watched.start_soon(_feed_watchdog)
+            journal.record("started", version=version("vpnd"), links=len(node.links))
+            notify("READY=1")
+            await _until_stopped(signals, journal)
+            watched.cancel_scope.cancel()
+        notify("STOPPING=1")
+        await node.settle()
+        feed.close()
+        # Requests under way get their time; then the server ends, and with it this nursery
+        server.stop()
 
 
 def _make_runtime_dir(folder: Path) -> None:
@@ -123,8 +130,8 @@ def _mark(config: Config) -> int | None:
     return next((tunnel.fwmark for tunnel in config.tunnels.values() if tunnel.fwmark), None)
 
 
-async def _until_stopped(signals: object, journal: Journal) -> None:
-    async for received in signals:  # type: ignore[attr-defined]  # trio's iterator has no name
+async def _until_stopped(signals: AsyncIterator[int], journal: Journal) -> None:
+    async for received in signals:
         if received == signal.SIGHUP:
             journal.record(
                 "reload_ignored",
