@@ -291,6 +291,12 @@ REFUSED: list[tuple[str, Change, str, str]] = [
         "does not say on which interface",
     ),
     (
+        "link-local endpoint with a zone",
+        lambda site: site.peers["ams1"].update(endpoint="[fe80::1%eth0]:51821"),
+        "endpoint",
+        "link-local",
+    ),
+    (
         "keepalive",
         lambda site: site.peers["ams1"].update(keepalive=65536),
         "keepalive",
@@ -394,10 +400,6 @@ ALLOWED: list[tuple[str, Change]] = [
     (
         "no endpoint",
         lambda site: site.peers["ams1"].pop("endpoint"),
-    ),
-    (
-        "link-local endpoint with a zone",
-        lambda site: site.peers["ams1"].update(endpoint="[fe80::1%eth0]:51821"),
     ),
     (
         "a point-to-point net",
