@@ -29,6 +29,8 @@ BIN = ROOT / ".venv" / "bin"
 
 MINUTE = 60.0
 EXIT_NO_TESTS = 5  # pytest's
+SIDE_BY_SIDE = ("-n6",)
+"""Tests that wait two minutes for a WireGuard handshake cost little but time: they wait together."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def pytest(name: str, folder: str, *options: str, timeout: float, **environment:
     results = RESULTS / f"{name.replace(' ', '-')}.xml"
     return Check(
         name,
-        (f"{BIN}/pytest", folder, f"--junitxml={results}", "-q", "--color=no", *options),
+        (f"{BIN}/pytest", folder, f"--junitxml={results}", "--color=no", *options),
         timeout,
         environment,
         results,
@@ -100,15 +102,19 @@ def in_emulator(check: Check) -> Check:
 def stages(mode: str) -> list[Stage]:
     """What `mode` (fast, full, long) is made of."""
     if mode == "fast":
-        tests = pytest("tests", "tests", "-n2", "-m", "not long and not netns", timeout=5 * MINUTE)
+        tests = pytest(
+            "tests", "tests", "-q", "-n2", "-m", "not long and not netns", timeout=5 * MINUTE
+        )
         return [[static_checks(), [tests]]]
     long = mode == "long"
     factor = 4 if long else 1
     also = () if long else ("-m", "not long")
-    tests = pytest("tests", "tests", "-n2", *also, timeout=factor * 25 * MINUTE)
+    tests = pytest("tests", "tests", "-q", "-n2", *also, timeout=factor * 25 * MINUTE)
     userspace = pytest(
         "netns userspace",
         "netns-tests",
+        "-v",
+        *SIDE_BY_SIDE,
         *also,
         timeout=factor * 25 * MINUTE,
         VPND_TEST_BACKEND="userspace",
@@ -117,6 +123,8 @@ def stages(mode: str) -> list[Stage]:
         pytest(
             "netns kernel",
             "netns-tests",
+            "-v",
+            *SIDE_BY_SIDE,
             *("-m", "kernel" if long else "kernel and not long"),
             timeout=factor * 30 * MINUTE,
         )
