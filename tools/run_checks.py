@@ -30,7 +30,7 @@ BIN = ROOT / ".venv" / "bin"
 MINUTE = 60.0
 EXIT_NO_TESTS = 5  # pytest's
 SIDE_BY_SIDE = ("-n6",)
-"""Tests that wait two minutes for a WireGuard handshake cost little but time: they wait together."""
+"""Tests that wait two minutes for a WireGuard handshake cost little but time: they wait as one."""
 
 
 @dataclass(frozen=True)
