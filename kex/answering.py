@@ -5,8 +5,6 @@ The steps themselves are in kex.responder; here is what they change in the link,
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from kex import initiating, order, responder, timing
 from kex.address import Address
 from kex.errors import KexError, PacketRejected
@@ -111,6 +109,10 @@ def external_keys(link: LinkState, node: Node, keys: tuple[ExternalKey, ...]) ->
     except ValueError as error:
         refuse(link, node, RejectCode.KEY_MISMATCH, str(error))
         return
+    objection = _policy_objection(link, sum(key.present for key in keys))
+    if objection:  # the policy has become stricter meanwhile
+        refuse(link, node, RejectCode.POLICY, objection)
+        return
     _complete(link, node, keys)
 
 
@@ -124,8 +126,7 @@ def _complete(link: LinkState, node: Node, external: tuple[ExternalKey, ...]) ->
         raise KexError("nothing to complete")
     suite = node.suites[responding.opened.local.suite]
     link.responder_deadline = None
-    # Where RespConf goes is an address at which the peer can be reached
-    announcement = replace(link.announcement(), can_start=True)
+    announcement = link.announcement()
     try:
         completed = responder.complete(
             suite, responding, external, announcement, chunk_length=node.chunk_length
@@ -137,7 +138,7 @@ def _complete(link: LinkState, node: Node, external: tuple[ExternalKey, ...]) ->
         return
     if completed.key is None:
         raise KexError("RC2 gave no key")
-    link.responding = completed
+    link.responding, link.announced = completed, announcement
     node.emit(
         KeyEstablished(
             link=link.name,
@@ -172,11 +173,11 @@ def installed(link: LinkState, node: Node, now: float) -> None:
         raise KexError("INSTALLING without a key")
     _settle(link, node, responding.answer, responding.source)
     link.learnt_address = responding.source
-    link.installed(node, responding.key.key_id, responding.peer, Role.RESPONDER, now)
     if order.is_settled_by_answering(link, responding.opened):
         link.retry_at = None
     else:
         link.owe(StartReason.UNANSWERED, now)
+    link.installed(node, responding.key.key_id, responding.peer, Role.RESPONDER, now)
 
 
 def refuse(link: LinkState, node: Node, code: RejectCode, detail: str) -> None:

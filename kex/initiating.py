@@ -215,13 +215,15 @@ def no_external_keys(link: LinkState, node: Node, detail: str, now: float) -> No
 def _confirm(
     link: LinkState, node: Node, exchange: Exchange, external: tuple[ExternalKey, ...], now: float
 ) -> None:
+    announcement = link.announcement()
     confirmed = steps.confirm(
         node.suites[exchange.remote.suite],
         exchange,
-        link.announcement(),
+        announcement,
         external,
         chunk_length=node.chunk_length,
     )
+    link.announced = announcement
     _await_answer(link, node, confirmed, now)
 
 

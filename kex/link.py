@@ -142,6 +142,8 @@ class Link(LinkState):
     def reconfigure(self, node: Node, config: LinkConfig, now: float) -> None:
         """Take a changed configuration; an exchange in flight has announced the old one."""
         before, self.config = self.config, config
+        if config == before:
+            return
         if config.address != before.address:
             self.learnt_address = None
         if self.exchange is not None and self.exchange.phase is not Phase.INSTALLING:

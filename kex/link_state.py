@@ -63,6 +63,8 @@ class LinkState:
     """What the peer said in the last exchange."""
     adopted_wireguard_key: bytes | None = None
     """The peer's, while it has said nothing since the daemon's start."""
+    announced: Announcement | None = None
+    """What this end said last."""
     session_at: float | None = None
     """When the newest WireGuard session began."""
     renew_at: float | None = None
@@ -146,7 +148,8 @@ class LinkState:
             prefixes=self.config.prefixes,
             mode=self.config.external_mode,
             interval=self.config.interval,
-            can_start=self.address is not None,
+            # An address that was only learnt may be a hole in a NAT that closes: not counted on
+            can_start=self.config.address is not None,
         )
 
     def conflict(self, peer: Announcement, others: frozenset[bytes]) -> str:
@@ -169,6 +172,8 @@ class LinkState:
         self, node: Node, key_id: str, peer: Announcement, role: Role, now: float
     ) -> None:
         """A key is installed: note it, and when the next one is due."""
+        if self.announced is not None and self.announced.wireguard_key != self.config.wireguard_key:
+            self.owe(StartReason.REQUESTED, now)  # the peer was told of one that is gone
         self.key = LinkKey(key_id, now, now + self.config.lifetime)
         self.peer = peer
         self.failures = self.refusals = 0
@@ -190,7 +195,9 @@ class LinkState:
         self.renew_at = max(due, now)
 
     def _renews(self) -> bool:
-        """Whether this end renews: the smaller one, where both can start."""
+        """Whether this end renews: the smaller one, where both have an address to start at."""
+        if self.config.address is None:
+            return False
         if self.peer is not None and not self.peer.can_start:
             return True
         remote = self.config.remotes[0]
