@@ -109,9 +109,7 @@ v6 = st.builds(
 prefixes = st.lists((v4 | v6).map(str), min_size=1, max_size=8)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 identities = st.binary(max_size=4).map(lambda seed: Fingerprint.of(1, seed).text())
-endpoints = st.sampled_from(
-    ["192.0.2.1:1", "[2001:db8::1]:65535", "a-b.example:51821"]
-)
+endpoints = st.sampled_from(["192.0.2.1:1", "[2001:db8::1]:65535", "a-b.example:51821"])
 requests = st.fixed_dictionaries(
     {
         "name": names,
