@@ -290,7 +290,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--timeout", type=float, default=1800, metavar="SECONDS")
     parser.add_argument("--cpus", type=int, default=2)
-    parser.add_argument("--memory", type=int, default=2048, metavar="MIB")
+    parser.add_argument("--memory", type=int, default=4096, metavar="MIB")
     parser.add_argument("--accelerator", choices=("auto", "kvm", "tcg"), default="auto")
     parser.add_argument(
         "--writable",
