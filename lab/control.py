@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.errors import LabError
+from lab.patience import patient
 
 ANSWER_SECONDS = 5.0
 
@@ -33,12 +34,12 @@ class Refused(LabError):
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=ANSWER_SECONDS)
+        super().__init__("localhost", timeout=patient(ANSWER_SECONDS))
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(ANSWER_SECONDS)
+        self.sock.settimeout(patient(ANSWER_SECONDS))
         self.sock.connect(str(self._path))
 
 

@@ -28,6 +28,7 @@ import trio
 
 from lab.errors import LabError, WaitTimeout, last_lines
 from lab.node import Node
+from lab.patience import patient
 from lab.plan import Address
 from lab.traffic import NUMBER_LIMIT, SIZE_MAX, SIZE_MIN, Gap
 
@@ -125,7 +126,7 @@ class _Talker:
         """The next answer. Raises LabError with its stderr where the process has ended."""
         assert self._process.stdout is not None  # noqa: S101 given by Node.background
         assert self._process.stderr is not None  # noqa: S101
-        with trio.move_on_after(_ANSWER_SECONDS):
+        with trio.move_on_after(patient(_ANSWER_SECONDS)):
             while b"\n" not in self._buffer:
                 data = await self._process.stdout.receive_some()
                 if not data:
@@ -212,7 +213,7 @@ class Meter:
         """
         flows = {"forward": self._forward, "backward": self._backward}
         goals = {n: (await f.receiver.ask("state"))["received"] + count for n, f in flows.items()}
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(patient(seconds)):
             while goals:
                 for name in list(goals):
                     if (await flows[name].receiver.ask("state"))["received"] >= goals[name]:

@@ -14,6 +14,7 @@ import trio
 
 from lab.errors import CommandFailed, LabError, WaitTimeout
 from lab.holder import enter_argv, node_env
+from lab.patience import patient
 from lab.plan import Address, Interface, Kind, Plan
 from lab.state import LabState
 
@@ -78,7 +79,7 @@ class Node:
         where it takes longer than `seconds`; it is killed then.
         """
         try:
-            with trio.fail_after(seconds):
+            with trio.fail_after(patient(seconds)):
                 done: subprocess.CompletedProcess[bytes] = await trio.run_process(
                     self.argv(argv),
                     stdin=stdin.encode(),

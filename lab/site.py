@@ -17,6 +17,7 @@ from lab import programs
 from lab.control import NotAnswering, Refused, get
 from lab.errors import DaemonFailed, LabError, WaitTimeout, last_lines
 from lab.node import Node
+from lab.patience import patient
 from lab.plan import Address, SitePlan
 from lab.process import ProcessId, spawn
 
@@ -122,7 +123,7 @@ class Site(Node):
 
     async def _wait_answering(self, process: ProcessId, said_before: int) -> None:
         why = ""
-        with trio.move_on_after(START_SECONDS):
+        with trio.move_on_after(patient(START_SECONDS)):
             while process.alive():
                 try:
                     status = await self.status()
@@ -153,7 +154,7 @@ class Site(Node):
         fd = process.open_pidfd()
         try:
             signal.pidfd_send_signal(fd, number)
-            with trio.move_on_after(STOP_SECONDS) as scope:
+            with trio.move_on_after(patient(STOP_SECONDS)) as scope:
                 await trio.lowlevel.wait_readable(fd)
         finally:
             trio.lowlevel.notify_closing(fd)
@@ -192,7 +193,7 @@ class Site(Node):
         WaitTimeout with the last status; `what` says there what was awaited.
         """
         last: object = "no answer yet"
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(patient(seconds)):
             while True:
                 with contextlib.suppress(NotAnswering):
                     try:

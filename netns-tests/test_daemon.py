@@ -18,7 +18,7 @@ from lab.proof import same_preshared_key
 from lab.site import Site
 from lab.spec import LabSpec
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = pytest.mark.netns
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 LAB_FILE = f"""

@@ -124,9 +124,9 @@ def stages(mode: str) -> list[Stage]:
             "netns kernel",
             "netns-tests",
             "-v",
-            *SIDE_BY_SIDE,
+            "-n3",
             *("-m", "kernel" if long else "kernel and not long"),
-            timeout=factor * 30 * MINUTE,
+            timeout=factor * 50 * MINUTE,
         )
     )
     # The namespace tests on this machine count lost packets and seconds: they get it to themselves.
