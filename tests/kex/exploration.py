@@ -20,18 +20,8 @@ from itertools import pairwise
 
 from kex.exchange import Phase
 from kex.wire import MessageType
-from tests.kex.two_ends import (
-    FAULTS,
-    NAMES,
-    RESTARTS,
-    Action,
-    Do,
-    Facts,
-    Message,
-    Step,
-    TwoEnds,
-    exchange_name,
-)
+from tests.kex.one_end import FAULTS, NAMES, RESTARTS, Action, Do, Facts, exchange_name
+from tests.kex.two_ends import Message, Step, TwoEnds
 
 _START = Action(Do.START)
 State = tuple[int, int, tuple[int, ...], int]

@@ -26,7 +26,8 @@ from kex.link_state import LinkState
 from kex.responder import OpenedInitConf
 from kex.wire import MessageType
 from tests.kex.exploration import Budget, Exploration, Report, Violation, is_dead
-from tests.kex.two_ends import OLD_PSK, Action, Do, TwoEnds
+from tests.kex.one_end import Action, Do
+from tests.kex.two_ends import OLD_PSK, TwoEnds
 
 OFF, PREFER, REQUIRE = ExternalMode.OFF, ExternalMode.PREFER, ExternalMode.REQUIRE
 FAST = bool(os.environ.get("VPND_TEST_FAST"))

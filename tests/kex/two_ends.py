@@ -7,84 +7,47 @@ any moment. An end is numbered 0 if its fingerprint is the smaller one, else 1.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from typing import NamedTuple
 
 from kex import wire
 from kex.address import Address
-from kex.biscuit import KEY_ID_LENGTH, KEY_LENGTH, NUMBER_LENGTH
+from kex.biscuit import KEY_ID_LENGTH, NUMBER_LENGTH
 from kex.endpoint import Endpoint
 from kex.errors import PacketRejected
 from kex.events import ExternalKeysWanted, KeyEstablished, LinkExpired, Role, StartReason
-from kex.exchange import Phase
 from kex.external import ExternalKey, ExternalKeyReference, ExternalMode
 from kex.identity import Identity
 from kex.link import Link, Timer
 from kex.link_config import LinkConfig
 from kex.load import Load
-from kex.responder import Stage
 from kex.secret import Secret
 from kex.wire import MessageType
-from tests.kex.stand_in import SIZE, StandInSuite
+from tests.kex.one_end import (
+    LINK,
+    RESTARTS,
+    Action,
+    Core,
+    Dice,
+    Do,
+    Facts,
+    exchange_name,
+    facts_of,
+    is_answer_to,
+    is_waited_for,
+    key_to_install,
+)
+from tests.kex.stand_in import StandInSuite
 
-LINK = "peer"
 OLD_PSK = bytes(32)
 """On both interfaces at first."""
 ADDRESSES = (Address("192.0.2.1", 1), Address("192.0.2.2", 2))
-NAMES = ("smaller", "larger")
 CACHE_IS_OVER = 11.0
 """A time at which no answer to an InitHello is kept any more."""
 REFERENCE = ExternalKeyReference("file", "f", "", ("1",), 128)
 RIGHT_KEY = Secret(b"the same at both")
 OTHER_KEY = Secret(b"not the same key")
-BISCUIT_RANDOM_LENGTH = KEY_ID_LENGTH + KEY_LENGTH
-
-
-class Do(Enum):
-    """What can happen at one end."""
-
-    DELIVER = auto()
-    DELIVER_LATE = auto()
-    """An InitHello, when the kept answer to it is gone."""
-    START = auto()
-    RESTART = auto()
-    RESTART_INSTALLED = auto()
-    """A restart after the key was installed, before that was reported."""
-    GIVE_UP = auto()
-    REPEAT = auto()
-    KEYS_LATE = auto()
-    EXPIRE = auto()
-    INSTALLED = auto()
-    INSTALL_FAILED = auto()
-    INSTALL_FAILED_LATE = auto()
-    """The installation is reported as failed, and yet the key is on the interface."""
-    KEYS = auto()
-    OTHER_KEYS = auto()
-    NO_KEYS = auto()
-
-
-FAULTS = frozenset(
-    {
-        Do.DELIVER_LATE,
-        Do.EXPIRE,
-        Do.INSTALL_FAILED,
-        Do.INSTALL_FAILED_LATE,
-        Do.OTHER_KEYS,
-        Do.NO_KEYS,
-    }
-)
-RESTARTS = frozenset({Do.RESTART, Do.RESTART_INSTALLED})
-
-
-class Action(NamedTuple):
-    """`message` is a number of `TwoEnds.messages`; `token` belongs to what is answered."""
-
-    do: Do
-    message: int = -1
-    token: bytes = b""
 
 
 class Step(NamedTuple):
@@ -92,60 +55,6 @@ class Step(NamedTuple):
 
     core: int
     sent: tuple[int, ...]
-
-
-class Dice:
-    """Randomness as a function of how often this end has begun: the same in every order of
-    events that leads to the same state."""
-
-    def __init__(self) -> None:
-        self.end = 0
-        self.epoch = 0
-        self.started = 0
-
-    def __call__(self, length: int) -> bytes:
-        if length == wire.EXCHANGE_ID_LENGTH:
-            self.started += 1
-            return exchange_id(self.end, self.started)
-        if length == SIZE:  # of an encapsulation: its key makes the secret another one
-            return bytes(SIZE)
-        if length == 2:  # jitter
-            return b"\x80\x00"
-        if length == BISCUIT_RANDOM_LENGTH:
-            return biscuit_random(self.end, self.epoch)
-        seed = bytes((self.end, self.epoch, self.started, length))
-        return hashlib.blake2b(seed, digest_size=length).digest()
-
-
-def biscuit_random(end: int, epoch: int) -> bytes:
-    """Key id and key of the biscuits of one epoch."""
-    return hashlib.blake2b(bytes((end, epoch)), digest_size=BISCUIT_RANDOM_LENGTH).digest()
-
-
-def exchange_id(end: int, number: int) -> bytes:
-    return bytes((end, number)) + bytes(6)
-
-
-@dataclass(frozen=True, slots=True)
-class Core:
-    """One end: the endpoint, what is on its interface, and which events it has not answered."""
-
-    endpoint: Endpoint
-    epoch: int
-    """How often it was started anew."""
-    started: int
-    """How many exchanges it has begun, over all epochs."""
-    psk: bytes | None
-    open_events: tuple[ExternalKeysWanted | KeyEstablished, ...] = ()
-
-    @property
-    def link(self) -> Link:
-        return self.endpoint.link(LINK)
-
-    def key(self) -> Hashable:
-        events = tuple((type(event).__name__, event.token) for event in self.open_events)
-        state = self.endpoint.state(with_times=False)
-        return (state, self.epoch, self.started, self.psk, events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,34 +70,6 @@ class Message:
 
     def __str__(self) -> str:
         return f"{self.type.name} of {exchange_name(self.exchange_id)}"
-
-
-def exchange_name(identifier: bytes) -> str:
-    return f"the {NAMES[identifier[0]]}'s exchange {identifier[1]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the exploration has to know of an end, read once for each state of it."""
-
-    psk: bytes | None
-    quiet: bool
-    """No exchange of its own in flight or due."""
-    answering: bool
-    renews: bool
-    """A next renewal is planned."""
-    exchange_id: bytes
-    phase: Phase | None
-    biscuit_key: bytes
-    last_accepted: int
-    epoch: int
-    started: int
-    actions: tuple[Action, ...]
-    """All but deliveries."""
-    good_answer: Action | None
-    """To an event: the right keys, or that a key is installed."""
-    can_start: bool
-    time_out: Action | None
 
 
 class TwoEnds:
@@ -277,7 +158,7 @@ class TwoEnds:
         if number is None:
             number = self._core_numbers[key] = len(self.cores)
             self.cores.append(core)
-            self.facts.append(_facts(end, core))
+            self.facts.append(facts_of(end, core))
         return number
 
     # ---- steps
@@ -303,7 +184,7 @@ class TwoEnds:
             if after.key() != before.key() or endpoint.datagrams_to_send():
                 raise AssertionError("a refused datagram changed the state") from None
             return Step(number, ())
-        events = [event for event in before.open_events if not _is_answer_to(action, event)]
+        events = [event for event in before.open_events if not is_answer_to(action, event)]
         while (event := endpoint.next_event()) is not None:
             if isinstance(event, LinkExpired):
                 psk = None
@@ -335,12 +216,12 @@ class TwoEnds:
             endpoint.fire(LINK, _TIMERS[do], 0.0)
         elif do is Do.INSTALLED:
             endpoint.key_installed(LINK, token, 0.0)
-            return _to_install(before, token)
+            return key_to_install(before, token)
         elif do is Do.INSTALL_FAILED:
             endpoint.install_failed(LINK, token, "failed", 0.0)
         elif do is Do.INSTALL_FAILED_LATE:
             endpoint.install_failed(LINK, token, "failed", 0.0)
-            return _to_install(before, token)
+            return key_to_install(before, token)
         elif do is Do.NO_KEYS:
             endpoint.external_keys_failed(LINK, token, "none", 0.0)
         else:
@@ -351,14 +232,14 @@ class TwoEnds:
     def _restarted(self, end: int, before: Core, action: Action) -> Step:
         psk = before.psk
         if action.do is Do.RESTART_INSTALLED:
-            psk = _to_install(before, action.token)
+            psk = key_to_install(before, action.token)
         core = self.fresh(end, epoch=before.epoch + 1, started=before.started, psk=psk)
         return Step(self.number(end, core), ())
 
     @staticmethod
     def _without_stale_events(core: Core, link: Link) -> Core:
         """Leave out events that nothing waits for any more: a late answer changes nothing."""
-        waiting = {event.token for event in core.open_events if _is_waited_for(link, event)}
+        waiting = {event.token for event in core.open_events if is_waited_for(link, event)}
         stale = [event for event in core.open_events if event.token not in waiting]
         for event in stale:
             endpoint = core.endpoint.copy()
@@ -411,88 +292,6 @@ class TwoEnds:
                 raise AssertionError("the initiator holds another root")
         elif action.do is Do.DELIVER and self._confirmed[action.message] != event.psk.expose():
             raise AssertionError("the responder did not install this key")
-
-
-def _facts(end: int, core: Core) -> Facts:
-    link = core.link
-    exchange = link.exchange
-    actions = tuple(_actions(core, link))
-
-    def first(*wanted: Do) -> Action | None:
-        return next((action for action in actions if action.do in wanted), None)
-
-    return Facts(
-        psk=core.psk,
-        quiet=not link.exchange_due,
-        answering=link.responding is not None,
-        renews=link.renew_at is not None,
-        exchange_id=b"" if exchange is None else exchange.exchange_id,
-        phase=None if exchange is None else exchange.phase,
-        biscuit_key=biscuit_random(end, core.epoch)[:KEY_ID_LENGTH],
-        last_accepted=link.last_accepted,
-        epoch=core.epoch,
-        started=core.started,
-        actions=actions,
-        good_answer=first(Do.INSTALLED, Do.KEYS),
-        can_start=first(Do.START) is not None,
-        time_out=first(Do.GIVE_UP, Do.KEYS_LATE),
-    )
-
-
-def _actions(core: Core, link: Link) -> list[Action]:
-    actions = [Action(Do.RESTART)]
-    if link.exchange is None and link.responding is None and link.address is not None:
-        actions.append(Action(Do.START))
-    if link.exchange_deadline is not None:
-        actions.append(Action(Do.GIVE_UP))
-    if link.responder_deadline is not None:
-        actions.append(Action(Do.KEYS_LATE))
-    if link.key is not None:
-        actions.append(Action(Do.EXPIRE))
-    for event in core.open_events:
-        token = event.token
-        if isinstance(event, KeyEstablished):
-            answers = [
-                Do.INSTALLED,
-                Do.INSTALL_FAILED,
-                Do.INSTALL_FAILED_LATE,
-                Do.RESTART_INSTALLED,
-            ]
-        elif event.role is Role.INITIATOR:
-            answers = [Do.KEYS, Do.NO_KEYS]
-        else:
-            answers = [Do.KEYS, Do.OTHER_KEYS, Do.NO_KEYS]
-        actions += [Action(do, token=token) for do in answers]
-    return actions
-
-
-def _is_answer_to(action: Action, event: ExternalKeysWanted | KeyEstablished) -> bool:
-    if action.token != event.token:
-        return False
-    if isinstance(event, KeyEstablished):
-        return action.do in (Do.INSTALLED, Do.INSTALL_FAILED, Do.INSTALL_FAILED_LATE)
-    return action.do in (Do.KEYS, Do.OTHER_KEYS, Do.NO_KEYS)
-
-
-def _is_waited_for(link: Link, event: KeyEstablished | ExternalKeysWanted) -> bool:
-    if event.role is Role.RESPONDER:
-        stage = Stage.INSTALLING if isinstance(event, KeyEstablished) else Stage.KEYS
-        responding = link.responding
-        return (
-            responding is not None
-            and responding.exchange_id == event.token
-            and responding.stage is stage
-        )
-    phase = Phase.INSTALLING if isinstance(event, KeyEstablished) else Phase.KEYS
-    own = link.exchange
-    return own is not None and own.exchange_id == event.token and own.phase is phase
-
-
-def _to_install(core: Core, token: bytes) -> bytes:
-    for event in core.open_events:
-        if isinstance(event, KeyEstablished) and event.token == token:
-            return event.psk.expose()
-    raise AssertionError("no key of that token")
 
 
 _TIMERS = {
