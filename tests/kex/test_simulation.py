@@ -1,8 +1,8 @@
 """Gateways over virtual hours, in any weather: they always come to one key at both ends.
 
-At every step of every schedule `tests.kex.simulation` checks that two PSKs never differ while
-nothing is in flight or due, that no key is handed out which the other end was not proved to hold,
-and that none is closed before its time.
+At every step of every schedule tests/kex/world.py and gateway.py check that two PSKs never differ
+while nothing is in flight or due, that no key is handed out which the other end was not proved to
+hold, and that a link closes when the lifetime of its key is over, not sooner and not later.
 """
 
 from __future__ import annotations
@@ -22,18 +22,10 @@ from kex.events import StartReason
 from kex.external import ExternalMode
 from kex.suites import RandomSource, Suite
 from kex.suites import suite as make_suite
-from tests.kex.simulation import (
-    HANDSHAKE_RETRY,
-    REKEY_AFTER,
-    SESSION_ENDS,
-    LinkPlan,
-    Site,
-    SuiteMaker,
-    Weather,
-    World,
-    connect,
-)
+from tests.kex.gateway import LinkPlan, Site, SuiteMaker, connect
 from tests.kex.stand_in import StandInSuite
+from tests.kex.wireguard import HANDSHAKE_RETRY, REKEY_AFTER, SESSION_ENDS
+from tests.kex.world import Weather, World
 
 FAST = bool(os.environ.get("VPND_TEST_FAST"))
 OFF, PREFER, REQUIRE = ExternalMode.OFF, ExternalMode.PREFER, ExternalMode.REQUIRE

@@ -1,16 +1,13 @@
-"""Gateways on a simulated network, with a simulated WireGuard between them and virtual time.
+"""A simulated gateway: it does what the daemon does, and is the simulation's way to the real code.
 
-Each `Site` does what the daemon does: it carries datagrams, sets PSKs on its interface, answers
-events, adopts what it finds there after a restart, and reports WireGuard's sessions. `World` loses,
-repeats, delays and reorders, and watches at every step that no rule is broken.
+It carries datagrams, sets PSKs on its interface, answers events, adopts what it finds there after
+a restart, and reports WireGuard's sessions.
 """
 
 from __future__ import annotations
 
-import heapq
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,40 +32,10 @@ from kex.link_state import NotPossible
 from kex.secret import Secret
 from kex.suites import RandomSource, Suite
 from kex.wire import MessageType
-
-REKEY_AFTER = 120.0
-SESSION_ENDS = 180.0
-HANDSHAKE_RETRY = 5.0
-KEEPALIVE = 25.0
-OVERDUE = REKEY_AFTER + KEEPALIVE + 15.0
-WATCH = 5.0
-"""Between two looks of a daemon at its interface."""
+from tests.kex.wireguard import OVERDUE, WATCH, Tunnel
+from tests.kex.world import Broken, Started, World
 
 SuiteMaker = Callable[[RandomSource], Suite]
-
-
-class Broken(AssertionError):
-    """Something that must never happen."""
-
-
-@dataclass(slots=True)
-class Weather:
-    """What the network and the things around it do, as shares of 1 and in seconds."""
-
-    loss: float = 0.0
-    repeats: float = 0.0
-    delay: float = 0.01
-    jitter: float = 0.0
-    """Up to this much more for each datagram: what comes of it is reordering."""
-    late: float = 0.0
-    """Share that arrives up to 20 s late."""
-    cuts: tuple[tuple[float, float], ...] = ()
-    """Times, from and to, in which nothing gets through."""
-    install_seconds: float = 0.01
-    install_fails: float = 0.0
-    keys_fail: float = 0.0
-    keys_differ: float = 0.0
-    keys_seconds: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,107 +46,6 @@ class Installed:
     key_id: str
     at: float
     expires_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """An exchange that a site began: when, why, and how old the session and the key were."""
-
-    site: str
-    link: str
-    at: float
-    reason: StartReason
-    session_age: float | None
-    key_age: float | None
-
-
-class World:
-    """Time, the network, and what is watched."""
-
-    def __init__(self, seed: int, weather: Weather) -> None:
-        self.random = random.Random(seed)
-        self.weather = weather
-        self.now = 0.0
-        self.sites: list[Site] = []
-        self.tunnels: list[Tunnel] = []
-        self.by_address: dict[Address, Site] = {}
-        self.counts: Counter[str] = Counter()
-        self.started: list[Started] = []
-        self.roots: dict[bytes, bytes] = {}
-        """By exchange id: the root with which the initiator wrote InitConf."""
-        self.answered: dict[bytes, bytes] = {}
-        """By exchange id: the PSK that the responder has installed."""
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._sequence = 0
-
-    def at(self, when: float, what: Callable[[], None]) -> None:
-        self._sequence += 1
-        heapq.heappush(self._queue, (max(when, self.now), self._sequence, what))
-
-    def after(self, seconds: float, what: Callable[[], None]) -> None:
-        self.at(self.now + seconds, what)
-
-    def run(self, until: float) -> None:
-        """Let time pass."""
-        idle = 0
-        while True:
-            site = min(self.sites, key=lambda s: s.wake)
-            queued = self._queue[0][0] if self._queue else float("inf")
-            when = min(site.wake, queued)
-            if when > until:
-                self.now = until
-                return
-            idle = idle + 1 if when <= self.now else 0
-            if idle > 1000:
-                raise Broken("time does not go on")
-            self.now = max(self.now, when)
-            if queued <= site.wake:
-                heapq.heappop(self._queue)[2]()
-            else:
-                site.on_timer()
-
-    def carry(self, data: bytes, source: Address, target: Address) -> None:
-        """A datagram on its way."""
-        weather = self.weather
-        if self.is_cut():
-            return
-        copies = 1 + (self.random.random() < weather.repeats)
-        self.counts["datagrams"] += 1
-        for _ in range(copies):
-            if self.random.random() < weather.loss:
-                self.counts["lost"] += 1
-                continue
-            delay = weather.delay + self.random.random() * weather.jitter
-            if self.random.random() < weather.late:
-                delay += 20 * self.random.random()
-            self.after(delay, partial(self._arrive, data, source, target))
-
-    def is_cut(self) -> bool:
-        return any(begin <= self.now < end for begin, end in self.weather.cuts)
-
-    def _arrive(self, data: bytes, source: Address, target: Address) -> None:
-        site = self.by_address.get(target)
-        if site is not None:
-            site.receive(data, source)
-
-    def watch(self) -> None:
-        """Two different PSKs, and nobody is at work on it."""
-        for tunnel in self.tunnels:
-            if not tunnel.is_equal() and not tunnel.is_busy():
-                raise Broken(f"{tunnel}: different PSKs, and nothing in flight or due")
-
-    def calm(self, patience: float = 90.0) -> None:
-        """Fine weather, until everything has settled. Raises Broken where it does not.
-
-        An end that owes an exchange and knows no address waits for the other's next renewal.
-        """
-        self.weather = Weather(keys_seconds=self.weather.keys_seconds)
-        deadline = self.now + patience
-        while not all(tunnel.is_settled() for tunnel in self.tunnels):
-            if self.now > deadline:
-                states = "; ".join(tunnel.told() for tunnel in self.tunnels)
-                raise Broken(f"not settled after {patience:.0f} s: {states}")
-            self.run(self.now + 0.5)
 
 
 class Site:
@@ -222,13 +88,15 @@ class Site:
 
     def add_link(self, config: LinkConfig) -> None:
         self.configs[config.name] = config
-        self.endpoint.add_link(config, self.world.now)
-        self._pump()
+        if self.is_up:
+            self.endpoint.add_link(config, self.world.now)
+            self._pump()
 
     def update_link(self, config: LinkConfig) -> None:
         self.configs[config.name] = config
-        self.endpoint.update_link(config, self.world.now)
-        self._pump()
+        if self.is_up:
+            self.endpoint.update_link(config, self.world.now)
+            self._pump()
 
     def restart(self, *, seconds: float = 0.0, keeps_interface: bool = True) -> None:
         """The daemon dies, and is there again later; or the whole host."""
@@ -441,94 +309,6 @@ def external_key(token: bytes, salt: bytes) -> ExternalKey:
     """A key of 128 bits that is decided by the exchange it is for."""
     reference = ExternalKeyReference("qkd", "kme", "sae", (token.hex(),), 128)
     return ExternalKey(reference, Secret((token + salt).ljust(16, b".")))
-
-
-class Tunnel:
-    """WireGuard between two sites: makes sessions while both PSKs are equal."""
-
-    def __init__(self, world: World, ends: tuple[Site, Site], links: tuple[str, str]) -> None:
-        self.world = world
-        self.ends = ends
-        self.links = links
-        self.session_at: float | None = None
-        self.keys_of_sessions: list[str] = []
-        self._runs = False
-        for end, link in zip(ends, links, strict=True):
-            end.tunnels[link] = self
-        world.tunnels.append(self)
-
-    def __str__(self) -> str:
-        return f"{self.ends[0].name}-{self.ends[1].name}"
-
-    def other(self, site: Site) -> Site:
-        return self.ends[0] if site is self.ends[1] else self.ends[1]
-
-    def begin(self) -> None:
-        """There is a peer to shake hands with: from now on it is tried when it is time."""
-        if not self._runs:
-            self._runs = True
-            self._handshake()
-
-    def _handshake(self) -> None:
-        world = self.world
-        both = [end.installed.get(link) for end, link in self._pairs()]
-        if not any(both):
-            self._runs = False
-            return
-        if self.session_at is not None and world.now > self.session_at + SESSION_ENDS:
-            self.session_at = None
-            world.counts["sessions lost"] += 1
-        arrives = not world.is_cut() and world.random.random() > 1 - (1 - world.weather.loss) ** 2
-        if all(both) and self.is_equal() and arrives:
-            self.session_at = world.now
-            end, link = self._pairs()[0]
-            self.keys_of_sessions.append(end.installed[link].key_id)
-            world.counts["sessions"] += 1
-            for end, link in self._pairs():
-                seen = world.random.random() * WATCH
-                world.after(seen, partial(end.session_started, link, world.now))
-            world.after(REKEY_AFTER + world.random.random() * KEEPALIVE, self._handshake)
-        else:
-            world.after(HANDSHAKE_RETRY, self._handshake)
-
-    def _pairs(self) -> Sequence[tuple[Site, str]]:
-        return tuple(zip(self.ends, self.links, strict=True))
-
-    # ---- what is watched
-
-    def psks(self) -> tuple[bytes | None, bytes | None]:
-        found = [end.installed.get(link) for end, link in self._pairs()]
-        first, second = (None if one is None else one.psk for one in found)
-        return first, second
-
-    def is_equal(self) -> bool:
-        first, second = self.psks()
-        return first == second
-
-    def is_busy(self) -> bool:
-        """Whether an exchange is in flight or due at one of the ends, or a daemon is away."""
-        for end, link in self._pairs():
-            if end.is_at_work(link) or end.endpoint.link(link).exchange_due:
-                return True
-        return False
-
-    def is_settled(self) -> bool:
-        first, second = (end.installed.get(link) for end, link in self._pairs())
-        return (
-            not any(end.is_at_work(link) for end, link in self._pairs())
-            and first is not None
-            and second is not None
-            and (first.psk, first.key_id) == (second.psk, second.key_id)
-        )
-
-    def told(self) -> str:
-        states = [end.endpoint.link(link) for end, link in self._pairs()]
-        return f"{self} " + ", ".join(
-            f"{end.name}: {installed and installed.key_id} "
-            f"{state.exchange and state.exchange.phase.name} due {state.retry_at}"
-            for (end, link), state in zip(self._pairs(), states, strict=True)
-            for installed in (end.installed.get(link),)
-        )
 
 
 @dataclass(frozen=True, slots=True)
