@@ -52,7 +52,7 @@ class LinkState:
     last_accepted: int = 0
     highest_issued: int = 0
     kept: KeptAnswer | None = None
-    unanswered: bool = False
+    in_doubt: bool = False
     """An InitConf with which this end goes first may have been taken by the peer, and since then
     no exchange of ours was completed."""
     has_completed: bool = False

@@ -19,15 +19,6 @@ from kex.link_state import LinkState
 from kex.responder import OpenedInitConf
 
 
-def is_smaller(link: LinkState, opened: OpenedInitConf) -> bool:
-    """Whose is the smallest fingerprint in the two crossing exchanges: both see the same."""
-    ours, theirs = [opened.local], [opened.biscuit.initiator]
-    if link.exchange is not None:
-        ours.append(link.exchange.local)
-        theirs.append(link.exchange.remote)
-    return min(ours) < min(theirs)
-
-
 def check_acceptable_untrusted(link: LinkState, opened: OpenedInitConf) -> None:
     """RC1: whether the peer's InitConf is taken now. Raises PacketRejected; it may come again."""
     if opened.biscuit.number <= link.last_accepted:
@@ -40,8 +31,15 @@ def check_acceptable_untrusted(link: LinkState, opened: OpenedInitConf) -> None:
 
 
 def ignores(link: LinkState, opened: OpenedInitConf) -> bool:
-    """The smaller end ignores the peer's InitConf from sending its own to the answer."""
-    return link.awaits_resp_conf and is_smaller(link, opened)
+    """The smaller end ignores the peer's InitConf from sending its own to the answer.
+
+    It is the one whose is the smallest fingerprint in the two crossing exchanges: both see the
+    same ones.
+    """
+    own = link.exchange
+    if own is None or own.phase is not Phase.CONF:
+        return False
+    return min(own.local, opened.local) < min(own.remote, opened.biscuit.initiator)
 
 
 def is_settled_by_answering(link: LinkState, opened: OpenedInitConf) -> bool:
@@ -51,7 +49,7 @@ def is_settled_by_answering(link: LinkState, opened: OpenedInitConf) -> bool:
     the smaller one goes on until its own exchange is complete, and that kills whatever is still
     on its way from here. See docs/decisions/0003.
     """
-    if link.unanswered:
+    if link.in_doubt:
         return False
     return link.has_completed or is_first(opened.biscuit.initiator, opened.local)
 
@@ -59,7 +57,7 @@ def is_settled_by_answering(link: LinkState, opened: OpenedInitConf) -> bool:
 def after_co1(link: LinkState) -> None:
     """CO1: every biscuit handed out before a completed exchange is dead, and nothing is owed."""
     link.last_accepted = max(link.last_accepted, link.highest_issued)
-    link.unanswered = False
+    link.in_doubt = False
     link.has_completed = True
 
 
@@ -72,7 +70,7 @@ def after_failure(link: LinkState, ended: Exchange, code: FailureCode) -> None:
     """
     in_doubt = ended.phase in (Phase.CONF, Phase.INSTALLING) and code is not FailureCode.REFUSED
     if in_doubt and is_first(ended.local, ended.remote):
-        link.unanswered = True
+        link.in_doubt = True
 
 
 def is_first(initiator: Fingerprint, responder: Fingerprint) -> bool:

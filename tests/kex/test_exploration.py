@@ -178,7 +178,7 @@ def larger_ignores_its_own_pair(link: LinkState, opened: OpenedInitConf) -> bool
 
 
 def co1_kills_nothing(link: LinkState) -> None:
-    link.unanswered, link.has_completed = False, True
+    link.in_doubt, link.has_completed = False, True
 
 
 def always_settled(link: LinkState, opened: OpenedInitConf) -> bool:
@@ -190,12 +190,12 @@ def never_settled(link: LinkState, opened: OpenedInitConf) -> bool:
 
 
 def nothing_assumed_after_a_start(link: LinkState, opened: OpenedInitConf) -> bool:
-    return not link.unanswered
+    return not link.in_doubt
 
 
 def larger_end_is_settled(link: LinkState, opened: OpenedInitConf) -> bool:
     """As it stood before lists of identities were thought of."""
-    return not link.unanswered or opened.biscuit.initiator < opened.local
+    return not link.in_doubt or opened.biscuit.initiator < opened.local
 
 
 def no_doubt_after(*codes: FailureCode) -> Callable[[LinkState, Exchange, FailureCode], None]:
@@ -308,7 +308,7 @@ def test_larger_end_that_goes_on_costs_two(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         order,
         "is_settled_by_answering",
-        lambda link, opened: link.has_completed and not link.unanswered,
+        lambda link, opened: link.has_completed and not link.in_doubt,
     )
     exploration = Variant("", NO_RESTART).exploration()
     exploration.run()
