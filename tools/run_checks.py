@@ -159,7 +159,7 @@ def run_check(check: Check, printer: Printer) -> Outcome:
         # If this program dies, the check is told to end and cleans up after itself.
         ("setpriv", "--pdeathsig", "TERM", *check.command),
         cwd=ROOT,
-        env={**os.environ, **check.environment},
+        env=environment(check),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -188,6 +188,14 @@ def run_check(check: Check, printer: Printer) -> Outcome:
     outcome = counted(check, seconds, trouble)
     printer.line(check.name, f"{verdict(outcome)} in {seconds:.1f} s")
     return outcome
+
+
+def environment(check: Check) -> dict[str, str]:
+    """This program's environment with the check's own additions."""
+    inherited = dict(os.environ)
+    # Tests start the project's programs hundreds of times; each would compile it anew.
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)
+    return {**inherited, **check.environment}
 
 
 def end(process: subprocess.Popen[str]) -> None:
