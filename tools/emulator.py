@@ -74,10 +74,9 @@ exec chroot . bash {state}/command.sh
 COMMAND_SCRIPT = """\
 umount -l /{inside_out}
 export PATH={path} HOME=/run/home TMPDIR=/run/tmp LANG=C.UTF-8 TERM=dumb
-export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTEST_ADDOPTS='-p no:cacheprovider'
-# An emulated processor is some thirty times slower
+export PYTHONUNBUFFERED=1 HYPOTHESIS_STORAGE_DIRECTORY=/run/hypothesis VPND_TEST_BACKEND=kernel
+# An emulated processor is some thirty times slower.
 export VPND_LAB_PATIENCE=6
-export HYPOTHESIS_STORAGE_DIRECTORY=/run/hypothesis VPND_TEST_BACKEND=kernel
 cd {cwd}
 {command}
 echo $? >{state}/status.new
