@@ -11,7 +11,7 @@ import pytest
 from test_tun_tunnel import new_psk, peer, spec
 from tun_site import Refused, Site
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = pytest.mark.netns
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,7 @@ def kind(site: Site) -> str:
     return "kernel" if "    wireguard" in shown else "userspace"
 
 
+@pytest.mark.kernel
 def test_auto_takes_the_kernel_where_it_has_wireguard(
     site: Site, kernel_has_wireguard: bool
 ) -> None:
@@ -53,6 +54,7 @@ def test_auto_takes_the_kernel_where_it_has_wireguard(
     assert site.call("open", **spec(1, backend="auto"))["adopted"]
 
 
+@pytest.mark.kernel
 def test_auto_adopts_either(site: Site) -> None:
     key = site.call("open", **spec(1, backend="userspace"))["public_key"]
     site.call("aclose")
@@ -60,6 +62,7 @@ def test_auto_adopts_either(site: Site) -> None:
     assert adopted == {"backend": "userspace", "public_key": key, "adopted": True}
 
 
+@pytest.mark.kernel
 def test_insisting_on_the_kernel_gets_it_or_says_what_to_install(
     site: Site, kernel_has_wireguard: bool
 ) -> None:
@@ -162,6 +165,7 @@ def test_a_foreign_wireguard_go_is_refused_and_untouched(site: Site) -> None:
     assert "public key" not in site.run("wg", "show", "wg0"), "it got no key"
 
 
+@pytest.mark.kernel
 def test_a_half_made_kernel_interface_is_made_again(site: Site, kernel_has_wireguard: bool) -> None:
     """What a daemon leaves that is killed between an interface's creation and its alias."""
     if not kernel_has_wireguard:  # a link that only looks like one
