@@ -5,7 +5,7 @@ qemu on this machine's own file system. Whatever the guest writes stays in its m
 with it, except below the folders named by ``--writable``.
 
 Exit status: that of the command; 124 when it ran out of time; 125 when the guest did not boot or
-died before the command ended.
+died before the command ended; 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ WORK = ROOT / ".setup"
 BOOT_SECONDS = {"kvm": 30, "tcg": 240}
 EXIT_OUT_OF_TIME = 124
 EXIT_NO_GUEST = 125
+EXIT_INTERRUPTED = 130
 
 KERNEL_MODULES = ("wireguard", "veth")
 
@@ -318,6 +319,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    # Whoever ends this program politely wants the same as who presses Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(arguments)
     except EmulatorError as error:
@@ -329,6 +332,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return EXIT_OUT_OF_TIME
+    except KeyboardInterrupt:
+        print("in-emulator: error: interrupted; the guest was ended", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

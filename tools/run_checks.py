@@ -29,6 +29,7 @@ BIN = ROOT / ".venv" / "bin"
 
 MINUTE = 60.0
 EXIT_NO_TESTS = 5  # pytest's
+EXIT_INTERRUPTED = 130  # what a shell shows after Ctrl-C
 SIDE_BY_SIDE = ("-n6",)
 """Tests that wait two minutes for a WireGuard handshake cost little but time: they wait as one."""
 
@@ -149,24 +150,63 @@ class Printer:
             print(f"{origin:<{self._width}} | {text}".rstrip(), flush=True)
 
 
-def run_check(check: Check, printer: Printer) -> Outcome:
+class Running:
+    """The programs that run just now, so that an interruption can end them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def start(self, check: Check) -> subprocess.Popen[str]:
+        """Starts the check's program. Raises Interrupted after `stop`."""
+        with self._lock:
+            if self._stopped:
+                raise Interrupted
+            process = subprocess.Popen(
+                # If this program dies, the check is told to end and cleans up after itself.
+                ("setpriv", "--pdeathsig", "INT", *check.command),
+                cwd=ROOT,
+                env=environment(check),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            self._processes.add(process)
+            return process
+
+    def end(self, process: subprocess.Popen[str]) -> None:
+        """Makes sure that the program has ended."""
+        end(process)
+        with self._lock:
+            self._processes.discard(process)
+
+    def stop(self) -> None:
+        """Ends what runs and lets nothing start any more."""
+        with self._lock:
+            self._stopped = True
+            processes = list(self._processes)
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+        for process in processes:
+            end(process)
+
+
+class Interrupted(Exception):
+    """The run as a whole was interrupted before this check began."""
+
+
+def run_check(check: Check, printer: Printer, running: Running) -> Outcome:
     """Runs one check to its end or to its time's end."""
     started = time.monotonic()
     if check.results is not None:
         check.results.unlink(missing_ok=True)
     printer.line(check.name, f"$ {shlex.join(short(check.command))}")
-    process = subprocess.Popen(
-        # If this program dies, the check is told to end and cleans up after itself.
-        ("setpriv", "--pdeathsig", "TERM", *check.command),
-        cwd=ROOT,
-        env=environment(check),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    process = running.start(check)
     overdue = threading.Timer(check.timeout, end, [process])
     overdue.start()
     try:
@@ -177,7 +217,7 @@ def run_check(check: Check, printer: Printer) -> Outcome:
     finally:
         timed_out = not overdue.is_alive()
         overdue.cancel()
-        end(process)
+        running.end(process)
     seconds = time.monotonic() - started
     if timed_out:
         trouble: str | None = f"not done within {check.timeout:.0f} s"
@@ -199,8 +239,8 @@ def environment(check: Check) -> dict[str, str]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Ends the check's own process group; first politely, so that tests can clean up."""
-    for number, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+    """Ends the check's own process group; first as Ctrl-C would, so that pytest cleans up."""
+    for number, patience in ((signal.SIGINT, 30), (signal.SIGKILL, 5)):
         if process.poll() is not None:
             return
         with suppress(ProcessLookupError):
@@ -231,22 +271,30 @@ def counted(check: Check, seconds: float, trouble: str | None) -> Outcome:
     return Outcome(check, seconds, passed, max(failed, int(bool(trouble))), skipped, trouble)
 
 
-def run_lane(lane: Lane, printer: Printer, outcomes: list[Outcome]) -> None:
-    for check in lane:
-        outcomes.append(run_check(check, printer))  # list.append is atomic
+def run_lane(lane: Lane, printer: Printer, running: Running, outcomes: list[Outcome]) -> None:
+    with suppress(Interrupted):
+        for check in lane:
+            outcomes.append(run_check(check, printer, running))  # list.append is atomic
 
 
 def run_stages(todo: Sequence[Stage]) -> list[Outcome]:
+    """Runs it all. KeyboardInterrupt ends every program before it passes."""
     printer = Printer([check.name for stage in todo for lane in stage for check in lane])
+    running = Running()
     outcomes: list[Outcome] = []
-    for stage in todo:
-        threads = [
-            threading.Thread(target=run_lane, args=(lane, printer, outcomes)) for lane in stage
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    try:
+        for stage in todo:
+            threads = [
+                threading.Thread(target=run_lane, args=(lane, printer, running, outcomes))
+                for lane in stage
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    except KeyboardInterrupt:
+        running.stop()
+        raise
     return outcomes
 
 
@@ -295,8 +343,14 @@ def main() -> int:
         print("test: hint: run as root, or only the rest: make test-fast", file=sys.stderr)
         return 1
     RESULTS.mkdir(parents=True, exist_ok=True)
+    # Whoever ends this program politely wants the same as who presses Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
-    outcomes = run_stages(stages(mode))
+    try:
+        outcomes = run_stages(stages(mode))
+    except KeyboardInterrupt:
+        print("test: error: interrupted; what ran was ended", file=sys.stderr)
+        return EXIT_INTERRUPTED
     print_summary(outcomes, time.monotonic() - started)
     return int(any(outcome.trouble for outcome in outcomes))
 
