@@ -18,6 +18,7 @@ from vpnd.config_errors import ConfigErrors, ConfigProblem, Location, kind_of, s
 from vpnd.config_fields import FieldError, absolute_path, fits_name
 from vpnd.config_fields import name as parse_name
 from vpnd.config_model import (
+    CryptoConfig,
     Defaults,
     NodeConfig,
     PeerConfig,
@@ -33,9 +34,10 @@ from vpnd.config_model import (
 from vpnd.config_source import Source, fault_problem, read_document
 from vpnd.file_trust import FileFault, FileUnreadable, folder_fault, folder_files
 from vpnd.identity_store import load_identities
+from vpnd.ml_kem import MlKemUnavailable, ml_kem_provider
 from vpnd.peer_file import SUFFIX, peer_path
 
-_TOP_LEVEL: Final = ("node", "defaults", "tunnels")
+_TOP_LEVEL: Final = ("node", "crypto", "defaults", "tunnels")
 _KEY_SOURCES: Final = ("sources", "key_sources", "external_keys", "keysources")
 
 
@@ -50,6 +52,7 @@ class Config:
     peers: Mapping[str, PeerConfig]
     own: tuple[Fingerprint, ...] = ()
     """This node's identities as found beside it; empty before `vpnctl init`."""
+    crypto: CryptoConfig = field(default_factory=CryptoConfig)
     notes: tuple[ConfigProblem, ...] = field(default=(), compare=False)
     """What is allowed, and worth knowing."""
 
@@ -91,8 +94,8 @@ class Config:
 def load_config(path: Path, *, with_identities: bool = True) -> Config:
     """Read and check a whole configuration; ConfigErrors, and no other exception, if it is bad.
 
-    With `with_identities` this node's identity files are looked at as well: whether they are
-    kept secret, and whether a peer has one of them.
+    With `with_identities` this node itself is looked at as well: whether its identity files are
+    kept secret, whether a peer has one of them, whether what `[crypto]` asks for is installed.
     """
     return _Loader(path.absolute()).load(with_identities)
 
@@ -143,6 +146,7 @@ class _Loader:
         node = self._node() if self.parsed else None
         table = self.values.get("defaults", {})
         defaults = self._valid(Defaults, table, self.main, ("defaults",)) or Defaults()
+        crypto = self._crypto(installed=with_identities)
         tunnels = dict(self._tunnels())
         self._unknown_keys()
         sources: dict[str, Source] = {}
@@ -159,6 +163,7 @@ class _Loader:
             tunnels=MappingProxyType(tunnels),
             peers=MappingProxyType(peers),
             own=own,
+            crypto=crypto,
             notes=(*self.notes, *notes(draft)),
         )
 
@@ -174,6 +179,18 @@ class _Loader:
                 "control_socket", f"{runtime_dir}/control.sock" if usable else "/control.sock"
             )
         return self._valid(NodeConfig, values, self.main, ("node",))
+
+    def _crypto(self, *, installed: bool) -> CryptoConfig:
+        """With `installed` what is asked for must be there, too."""
+        table = self.values.get("crypto", {})
+        crypto = self._valid(CryptoConfig, table, self.main, ("crypto",)) or CryptoConfig()
+        if installed:
+            try:
+                ml_kem_provider(crypto.ml_kem)
+            except MlKemUnavailable as missing:
+                reason = f'"{crypto.ml_kem}" cannot be had: {missing.reason}'
+                self._tell(self.main, ("crypto", "ml_kem"), reason, missing.hint)
+        return crypto
 
     def _tunnels(self) -> Iterator[tuple[str, TunnelConfig]]:
         tables = self.values.get("tunnels", {})

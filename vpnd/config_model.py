@@ -128,6 +128,14 @@ class Defaults(Table):
     key_lifetime: Lifetime | None = None
 
 
+class CryptoConfig(Table):
+    """`[crypto]`: implementations, not algorithms; the other end does not notice."""
+
+    ml_kem: Annotated[
+        Literal["openssl", "liboqs"], PlainValidator(fields.choice("openssl", "liboqs"))
+    ] = "openssl"
+
+
 class TunnelSettings(Table):
     """`[tunnels.NAME]`: a WireGuard interface."""
 

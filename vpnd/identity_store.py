@@ -19,6 +19,7 @@ from typing import Final
 
 from kex.errors import InvalidIdentity
 from kex.identity import Fingerprint, Identity
+from kex.mlkem import MlKemProvider
 from kex.suites import Suite, suite
 from vpnd.atomic_file import make_folder, remove_durably, write_atomically
 from vpnd.config_fields import FieldError
@@ -49,9 +50,12 @@ class StoredIdentities:
     faults: tuple[FileFault, ...]
 
 
-def system_suite(number: int) -> Suite:
-    """The suite over the system's random generator; ValueError on an unknown number."""
-    return suite(number, random=os.urandom)
+def system_suite(number: int, ml_kem: MlKemProvider | None = None) -> Suite:
+    """The suite over the system's random generator; ValueError on an unknown number.
+
+    `ml_kem` is OpenSSL's where it is not given.
+    """
+    return suite(number, random=os.urandom, ml_kem=ml_kem)
 
 
 def identity_path(state_dir: Path, name: str = DEFAULT_IDENTITY) -> Path:
@@ -59,8 +63,13 @@ def identity_path(state_dir: Path, name: str = DEFAULT_IDENTITY) -> Path:
     return state_dir / ("identity.key" if name == DEFAULT_IDENTITY else f"identity-{name}.key")
 
 
-def load_identities(state_dir: Path) -> StoredIdentities:
-    """All identities of this node; none where the folder is missing. Raises nothing."""
+def load_identities(
+    state_dir: Path, *, suite_of: Callable[[int], Suite] = system_suite
+) -> StoredIdentities:
+    """All identities of this node; none where the folder is missing. Raises nothing.
+
+    An identity's key computes with the ML-KEM of the suite that `suite_of` gives.
+    """
     identities: dict[str, Identity] = {}
     faults: list[FileFault] = []
     fault = folder_fault(state_dir)
@@ -76,17 +85,17 @@ def load_identities(state_dir: Path) -> StoredIdentities:
         if name is None:
             continue
         try:
-            identities[name] = load_identity(path)
+            identities[name] = load_identity(path, suite_of=suite_of)
         except FileFault as error:
             faults.append(error)
     return StoredIdentities(identities, tuple(faults))
 
 
-def load_identity(path: Path) -> Identity:
+def load_identity(path: Path, *, suite_of: Callable[[int], Suite] = system_suite) -> Identity:
     """The identity in a file; FileFault if others can read it, or if it is none."""
     content = read_secret(path, limit=_MAX_IDENTITY_BYTES)
     try:
-        return Identity.from_file_text(content.decode("ascii"), suite_of=system_suite)
+        return Identity.from_file_text(content.decode("ascii"), suite_of=suite_of)
     except InvalidIdentity as error:
         raise FileFault(path, str(error), error.hint) from None
     except UnicodeDecodeError:

@@ -35,6 +35,7 @@ from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
 from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
+from vpnd.ml_kem import ml_kem_provider
 from vpnd.node_control import Caller, ControlError, no_such_peer
 from vpnd.peer_file import remove_peer_file, write_peer_file
 from vpnd.transport import Transport
@@ -61,6 +62,10 @@ class Node:
         self._journal = journal
         self._feed = feed
         self._started_at = boottime()
+        self._suites = {
+            number: system_suite(number, ml_kem_provider(config.crypto.ml_kem))
+            for number in SUITE_NUMBERS
+        }
         self._identities = self._load_identities()
         self._records = LinkRecords(config.node.runtime_dir)
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
@@ -75,7 +80,7 @@ class Node:
         self._guard_faults: dict[str, str] = {}
 
     def _load_identities(self) -> tuple[Identity, ...]:
-        stored = load_identities(self._config.node.state_dir)
+        stored = load_identities(self._config.node.state_dir, suite_of=self._suites.__getitem__)
         for fault in stored.faults:
             self._warn(str(fault))
         if not stored.identities:
@@ -86,7 +91,7 @@ class Node:
 
     def _endpoint(self) -> Endpoint:
         return Endpoint(
-            suites={number: system_suite(number) for number in SUITE_NUMBERS},
+            suites=self._suites,
             identities=self._identities,
             random=os.urandom,
             now=boottime(),

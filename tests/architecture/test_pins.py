@@ -29,6 +29,7 @@ REGISTRY_HOSTS = [
         ("repo", "maven", "apache", "org"),
     )
 ]
+FILES = ("requirements.txt", "requirements-liboqs.txt")
 REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(\[[^\]]*\])?==(?P<version>[^\s;\\]+)")
 
 
@@ -38,8 +39,8 @@ def normalised(name: str) -> str:
 
 
 def requirements() -> list[str]:
-    """The entries of requirements.txt, each with its hashes on one line, without comments."""
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    """The entries of both files of pins, each with its hashes on one line, without comments."""
+    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in FILES)
     lines = text.replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
@@ -48,7 +49,7 @@ def pinned_versions() -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in requirements():
         match = REQUIREMENT.match(entry)
-        assert match, f"requirements.txt: not pinned to one version: {entry[:80]}"
+        assert match, f"not pinned to one version: {entry[:80]}"
         found[normalised(match["name"])] = match["version"]
     return found
 
@@ -62,13 +63,13 @@ def tracked_files() -> list[str]:
 
 def test_every_pin_has_a_hash() -> None:
     for entry in requirements():
-        assert "--hash=sha256:" in entry, f"requirements.txt: no hash: {entry[:80]}"
+        assert "--hash=sha256:" in entry, f"no hash: {entry[:80]}"
 
 
 def test_requirements_hold_no_address_and_no_option() -> None:
     for entry in requirements():
         assert "://" not in entry, entry
-        assert not entry.startswith("-"), f"requirements.txt: an option: {entry}"
+        assert not entry.startswith("-"), f"an option: {entry}"
 
 
 def test_every_package_of_the_project_is_pinned() -> None:
@@ -79,12 +80,15 @@ def test_every_package_of_the_project_is_pinned() -> None:
         assert name in pinned, f"pyproject.toml wants {wanted}; run: make pins"
 
 
-def test_extras_that_are_not_in_requirements_name_one_version() -> None:
+def test_extras_besides_dev_name_the_version_that_is_pinned() -> None:
+    pinned = pinned_versions()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for extra, wanted in project["optional-dependencies"].items():
         if extra != "dev":
             for package in wanted:
-                assert REQUIREMENT.match(package), f"extra {extra}: {package} names no version"
+                match = REQUIREMENT.match(package)
+                assert match, f"extra {extra}: {package} names no version"
+                assert pinned[normalised(match["name"])] == match["version"]
 
 
 @pytest.mark.parametrize("host", REGISTRY_HOSTS)
