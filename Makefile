@@ -18,12 +18,20 @@ setup: ## install what the project needs; a second run does nothing
 setup-emulator: ## besides, what it takes to boot a kernel with WireGuard for tests
 	@tools/setup --emulator
 
+.PHONY: liboqs
+liboqs: setup ## the library liboqs for tests and benchmarks of it, below .setup (needs cargo, cmake)
+	@tools/liboqs
+
+.PHONY: liboqs-if-possible
+liboqs-if-possible: setup
+	@tools/liboqs --if-possible
+
 .PHONY: demo
 demo: setup ## two sites, a router, a tunnel: watch a link live through renewal and SIGKILL
 	@$(PYTHON_IN_VENV) -m lab.demo
 
 .PHONY: test
-test: setup-emulator ## everything but the tests marked long; what CI runs
+test: setup-emulator liboqs-if-possible ## everything but the tests marked long; what CI runs
 	@$(PYTHON_IN_VENV) tools/run_checks.py full
 
 .PHONY: test-fast
@@ -31,8 +39,12 @@ test-fast: setup ## static checks and the tests that need no namespaces; under a
 	@$(PYTHON_IN_VENV) tools/run_checks.py fast
 
 .PHONY: test-long
-test-long: setup-emulator ## everything, the tests marked long included
+test-long: setup-emulator liboqs-if-possible ## everything, the tests marked long included
 	@$(PYTHON_IN_VENV) tools/run_checks.py long
+
+.PHONY: bench
+bench: setup liboqs-if-possible ## measure; a table, and docs/benchmarks.json
+	@$(PYTHON_IN_VENV) -m bench
 
 .PHONY: format
 format: setup ## let ruff format the code and mend what it can
