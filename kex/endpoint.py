@@ -462,7 +462,7 @@ class Endpoint:
         """Do what is due."""
         self._node.rotate(now)
         self._reassembly.expire(now)
-        self._hellos = {d: entry for d, entry in self._hellos.items() if now < entry[0]}
+        self._forget_hellos(now)
         self._drop_stale_timers()
         handled: set[str] = set()
         due_again: list[tuple[float, str]] = []
@@ -482,6 +482,14 @@ class Endpoint:
             self._drop_stale_timers()
         for entry in due_again:
             heapq.heappush(self._timers, entry)
+
+    def _forget_hellos(self, now: float) -> None:
+        # All live equally long, so the oldest stands first
+        while self._hellos:
+            digest, (until, _) = next(iter(self._hellos.items()))
+            if now < until:
+                return
+            del self._hellos[digest]
 
     def _drop_stale_timers(self) -> None:
         while self._timers:

@@ -17,11 +17,8 @@ from kex.mlkem import (
     Encapsulation,
     MlKemParameterSet,
     MlKemPrivateKey,
+    check_encapsulation_key_untrusted,
 )
-
-_N: Final = 256
-_Q: Final = 3329
-_MATRIX_SEED_LENGTH: Final = 32  # ρ, the end of an encapsulation key (FIPS 203 §5.1)
 
 
 class KeyEncapsulation(Protocol):
@@ -86,26 +83,4 @@ class LiboqsMlKem:
 
     def check_encapsulation_key(self, parameter_set: MlKemParameterSet, ek: bytes) -> None:
         # Not left to the library: only its newer versions check, and only as they encapsulate
-        if len(ek) != parameter_set.encapsulation_key_length:
-            raise PacketRejected("ML-KEM encapsulation key has a wrong length")
-        if not _are_reduced(ek[:-_MATRIX_SEED_LENGTH], parameter_set.k):
-            raise PacketRejected("ML-KEM encapsulation key fails the modulus check")
-
-
-def _lanes(value: int, k: int) -> int:
-    """The value in each of the 24-bit lanes that two 12-bit coefficients take."""
-    return int.from_bytes(value.to_bytes(3, "little") * (k * _N // 2), "little")
-
-
-# For k of 3 and 4: a coefficient alone in its lane; what lifts q to bit 12; bit 12
-_LANES: Final = {k: (_lanes(0xFFF, k), _lanes(2**12 - _Q, k), _lanes(2**12, k)) for k in (3, 4)}
-
-
-def _are_reduced(coefficients: bytes, k: int) -> bool:
-    """Whether each of the 256 k coefficients of 12 bits is below q (FIPS 203 §7.2, step 2).
-
-    All at once, in two whole numbers: one of the even ones, one of the odd ones. Public data.
-    """
-    mask, lift, carry = _LANES[k]
-    packed = int.from_bytes(coefficients, "little")
-    return not (((packed & mask) + lift) | ((packed >> 12 & mask) + lift)) & carry
+        check_encapsulation_key_untrusted(parameter_set, ek)

@@ -71,6 +71,34 @@ class MlKemProvider(Protocol):
         """Length and modulus check of FIPS 203 §7.2; raises PacketRejected."""
 
 
+_N: Final = 256
+_Q: Final = 3329
+_MATRIX_SEED_LENGTH: Final = 32  # ρ, the end of an encapsulation key (FIPS 203 §5.1)
+
+
+def _lanes(value: int, k: int) -> int:
+    """The value in each of the 24-bit lanes that two 12-bit coefficients take."""
+    return int.from_bytes(value.to_bytes(3, "little") * (k * _N // 2), "little")
+
+
+# By k: a coefficient alone in its lane; what lifts q to bit 12; bit 12
+_LANES: Final = {k: (_lanes(0xFFF, k), _lanes(2**12 - _Q, k), _lanes(2**12, k)) for k in (3, 4)}
+
+
+def check_encapsulation_key_untrusted(parameter_set: MlKemParameterSet, ek: bytes) -> None:
+    """Length and modulus check of FIPS 203 §7.2; raises PacketRejected.
+
+    All coefficients at once, as two whole numbers, the even ones and the odd ones: a fifth of what
+    it costs to load the key. The data is public, so time need not be constant.
+    """
+    if len(ek) != parameter_set.encapsulation_key_length:
+        raise PacketRejected("ML-KEM encapsulation key has a wrong length")
+    mask, lift, carry = _LANES[parameter_set.k]
+    packed = int.from_bytes(ek[:-_MATRIX_SEED_LENGTH], "little")
+    if (((packed & mask) + lift) | ((packed >> 12 & mask) + lift)) & carry:
+        raise PacketRejected("ML-KEM encapsulation key fails the modulus check")
+
+
 _PRIVATE_KEYS: Final[
     dict[str, type[mlkem.MLKEM768PrivateKey] | type[mlkem.MLKEM1024PrivateKey]]
 ] = {
@@ -117,7 +145,7 @@ class OpenSslMlKem:
         return Encapsulation(shared_secret=shared_secret, ciphertext=ciphertext)
 
     def check_encapsulation_key(self, parameter_set: MlKemParameterSet, ek: bytes) -> None:
-        self._load_untrusted(parameter_set, ek)
+        check_encapsulation_key_untrusted(parameter_set, ek)
 
     @staticmethod
     def _load_untrusted(

@@ -13,7 +13,7 @@ that is refused leaves nothing behind, and the state that refused it can take th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kex import labels
 from kex.errors import PacketRejected
@@ -46,7 +46,7 @@ class SymmetricState:
 
     def mix_hash(self, suite: Suite, data: bytes) -> SymmetricState:
         """MixHash(data)."""
-        return replace(self, h=suite.hash(self.h + data))
+        return SymmetricState(self.ck, suite.hash(self.h + data), self.k, self.n)
 
     def mix_key(self, suite: Suite, ikm: bytes) -> SymmetricState:
         """MixKey(ikm); the AEAD key is the first 32 bytes where the hash is longer."""
@@ -65,7 +65,7 @@ class SymmetricState:
             return self.mix_hash(suite, plaintext), plaintext
         ciphertext = suite.seal(self.k.expose(), self.n, self.h, plaintext)
         h = suite.hash(self.h + ciphertext)
-        return replace(self, h=h, n=self.n + 1), ciphertext
+        return SymmetricState(self.ck, h, self.k, self.n + 1), ciphertext
 
     def decrypt_and_hash(self, suite: Suite, ciphertext: bytes) -> tuple[SymmetricState, bytes]:
         """DecryptAndHash(ciphertext): the next state, and the plaintext; AuthenticationFailed."""
@@ -73,7 +73,7 @@ class SymmetricState:
             return self.mix_hash(suite, ciphertext), ciphertext
         plaintext = suite.open(self.k.expose(), self.n, self.h, ciphertext)
         h = suite.hash(self.h + ciphertext)
-        return replace(self, h=h, n=self.n + 1), plaintext
+        return SymmetricState(self.ck, h, self.k, self.n + 1), plaintext
 
     def split(self, suite: Suite) -> Session:
         """Split(), with the initiator's sending key first."""
