@@ -6,6 +6,7 @@ once. No await stands between a call and that: nothing can come in between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -35,6 +36,8 @@ class Engine:
         self._journal = journal
         self._handlers: dict[str, Handler] = {}
         self._changed = trio.Event()
+        self._sooner = trio.Event()
+        self._sleeps_until = math.inf
 
     @property
     def endpoint(self) -> Endpoint:
@@ -83,10 +86,14 @@ class Engine:
 
     async def _keep_time(self) -> None:
         while True:
+            at, now = self._endpoint.next_timer(), boottime()
+            self._sleeps_until = now + MAX_SLEEP if at is None else min(at, now + MAX_SLEEP)
+            self._sooner = trio.Event()
+            with trio.move_on_after(max(0.0, self._sleeps_until - now)):
+                await self._sooner.wait()
             at = self._endpoint.next_timer()
-            wait = MAX_SLEEP if at is None else min(max(0.0, at - boottime()), MAX_SLEEP)
-            with trio.move_on_after(wait):
-                await self._changed.wait()
+            if at is None or at > boottime():
+                continue
             try:
                 with self.driving() as (endpoint, now):
                     endpoint.handle_timer(now)
@@ -118,3 +125,7 @@ class Engine:
                 self._tell(handler, event)
         self._changed.set()
         self._changed = trio.Event()
+        # The keeper of time is woken for what is due sooner than it thinks, not for each datagram
+        at = self._endpoint.next_timer()
+        if at is not None and at < self._sleeps_until:
+            self._sooner.set()
