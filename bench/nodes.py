@@ -111,13 +111,15 @@ class BenchNode:
         self.engine = Engine(self.endpoint, transport, Journal(EventFeed()))
         for name in self.endpoint.links():
             self.engine.handle_events(name, self._handle)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.engine.run)
-            try:
-                yield transport
-            finally:
-                nursery.cancel_scope.cancel()
-                transport.close()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.engine.run)
+                try:
+                    yield transport
+                finally:
+                    nursery.cancel_scope.cancel()
+        finally:
+            transport.close()
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, KeyEstablished):
