@@ -2,6 +2,9 @@
 #
 # All work is done by scripts in tools/, so that each can be run without make as well.
 
+# What systemd/install takes, if it was given on make's command line.
+export PREFIX DESTDIR PYTHON PURGE
+
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 PYTHON_IN_VENV := .venv/bin/python
@@ -33,6 +36,14 @@ test-fast: setup ## static checks and the tests that need no namespaces; under a
 .PHONY: test-long
 test-long: setup-emulator ## everything, the tests marked long included
 	@$(PYTHON_IN_VENV) tools/run_checks.py long
+
+.PHONY: install
+install: ## into PREFIX (/opt/vpnd) with units and completions, as root; or below DESTDIR
+	@systemd/install
+
+.PHONY: uninstall
+uninstall: ## all but configuration and identity; with PURGE=1 those, too
+	@systemd/install --remove
 
 .PHONY: format
 format: setup ## let ruff format the code and mend what it can
