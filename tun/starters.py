@@ -27,7 +27,8 @@ up in its own network namespace, which has to be that of who asks."""
 #   >  the interface's name
 #   <  OK, with the descriptor of the TUN link; or UNAVAILABLE or FAILED, with the reason behind it
 #   >  START, with the descriptors of the UAPI listener and of the log
-#   <  the end of the connection, once the process is wireguard-go; or FAILED, with the reason
+#   <  OK, just before the process becomes wireguard-go
+# The end of the connection would tell nothing: the service manager keeps it open, too.
 OK = b"ok"
 START = b"start"
 UNAVAILABLE = b"unavailable "
@@ -135,13 +136,13 @@ class InUnit:
         return descriptors[0]
 
     def start(self, listener: socket.socket, log: int) -> None:
-        """Hand over the rest, and wait until the process has become wireguard-go."""
+        """Hand over the rest. What goes wrong after the answer is in the log."""
         try:
             socket.send_fds(self._connection, [START], [listener.fileno(), log])
             answer, _ = self._receive(most=0)
         except OSError as error:
             raise _broken(error) from error
-        if answer:
+        if answer != OK:
             raise _refusal(answer)
 
     def _receive(self, *, most: int) -> tuple[bytes, list[int]]:

@@ -66,26 +66,21 @@ def _serve(connection: socket.socket) -> None:
         return  # the asker has thought better of it, or was killed; the link goes with us
     if request != START or len(descriptors) != 2:
         raise TunError("this is not a request to start")
-    _become(program, name.decode("ascii"), tun, *descriptors)
-
-
-def _become(program: str, name: str, tun: int, listener: int, log: int) -> None:
-    said = os.dup(1), os.dup(2)
-    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(nothing, 0)  # the connection stays open elsewhere, and ends when this program does
+    listener, log = descriptors
+    connection.send(OK)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    _become(program, name.decode("ascii"), tun, listener)
+
+
+def _become(program: str, name: str, tun: int, listener: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
     os.set_inheritable(tun, True)
     os.set_inheritable(listener, True)
     os.chdir("/")
-    try:
-        os.execve(  # noqa: S606  # no shell is wanted: the name comes from outside
-            program, [PROGRAM, "-f", name], environment(tun=tun, listener=listener)
-        )
-    except OSError:
-        os.dup2(said[0], 1)
-        os.dup2(said[1], 2)
-        raise
+    os.execve(  # noqa: S606  # no shell is wanted: the name comes from outside
+        program, [PROGRAM, "-f", name], environment(tun=tun, listener=listener)
+    )
 
 
 def _refuse(connection: socket.socket, kind: bytes, reason: str) -> None:
