@@ -21,6 +21,10 @@ setup: ## install what the project needs; a second run does nothing
 setup-emulator: ## besides, what it takes to boot a kernel with WireGuard for tests
 	@tools/setup --emulator
 
+.PHONY: setup-long
+setup-long: ## besides, what it takes to boot a Debian with systemd, for tests marked long
+	@tools/setup --emulator --guest
+
 .PHONY: demo
 demo: setup ## two sites, a router, a tunnel: watch a link live through renewal and SIGKILL
 	@$(PYTHON_IN_VENV) -m lab.demo
@@ -34,7 +38,7 @@ test-fast: setup ## static checks and the tests that need no namespaces; under a
 	@$(PYTHON_IN_VENV) tools/run_checks.py fast
 
 .PHONY: test-long
-test-long: setup-emulator ## everything, the tests marked long included
+test-long: setup-long ## everything, the tests marked long included
 	@$(PYTHON_IN_VENV) tools/run_checks.py long
 
 .PHONY: install
