@@ -43,3 +43,16 @@ def test_a_tunnel_from_its_making_to_its_end() -> None:
         assert set(site.call("peers")) == {key}
         site.call("delete")
         assert not site.succeeds("ip", "link", "show", "wg0")
+
+
+def test_a_wireguard_go_of_another_user_is_replaced() -> None:
+    """What a daemon tried as root leaves to the installed one; it is ours by its alias."""
+    with Site("weak", driver_runs_by=NET_ADMIN_ALONE) as site:
+        site.run("modprobe", "tun", check=False)
+        made = site.call("open", **spec(1, backend="userspace"))
+        site.kill_driver()
+        site.run("chown", "nobody", "/run/wireguard/wg0.sock")
+        again = site.call("open", **spec(1, backend="userspace"))
+        assert not again["adopted"]
+        assert again["public_key"] != made["public_key"]
+        assert len(site.data_planes()) == 1
