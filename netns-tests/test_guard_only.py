@@ -16,7 +16,7 @@ from tun_site import Site
 
 from kex.identity import Fingerprint
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = pytest.mark.netns
 
 GUARD = "metric 4294967294"
 

@@ -8,7 +8,7 @@ from tun_site import Site
 
 from tun import generate_keypair
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = pytest.mark.netns
 
 NET_ADMIN_ALONE = (
     "setpriv",
@@ -18,6 +18,7 @@ NET_ADMIN_ALONE = (
 )
 
 
+@pytest.mark.kernel
 def test_a_tunnel_from_its_making_to_its_end() -> None:
     with Site("weak", driver_runs_by=NET_ADMIN_ALONE) as site:
         # In the emulator nothing has asked for it yet, and a daemon may not load it.
