@@ -2,6 +2,9 @@
 #
 # All work is done by scripts in tools/, so that each can be run without make as well.
 
+# What systemd/install takes, if it was given on make's command line.
+export PREFIX DESTDIR PYTHON PURGE
+
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 PYTHON_IN_VENV := .venv/bin/python
@@ -26,6 +29,10 @@ liboqs: setup ## the library liboqs for tests and benchmarks of it, below .setup
 liboqs-if-possible: setup
 	@tools/liboqs --if-possible
 
+.PHONY: setup-long
+setup-long: ## besides, what it takes to boot a Debian with systemd, for tests marked long
+	@tools/setup --emulator --guest
+
 .PHONY: demo
 demo: setup ## two sites, a router, a tunnel: watch a link live through renewal and SIGKILL
 	@$(PYTHON_IN_VENV) -m lab.demo
@@ -39,12 +46,20 @@ test-fast: setup ## static checks and the tests that need no namespaces; under a
 	@$(PYTHON_IN_VENV) tools/run_checks.py fast
 
 .PHONY: test-long
-test-long: setup-emulator liboqs-if-possible ## everything, the tests marked long included
+test-long: setup-long liboqs-if-possible ## everything, the tests marked long included
 	@$(PYTHON_IN_VENV) tools/run_checks.py long
 
 .PHONY: bench
 bench: setup liboqs-if-possible ## measure; a table, and docs/benchmarks.json
 	@$(PYTHON_IN_VENV) -m bench
+
+.PHONY: install
+install: ## into PREFIX (/opt/vpnd) with units and completions, as root; or below DESTDIR
+	@systemd/install
+
+.PHONY: uninstall
+uninstall: ## all but configuration and identity; with PURGE=1 those, too
+	@systemd/install --remove
 
 .PHONY: format
 format: setup ## let ruff format the code and mend what it can

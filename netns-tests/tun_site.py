@@ -51,8 +51,10 @@ class Ping(NamedTuple):
 class Site:
     """A host of its own; runs commands, and the driver through which `tun` is called."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, driver_runs_by: tuple[str, ...] = ()) -> None:
+        """`driver_runs_by`: a command line that the driver's is put behind."""
         self.name = name
+        self._driver_runs_by = driver_runs_by
         self._driver: subprocess.Popen[str] | None = None
         self._first = subprocess.Popen(
             ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
@@ -134,7 +136,7 @@ class Site:
         """Call `tun` through the driver; raises Refused."""
         if self._driver is None:
             self._driver = subprocess.Popen(
-                self.command(sys.executable, str(_DRIVER)),
+                self.command(*self._driver_runs_by, sys.executable, str(_DRIVER)),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 env={**os.environ, "PYTHONPATH": str(_DRIVER.parent.parent)},
             )  # fmt: skip

@@ -62,6 +62,9 @@ def is_answered(path: Path) -> bool:
             probe.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             return False
+        except PermissionError:
+            # Another user's: whether somebody listens cannot be told
+            return True
     return True
 
 
@@ -208,6 +211,9 @@ async def _connect(name: str) -> trio.socket.SocketType:
     except (FileNotFoundError, ConnectionRefusedError):
         stream.close()
         raise InterfaceMissing(f"no wireguard-go answers for {name}") from None
+    except PermissionError:
+        stream.close()
+        raise TunError(f"the wireguard-go of {name} belongs to another user") from None
     except BaseException:
         stream.close()
         raise

@@ -12,13 +12,14 @@ from typing import Final
 
 import trio
 
-from tun import TunError
+from tun import TunError, set_guard_routes
 from vpnd.api import DEFAULT_CONFIG_PATH, ExitCode
 from vpnd.config import Config, load_config
 from vpnd.config_errors import ConfigErrors
 from vpnd.control import ControlServer, ControlSocketError, open_control_socket
 from vpnd.event_feed import EventFeed
 from vpnd.file_trust import FileFault
+from vpnd.guards import guarded_prefixes
 from vpnd.hardening import protect_memory
 from vpnd.journal import Journal, configure_logging
 from vpnd.node import Node, NoIdentity
@@ -32,7 +33,8 @@ def main() -> None:
     """Entry point of the program `vpnd`."""
     arguments = _arguments()
     try:
-        config = load_config(arguments.config)
+        # Guards need no identity: they stand before the first one is made, or with a spoiled one
+        config = load_config(arguments.config, with_identities=not arguments.guard_only)
     except ConfigErrors as errors:
         for problem in errors.problems:
             print(f"vpnd: error: {problem}", file=sys.stderr)
@@ -40,6 +42,8 @@ def main() -> None:
     if arguments.check:
         print(f"{arguments.config}: {len(config.peers)} peer(s), no errors")
         return
+    if arguments.guard_only:
+        sys.exit(_set_guards(config))
     configure_logging(config.node.log_level)
     failures: list[BaseException] = []
     try:
@@ -66,9 +70,35 @@ def _arguments() -> argparse.Namespace:
         metavar="FILE",
         help=f"configuration (default {DEFAULT_CONFIG_PATH})",
     )
-    parser.add_argument("--check", action="store_true", help="check the configuration and leave")
+    doing = parser.add_mutually_exclusive_group()
+    doing.add_argument("--check", action="store_true", help="check the configuration and leave")
+    doing.add_argument(
+        "--guard-only",
+        action="store_true",
+        help="set the guard routes of all peers and leave; before the network, at boot",
+    )
     parser.add_argument("--version", action="version", version=f"vpnd {version('vpnd')}")
     return parser.parse_args()
+
+
+def _set_guards(config: Config) -> ExitCode:
+    """Set the guard routes of every peer that they can be set for; tell the others."""
+
+    async def set_all() -> list[str]:
+        faults = []
+        for peer in config.peers.values():
+            tunnel = config.tunnels[peer.tunnel]
+            try:
+                await set_guard_routes(guarded_prefixes(peer, tunnel), table=tunnel.table)
+            except (TunError, OSError) as error:
+                faults.append(f"{peer.name}: {error}")
+        return faults
+
+    faults = trio.run(set_all)
+    for fault in faults:
+        print(f"vpnd: error: {fault}", file=sys.stderr)
+    print(f"guard routes of {len(config.peers) - len(faults)} peer(s) stand")
+    return ExitCode.FAILED if faults else ExitCode.DONE
 
 
 async def _run(config: Config) -> None:

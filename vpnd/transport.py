@@ -17,6 +17,7 @@ MAX_DATAGRAM: Final = 2048
 DRAIN: Final = 64
 """Datagrams read at a stretch before other tasks get their turn."""
 RECEIVE_BUFFER: Final = 4 * 1024 * 1024
+_SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h; Python's socket module does not name it
 _MAPPED: Final = "::ffff:"
 
 Receive = Callable[[bytes, Address], None]
@@ -124,7 +125,7 @@ async def _bound(entry: Endpoint, ipv4_ports: set[int], mark: int | None) -> tri
         if family == socket.AF_INET6:
             alone = entry.host != "::" or entry.port in ipv4_ports
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(alone))
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        _enlarge_buffer(bound)
         if mark is not None:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         await bound.bind((entry.host, entry.port))
@@ -132,6 +133,14 @@ async def _bound(entry: Endpoint, ipv4_ports: set[int], mark: int | None) -> tri
         bound.close()
         raise
     return bound
+
+
+def _enlarge_buffer(bound: trio.socket.SocketType) -> None:
+    try:
+        # Past net.core.rmem_max, which is 208 KiB by default: CAP_NET_ADMIN allows it
+        bound.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
 
 def _address(source: tuple[str, int] | tuple[str, int, int, int]) -> Address:

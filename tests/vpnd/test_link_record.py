@@ -70,3 +70,13 @@ def test_what_cannot_be_believed_is_no_record(tmp_path: Path, content: bytes) ->
 @pytest.mark.parametrize("stamp", [None, (0, 0), (1700000000, 1), (1700000000, 999999999)])
 def test_a_stamp_survives_as_text(stamp: tuple[int, int] | None) -> None:
     assert stamp_of(stamp_text(stamp)) == stamp
+
+
+def test_the_boot_may_be_told_by_the_service_manager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LinkRecords(tmp_path).store("ams", RECORD)
+    monkeypatch.setenv("VPND_BOOT_ID", boot_id())
+    assert LinkRecords(tmp_path).load("ams") == RECORD, "the same, however it is learnt"
+    monkeypatch.setenv("VPND_BOOT_ID", "0" * 32)
+    assert LinkRecords(tmp_path).load("ams") is None

@@ -1,0 +1,95 @@
+"""`vpnd --guard-only`, as vpnd-guard.service runs it at boot: guard routes, and nothing else.
+
+One site without a cable; `lo` is all that is up, as it is that early.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tun_site import Site
+
+from kex.identity import Fingerprint
+
+pytestmark = pytest.mark.netns
+
+GUARD = "metric 4294967294"
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Site("boot") as site:
+        yield site
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Two peers and no identity: guards need none."""
+    path = tmp_path / "vpnd.toml"
+    path.write_text(
+        f"""
+        [node]
+        name = "fra"
+        state_dir = "{tmp_path}/state"
+        runtime_dir = "{tmp_path}/run"
+        [tunnels.backbone]
+        interface = "wg0"
+        listen_port = 51820
+        addresses = ["10.255.0.1/24"]
+        """
+    )
+    (tmp_path / "peers.d").mkdir(mode=0o755)
+    for number, (name, prefixes) in enumerate(
+        {"ams": '"10.20.0.0/16", "fd00:20::/48"', "ber": '"10.30.0.0/16", "0.0.0.0/0"'}.items()
+    ):
+        identity = Fingerprint.of(1, bytes([number]) * 1216).text()
+        (tmp_path / "peers.d" / f"{name}.toml").write_text(
+            f'identity = "{identity}"\nallowed_ips = [{prefixes}]\nprotect = []\n'
+        )
+    for file in (path, *(tmp_path / "peers.d").iterdir()):
+        file.chmod(0o644)
+    return path
+
+
+def guard_only(site: Site, config: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        site.command(sys.executable, "-m", "vpnd", "--config", str(config), "--guard-only"),
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def guards(site: Site) -> set[str]:
+    shown = site.run("ip", "-4", "route").splitlines() + site.run("ip", "-6", "route").splitlines()
+    return {line.split()[1] for line in shown if line.startswith("unreachable") and GUARD in line}
+
+
+def test_they_stand_before_everything_else(site: Site, config: Path) -> None:
+    for _ in range(2):
+        done = guard_only(site, config)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "guard routes of 2 peer(s) stand\n"
+        assert guards(site) == {"10.20.0.0/16", "10.30.0.0/16", "fd00:20::/48"}
+    assert not site.succeeds("ip", "link", "show", "wg0")
+    assert not (config.parent / "run").exists()
+
+
+def test_one_that_cannot_stand_keeps_no_other_away(site: Site, config: Path) -> None:
+    site.run("ip", "route", "add", "blackhole", "10.20.0.0/16", *GUARD.split(), "proto", "99")
+    done = guard_only(site, config)
+    assert done.returncode == 1
+    assert done.stderr.startswith("vpnd: error: ams: ")
+    assert "10.30.0.0/16" in guards(site)
+
+
+def test_a_configuration_with_errors_sets_none(site: Site, config: Path) -> None:
+    (config.parent / "peers.d" / "ams.toml").write_text("identity = 1\n")
+    done = guard_only(site, config)
+    assert done.returncode == 2
+    assert "ams.toml" in done.stderr
+    assert guards(site) == set()

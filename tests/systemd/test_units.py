@@ -1,0 +1,65 @@
+"""The units, judged by systemd's own tool; netns-tests/test_systemd.py shows that they work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from configparser import ConfigParser
+
+import pytest
+
+from tests.architecture.imports import ROOT
+
+UNITS = ROOT / "systemd"
+WITH_NETWORK = 1.5
+"""What is left with CAP_NET_ADMIN, the host's network and a user of its own."""
+WITH_TUN_DEVICE = 1.7
+
+
+@pytest.mark.parametrize(
+    ("unit", "most"),
+    [
+        ("vpnd.service", WITH_NETWORK),
+        ("vpnd-guard.service", WITH_NETWORK),
+        ("vpnd-wireguard-go@.service", WITH_TUN_DEVICE),
+    ],
+)
+def test_exposure(unit: str, most: float) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze (Debian: apt-get install systemd)")
+    judged = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", UNITS / unit],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"exposure level for .*: (\d+\.\d+)", judged.stdout)
+    assert found, judged.stdout + judged.stderr
+    print(f"{unit}: exposure {found[1]}")
+    assert float(found[1]) <= most, judged.stdout
+
+
+@pytest.mark.parametrize("unit", sorted(path.name for path in UNITS.glob("*.service")))
+def test_one_capability_and_one_user(unit: str) -> None:
+    service = parsed(unit)["Service"]
+    assert service["User"] == service["Group"] == "vpnd"
+    assert service["AmbientCapabilities"] == service["CapabilityBoundingSet"] == "CAP_NET_ADMIN"
+    assert service["NoNewPrivileges"] == "yes"
+
+
+def test_a_restart_takes_nothing_along() -> None:
+    service = parsed("vpnd.service")["Service"]
+    assert service["RuntimeDirectoryPreserve"] == "yes"
+    assert "VPND_WIREGUARD_GO_SOCKET=/run/vpnd-wireguard-go.sock" in service["Environment"]
+    socket = parsed("vpnd-wireguard-go.socket")["Socket"]
+    assert socket["ListenSequentialPacket"] == "/run/vpnd-wireguard-go.sock"
+    assert socket["SocketMode"] == "0600"
+    assert socket["Accept"] == "yes"
+
+
+def parsed(unit: str) -> ConfigParser:
+    parser = ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case
+    parser.read(UNITS / unit)
+    return parser
