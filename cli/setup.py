@@ -130,6 +130,8 @@ class _Ready:
 
     path: Path
     name: str
+    identity: str | None
+    """Its name, where one was asked for."""
     fingerprint: "Fingerprint"
     tunnels: "tuple[TunnelConfig, ...]"
     endpoint: str | None
@@ -142,7 +144,9 @@ class _Ready:
         return [self._command(tunnel) for tunnel in self.tunnels]
 
     def _command(self, tunnel: "TunnelConfig") -> list[str]:
-        command = ["vpnctl", "peer", "add", self.name, "--identity", self.fingerprint.text()]
+        # The far end may have this node's name already, for the link of another identity
+        name = self.name if self.identity is None else f"{self.name}-{self.identity}"
+        command = ["vpnctl", "peer", "add", name, "--identity", self.fingerprint.text()]
         if self.endpoint is not None:
             command += ["--endpoint", self.endpoint]
         if tunnel.addresses:
@@ -212,6 +216,7 @@ def _make(path: Path, given: Given, endpoint: str | None) -> _Ready:
     return _Ready(
         path=path,
         name=config.node.name,
+        identity=wanted.identity,
         fingerprint=fingerprint,
         tunnels=tunnels,
         endpoint=told,

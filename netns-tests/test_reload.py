@@ -45,20 +45,6 @@ sites = ["fra", "ams"]
 [[links]]
 sites = ["fra", "lon"]
 """
-CARRIERS = f"""
-[sites.fra]
-[sites.ams]
-[tunnels.backbone]
-backend = "{BACKEND}"
-[tunnels.second]
-interface = "wg1"
-listen_port = 51822
-networks = ["10.254.0.0/24"]
-backend = "{BACKEND}"
-[[links]]
-sites = ["fra", "ams"]
-tunnel = "backbone"
-"""
 
 
 @asynccontextmanager
@@ -216,34 +202,50 @@ async def test_a_peer_is_changed_live_and_after_a_restart_it_is_the_same() -> No
 
 
 async def test_two_carriers_between_two_gateways() -> None:
-    async with linked(CARRIERS) as lab, counted(lab) as meter:
-        texts = {}
-        for name in ("fra", "ams"):
-            made = await lab.site(name).vpnctl("id", "new", "second")
+    """A second tunnel and a second identity at each end, made, used and removed live."""
+    async with linked(TWO) as lab, counted(lab) as meter:
+        addresses = {"fra": "10.254.0.1", "ams": "10.254.0.2"}
+        texts, before = {}, {}
+        for name, address in addresses.items():
+            site = lab.site(name)
+            made = await site.vpnctl("id", "new", "second")
             texts[name] = made["identity"]["text"]
-            await lab.site(name).vpnctl("reload")
+            before[name] = site.config_path.read_text()
+            site.config_path.write_text(
+                f"{before[name]}\n[tunnels.second]\ninterface = 'wg1'\nlisten_port = 51822\n"
+                f"addresses = ['{address}/24']\nbackend = '{BACKEND}'\n"
+            )
+            changes = (await site.vpnctl("reload"))["changes"]
+            assert [(each["what"], each["name"]) for each in changes] == [
+                ("tunnel", "second"),
+                ("identity", "second"),
+            ]
         for name, peer in (("fra", "ams"), ("ams", "fra")):
             other = lab.site(peer)
             arguments = [
                 *("peer", "add", f"{peer}-2", "--identity", texts[peer]),
                 *("--local-identity", "second", "--tunnel", "second"),
                 *("--endpoint", f"{other.address(4)}:{other.plan.listen_port}"),
-                *("--allow", f"{other.tunnel_address(4, tunnel='second')}/32"),
+                *("--allow", f"{addresses[peer]}/32"),
             ]
             await lab.site(name).vpnctl(*arguments)
         for name, peer in (("fra", "ams"), ("ams", "fra")):
             await lab.site(name).wait_state(f"{peer}-2", "active")
             assert (await lab.site(name).link_status(peer))["state"] == "active"
         assert await same_preshared_key(lab, "fra", "ams", interface="wg1")
-        target = str(lab.site("ams").tunnel_address(4, tunnel="second"))
-        await lab.site("fra").run(["ping", "-c3", "-i0.2", "-W2", target])
-        # The same pair of identities a second time
+        fra = lab.site("fra")
+        await fra.run(["ping", "-c3", "-i0.2", "-W2", addresses["ams"]])
         with pytest.raises(CommandFailed) as failed:
-            await lab.site("fra").vpnctl(
+            await fra.vpnctl(
                 "peer", "add", "third", "--identity", texts["ams"], "--local-identity", "second",
                 "--tunnel", "second", "--allow", "10.254.0.99/32",
             )  # fmt: skip
         assert "one pair of identities on two links" in failed.value.stderr
+        # And away again
+        await fra.vpnctl("peer", "remove", "ams-2")
+        fra.config_path.write_text(before["fra"])
+        await fra.vpnctl("reload")
+        assert "wg1" not in (await fra.run(["ip", "-o", "link"])).stdout
         await meter.wait_received(30)
         show("a second carrier", await meter.stop())
 
