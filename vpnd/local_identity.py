@@ -74,9 +74,14 @@ def check_identities(
             seen.add(fingerprint)
             for pair in pairs:
                 owners.setdefault(pair, peer.name)
-        if own and not any(
-            isinstance(local, Fingerprint) and local.suite == peer.fingerprint.suite
-            for local in locals_
+        known = all(name in own for name in peer.local_identity)
+        if (
+            own
+            and known
+            and not any(
+                isinstance(local, Fingerprint) and local.suite == peer.fingerprint.suite
+                for local in locals_
+            )
         ):
             yield _no_common_suite(peer, source, own)
 
