@@ -193,12 +193,47 @@ async def test_a_peer_is_changed_live_and_after_a_restart_it_is_the_same() -> No
         with pytest.raises(CommandFailed) as failed:
             await fra.vpnctl("peer", "set", "ams", "--allow", "10.255.0.1/32")
         assert "this node's own address" in failed.value.stderr
+        # WireGuard at another address than the key exchange: it is led there at once
+        there = lab.site("ams").address(6)
+        await fra.vpnctl("peer", "set", "ams", "--wireguard-endpoint", f"[{there}]:51820")
+        await wait_wireguard_at(fra, "ams", f"[{there}]:51820")
         await fra.kill_daemon()
         await fra.start_daemon()
         await fra.wait_state("ams", "active")
         assert (await wireguard_peer(fra, "ams"))["keepalive"] == "11"
         await meter.wait_received(30)
         show("peer set", await meter.stop())
+
+
+async def wait_wireguard_at(site: Site, peer: str, endpoint: str, seconds: float = 60) -> None:
+    def there(status: Any) -> bool:
+        return bool(status["wireguard"]["endpoint"] == endpoint)
+
+    await site.wait_link(peer, there, what=f"at {endpoint}", seconds=seconds)
+
+
+@pytest.mark.long
+async def test_wireguard_follows_a_name_that_resolves_anew() -> None:
+    """The peer's address is another one: the exchange finds it by its name, and WireGuard is led
+    there once its session is dead. The peer cannot call."""
+    async with linked(TWO) as lab:
+        fra, ams = lab.site("fra"), lab.site("ams")
+        hosts = fra.folder / "hosts"
+        hosts.write_text(f"{ams.address(4)} ams.test\n")
+        await fra.run(["mount", "--bind", str(hosts), "/etc/hosts"])
+        await fra.kill_daemon()
+        await fra.start_daemon()
+        await fra.vpnctl("peer", "set", "ams", "--endpoint", "ams.test:51821")
+        await ams.vpnctl("peer", "set", "fra", "--endpoint", "none", "--keepalive", "0")
+        await fra.wait_state("ams", "active")
+        hosts.write_text(f"{ams.address(6)} ams.test\n")
+        for site in (fra, ams):
+            drop = "add table inet t; add chain inet t c { type filter hook output priority 0; }; "
+            drop += "add rule inet t c ip daddr 198.18.0.0/15 drop"
+            await site.run(["nft", drop])
+        await wait_wireguard_at(fra, "ams", f"[{ams.address(6)}]:51820", seconds=400)
+        await fra.run(["ping", "-c3", "-W5", str(ams.tunnel_address(4))])
+        assert "endpoint_moved" in fra.daemon_log.read_text()
 
 
 async def test_two_carriers_between_two_gateways() -> None:
