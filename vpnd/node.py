@@ -47,7 +47,6 @@ STOP_SECONDS: Final = 15.0
 """How long a clean stop waits for an exchange that the other end may have completed."""
 LOOK_SECONDS: Final = 2.0
 """How long a status waits for the interface; then it shows what was seen last."""
-RT_TABLE_MAIN: Final = 254
 
 
 class NoIdentity(Exception):
@@ -107,7 +106,7 @@ class Node:
             self._nursery = nursery
             for peer in self.config.peers.values():
                 # Guard routes come first: before any interface, and whatever becomes of it
-                await self.guard(peer)
+                await self._guard_in_time(peer)
                 self.start_link(peer)
             for tunnel in self.tunnels.values():
                 await tunnel.try_open()
@@ -118,10 +117,11 @@ class Node:
             yield
             self._nursery = None
             nursery.cancel_scope.cancel()
-        for link in self.links.values():
-            if (link.peer.on_stop or self.config.node.on_stop) == "close":
-                await link.wireguard.take_off()
-                self._journal.record("link_closed", peer=link.name, reason='on_stop = "close"')
+        with trio.move_on_after(STOP_SECONDS):
+            for link in self.links.values():
+                if (link.peer.on_stop or self.config.node.on_stop) == "close":
+                    await link.wireguard.take_off()
+                    self._journal.record("link_closed", peer=link.name, reason='on_stop = "close"')
         for tunnel in self.tunnels.values():
             await tunnel.aclose()
 
@@ -157,7 +157,7 @@ class Node:
         self._tunnel_scopes[name] = self._keep_running(tunnel.run)
 
     async def delete_tunnel(self, name: str) -> None:
-        """Take a tunnel away that no link uses any more. Raises TunError, OSError."""
+        """Take a tunnel away that no link uses. Raises TunError, OSError."""
         self._tunnel_scopes.pop(name).cancel()
         await self.tunnels.pop(name).delete()
 
@@ -191,30 +191,28 @@ class Node:
         return link
 
     async def guard(self, peer: PeerConfig) -> str:
-        """Set the guard routes of a peer; a failure is told, returned, and leaves the link as it
-        is.
-
-        Raises nothing: what stands in the way of one guard must not keep other links down.
-        """
+        """Set the guard routes of a peer; what went wrong, which is told, or ''."""
         tunnel = self.tunnels[peer.tunnel]
         try:
             await tunnel.set_guards(guarded_prefixes(peer, tunnel.config))
         except BackendErrors as error:
             self._journal.record("guard_failed", peer=peer.name, level="error", reason=str(error))
-            self._guard_faults[peer.name] = str(error)
             return str(error)
-        self._guard_faults.pop(peer.name, None)
         return ""
 
-    def forget_guard_fault(self, peer: str) -> None:
-        self._guard_faults.pop(peer, None)
+    async def _guard_in_time(self, peer: PeerConfig) -> None:
+        """The same, tried again by itself: what stands in the way of one guard must not keep
+        other links down."""
+        self._guard_faults[peer.name] = await self.guard(peer)
+        if not self._guard_faults[peer.name]:
+            del self._guard_faults[peer.name]
 
     async def _retry_guards(self) -> None:
         while True:
             await trio.sleep(RETRY_SECONDS)
             for name in tuple(self._guard_faults):
                 if name in self.config.peers:
-                    await self.guard(self.config.peers[name])
+                    await self._guard_in_time(self.config.peers[name])
                 else:
                     del self._guard_faults[name]
 
@@ -237,8 +235,7 @@ class Node:
         return link
 
     async def settle(self) -> None:
-        """Before a stop: begin no exchange, and let one be answered whose key the other end may
-        have."""
+        """Before a stop: let an exchange be answered whose key the other end may have."""
         self.engine.hold()
         with trio.move_on_after(STOP_SECONDS):
             while any(link.busy() for link in self.links.values()):
@@ -247,7 +244,8 @@ class Node:
     # ---- control
 
     async def status(self) -> NodeStatus:
-        await self._look()
+        for tunnel in tuple(self.tunnels.values()):
+            await self._refresh(tunnel)
         endpoint = self.engine.endpoint.statistics()
         counters = {f"rejected: {reason}": count for reason, count in endpoint.rejected.items()}
         counters |= {
@@ -275,12 +273,8 @@ class Node:
             ],
         )
 
-    async def _look(self) -> None:
-        """Fresh counters and handshakes: a status that is seconds old misleads."""
-        for tunnel in self.tunnels.values():
-            await self._refresh(tunnel)
-
     async def _refresh(self, tunnel: ManagedTunnel) -> None:
+        """Fresh counters and handshakes: a status that is seconds old misleads."""
         if tunnel.open is None:
             return
         with trio.move_on_after(LOOK_SECONDS):
@@ -320,7 +314,6 @@ class Node:
             config = self.config.with_peer(request)
             peer = config.peers[request.name]
             write_peer_file(config.node.peers_dir, peer.name, request)
-            before = self.config
             try:
                 link = await self._bring_up(peer, config)
             except BaseException:
@@ -328,7 +321,7 @@ class Node:
                 remove_peer_file(config.node.peers_dir, peer.name)
                 with trio.CancelScope(shield=True):
                     await self.unguard(peer, self.tunnels[peer.tunnel])
-                self.update_links(before, self.identities)
+                self.update_links(self.config, self.identities)
                 raise
             self.config = config
             self._journal.record("peer_added", peer=peer.name, uid=caller.uid)
@@ -337,7 +330,6 @@ class Node:
     async def _bring_up(self, peer: PeerConfig, config: Config) -> ManagedLink:
         """Guard a new peer and start its link. Raises ControlError."""
         fault = await self.guard(peer)
-        self.forget_guard_fault(peer.name)
         if fault:
             raise ControlError(ErrorCode.BACKEND_FAILED, fault)
         try:
@@ -348,8 +340,8 @@ class Node:
             raise ControlError(ErrorCode.CONFLICT, str(error)) from error
 
     async def change_peer(self, name: str, change: Mapping[str, Any], caller: Caller) -> LinkStatus:
-        self._named(name)
         async with self._changing:
+            self._named(name)
             changed = await reload.change_peer(self, name, change)
             self._journal.record(
                 "peer_changed", peer=name, uid=caller.uid, changes=", ".join(changed) or "nothing"
@@ -374,7 +366,7 @@ class Node:
             self.update_links(config, self.identities)
             await self.unguard(link.peer, link.tunnel)
             self._journal.record("peer_removed", peer=name, uid=caller.uid)
-            self._journal.forget_link(name)
+            self._journal.forget_link(name)  # what the record just now has counted
             return PeerRemoved(schema=SCHEMA, peer=name, removed=True)
 
     async def unguard(self, gone: PeerConfig, tunnel: ManagedTunnel) -> None:
@@ -382,7 +374,7 @@ class Node:
         needed = {
             prefix
             for link in self.links.values()
-            if _table(link.tunnel) == _table(tunnel)
+            if link.tunnel.table == tunnel.table
             for prefix in guarded_prefixes(link.peer, link.tunnel.config)
         }
         own = guarded_prefixes(gone, tunnel.config)
@@ -404,7 +396,3 @@ class Node:
 
     def subscribe_events(self) -> Subscription:
         return self._feed.subscribe()
-
-
-def _table(tunnel: ManagedTunnel) -> int:
-    return RT_TABLE_MAIN if tunnel.config.table is None else tunnel.config.table

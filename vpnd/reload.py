@@ -228,7 +228,6 @@ async def _guard(node: Node, plan: Plan) -> None:
         guarded.append(peer)
         fault = await node.guard(peer)
         if fault:
-            node.forget_guard_fault(name)
             for each in guarded:
                 await node.unguard(each, node.tunnels[each.tunnel])
             raise ControlError(

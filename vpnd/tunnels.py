@@ -28,6 +28,7 @@ from tun import (
     set_guard_routes,
 )
 from vpnd.clock import boottime
+from vpnd.config_check import MAIN_TABLE
 from vpnd.config_model import TunnelConfig
 from vpnd.journal import Journal
 
@@ -108,6 +109,11 @@ class ManagedTunnel:
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def table(self) -> int:
+        """The routing table of its routes and guards."""
+        return MAIN_TABLE if self.config.table is None else self.config.table
 
     @property
     def open(self) -> Tunnel | None:
