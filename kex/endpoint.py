@@ -129,6 +129,20 @@ class Endpoint:
         """
         changed = {config.name: config for config in configs}
         links = {name: self._link(name) for name in changed}
+        # An address that changes, which is most often all, costs nothing for the other links
+        if identities is not None or any(
+            local_identities(config) != local_identities(links[name].config)
+            for name, config in changed.items()
+        ):
+            self._claim(changed, identities)
+        for name, link in links.items():
+            link.reconfigure(self._node, changed[name], now)
+            self._note(link)
+
+    def _claim(
+        self, changed: Mapping[str, LinkConfig], identities: Iterable[Identity] | None
+    ) -> None:
+        """Who has which pair of identities, once these links are changed. Raises ValueError."""
         held = self._node.identities
         if identities is not None:
             held = {identity.fingerprint: identity for identity in identities}
@@ -139,9 +153,6 @@ class Endpoint:
             pairs.update(dict.fromkeys(_claimed(config, pairs, held), name))
         self._pairs, self._node.identities = pairs, held
         self._index_identities()
-        for name, link in links.items():
-            link.reconfigure(self._node, changed[name], now)
-            self._note(link)
 
     def end_key(self, name: str, at: float, now: float) -> None:
         """Let the key that a link has live until `at` at the latest, and begin an exchange for
