@@ -23,10 +23,13 @@ from vpnd.api import (
     Event,
     LinkStatus,
     NodeStatus,
+    PeerChange,
     PeerInfo,
     PeerRemoved,
     PeerRequest,
     RekeyStarted,
+    ReloadRequest,
+    ReloadResult,
 )
 
 TIMEOUT_SECONDS: Final = 30.0
@@ -89,6 +92,14 @@ class Client:
 
     def add_peer(self, request: PeerRequest) -> LinkStatus:
         return cast(LinkStatus, self._object("POST", "/v1/peers", request))
+
+    def change_peer(self, peer: str, change: PeerChange) -> LinkStatus:
+        path = f"/v1/peers/{quote(peer, safe='')}"
+        return cast(LinkStatus, self._object("PATCH", path, change))
+
+    def reload(self, *, dry_run: bool) -> ReloadResult:
+        request = ReloadRequest(dry_run=dry_run)
+        return cast(ReloadResult, self._object("POST", "/v1/reload", request))
 
     def remove_peer(self, peer: str) -> PeerRemoved:
         return cast(PeerRemoved, self._object("DELETE", f"/v1/peers/{quote(peer, safe='')}"))

@@ -1,4 +1,4 @@
-"""`vpnctl id`: how this node is known to its peers."""
+"""`vpnctl id`: how this node is known to its peers, and how it changes that."""
 
 import sys
 from pathlib import Path
@@ -7,32 +7,126 @@ from typing import Annotated
 import typer
 
 from cli.client import Client
-from cli.errors import CliError, DaemonUnreachable, UsageProblem
+from cli.errors import CliError, DaemonUnreachable, UsageProblem, hint
 from cli.node_paths import NodePaths
-from cli.options import AsJson, Settings
+from cli.options import AsJson, Settings, new_app
 from cli.show import print_json
 from vpnd.api import SCHEMA, IdentityInfo
 
+app = new_app(
+    name="id",
+    help="Print this node's fingerprints, which peers pin; make, switch and remove identities.",
+    invoke_without_command=True,
+)
 
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What it is called here.")]
+
+
+@app.callback()
 def show_identity(
     context: typer.Context,
+    identity: Annotated[
+        str | None, typer.Option("--identity", metavar="NAME", help="Only this one.")
+    ] = None,
     qr: Annotated[bool, typer.Option("--qr", help="As a QR code for the terminal.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print this node's fingerprint: what a peer pins.
+    """Print this node's fingerprints: what a peer pins. The first one is in use.
 
-    The daemon is asked; without one, the identity file is read.
+    The daemon is asked; without one, and for --identity, the identity files are read.
     """
+    if context.invoked_subcommand is not None:
+        if identity is not None or qr or as_json:
+            raise UsageProblem(
+                "options of `vpnctl id` go after the command", "vpnctl id new NAME --json"
+            )
+        return
     if qr and as_json:
         raise UsageProblem("--qr and --json exclude each other", "a QR code is for people's eyes")
-    identities = _identities(Settings.of(context))
+    settings = Settings.of(context)
+    identities = _identities(settings) if identity is None else [_named(settings, identity)]
     if as_json:
         print_json({"schema": SCHEMA, "identities": identities})
         return
-    for identity in identities:
-        print(identity["text"])
+    for each in identities:
+        print(each["text"])
         if qr:
-            _print_qr(identity["text"])
+            _print_qr(each["text"])
+
+
+@app.command()
+def new(
+    context: typer.Context,
+    name: NameArgument,
+    suite: Annotated[
+        str, typer.Option("--suite", metavar="1|2", help="1 unless given; 2 is CNSA 2.0's level.")
+    ] = "1",
+    as_json: AsJson = False,
+) -> None:
+    """Make a further identity, and print its fingerprint.
+
+    The daemon takes it at the next reload; peers may pin it from now on.
+    """
+    from cli.node_files import make_identity
+    from cli.values import Flags, number
+    from vpnd import config_fields as fields
+
+    flags = Flags("vpnctl id new")
+    flags.read("NAME", fields.name, name)
+    number_ = flags.read("--suite", number(1, 2), suite)
+    flags.check()
+    fingerprint = make_identity(_state_dir(context), name, number_ or 1)
+    _tell(IdentityInfo(suite=fingerprint.suite, text=fingerprint.text(), name=name), as_json)
+    hint("the daemon takes it at `vpnctl reload`; then peers may pin it beside the one in use")
+
+
+@app.command()
+def use(context: typer.Context, name: NameArgument, as_json: AsJson = False) -> None:
+    """Let an identity come first: own exchanges use it, from the next reload on.
+
+    Every peer has to pin it before.
+    """
+    from vpnd.file_trust import FileFault
+    from vpnd.identity_store import use_identity
+
+    try:
+        use_identity(_state_dir(context), name)
+    except FileFault as fault:
+        raise CliError(f"{fault.path}: {fault.reason}", fault.hint or _ELSEWHERE) from None
+    _tell(_named(Settings.of(context), name), as_json)
+    hint("the daemon takes it at `vpnctl reload`")
+
+
+@app.command()
+def remove(context: typer.Context, name: NameArgument, as_json: AsJson = False) -> None:
+    """Remove an identity for good; not the one in use.
+
+    No peer may pin it alone any more.
+    """
+    from vpnd.file_trust import FileFault
+    from vpnd.identity_store import remove_identity
+
+    removed = _named(Settings.of(context), name)
+    try:
+        remove_identity(_state_dir(context), name)
+    except FileFault as fault:
+        raise CliError(f"{fault.path}: {fault.reason}", fault.hint or _ELSEWHERE) from None
+    _tell(removed, as_json)
+    hint("the daemon forgets it at `vpnctl reload`")
+
+
+_ELSEWHERE = "run it as root, or as the daemon's own user"
+
+
+def _tell(identity: IdentityInfo, as_json: bool) -> None:
+    if as_json:
+        print_json({"schema": SCHEMA, "identity": identity})
+    else:
+        print(identity["text"])
+
+
+def _state_dir(context: typer.Context) -> Path:
+    return Path(NodePaths.of(Settings.of(context)).state_dir)
 
 
 def _identities(settings: Settings) -> list[IdentityInfo]:
@@ -40,6 +134,15 @@ def _identities(settings: Settings) -> list[IdentityInfo]:
         return Client.of(settings).status()["identities"]
     except DaemonUnreachable:
         return _stored(NodePaths.of(settings).state_dir)
+
+
+def _named(settings: Settings, name: str) -> IdentityInfo:
+    stored = _stored(NodePaths.of(settings).state_dir)
+    for identity in stored:
+        if identity.get("name") == name:
+            return identity
+    names = ", ".join(identity.get("name", "") for identity in stored)
+    raise CliError(f"there is no identity {name!r}", f"there are: {names}; vpnctl id new makes one")
 
 
 def _stored(state_dir: str) -> list[IdentityInfo]:
@@ -52,8 +155,10 @@ def _stored(state_dir: str) -> list[IdentityInfo]:
         raise CliError(f"{fault.path}: {fault.reason}", fault.hint or "vpnctl check tells more")
     if not stored.identities:
         raise CliError(f"there is no identity in {state_dir}", "vpnctl init makes one")
-    fingerprints = [identity.fingerprint for identity in stored.identities.values()]
-    return [IdentityInfo(suite=each.suite, text=each.text()) for each in fingerprints]
+    return [
+        IdentityInfo(suite=each.fingerprint.suite, text=each.fingerprint.text(), name=name)
+        for name, each in stored.identities.items()
+    ]
 
 
 def _print_qr(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
-from cli import check, completion, events, identity, labs, peers, setup, status
+from cli import check, completion, events, identity, labs, peers, reload, setup, status
 from cli.errors import PROGRAM, CliError, UsageProblem, report
 from cli.options import new_app
 from vpnd.api import CONTROL_SOCKET_ENVIRONMENT, ExitCode
@@ -19,11 +19,12 @@ MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path with its terminating 
 
 app = new_app(name=PROGRAM, help="Operate vpnd: quantum-safe links between sites.")
 app.command()(setup.init)
-app.command("id")(identity.show_identity)
+app.add_typer(identity.app)
 app.add_typer(peers.app)
 app.command()(status.status)
 app.command()(events.events)
 app.command()(check.check)
+app.command()(reload.reload)
 app.add_typer(labs.app)
 app.command()(completion.completion)
 

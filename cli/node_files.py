@@ -23,7 +23,7 @@ from vpnd.config import Config, load_config
 from vpnd.config_errors import ConfigErrors
 from vpnd.config_fields import FieldError, endpoint
 from vpnd.file_trust import DAEMON_USER, FileFault, folder_fault
-from vpnd.identity_store import create_identity, load_identities, system_suite
+from vpnd.identity_store import DEFAULT_IDENTITY, create_identity, load_identities, system_suite
 
 _CONFIG_MODE: Final = 0o644
 _FOLDER_MODE: Final = 0o755
@@ -43,6 +43,8 @@ class NewNode:
     addresses: tuple[str, ...]
     backend: str
     suite: int
+    identity: str | None
+    """A further identity; None: the one in use."""
     state_dir: str
     runtime_dir: str
 
@@ -132,18 +134,39 @@ def write_config(path: Path, text: str) -> list[Path]:
     return [path]
 
 
-def ensure_identity(state_dir: Path, suite: int) -> tuple[Fingerprint, list[Path]]:
-    """The node's first identity, made if it has none; and what was made. CliError on failure."""
+def ensure_identity(
+    state_dir: Path, suite: int, name: str | None = None
+) -> tuple[Fingerprint, list[Path]]:
+    """The node's identity in use, or the one of that name, made if there is none; and what was
+    made. CliError on failure."""
     stored = load_identities(state_dir)
     for fault in stored.faults:
         raise _failed(fault.path, fault.reason, fault.hint)
-    for identity in stored.identities.values():
-        return identity.fingerprint, []
+    for found, identity in stored.identities.items():
+        if name in (None, found):
+            return identity.fingerprint, []
     new_folder = [] if state_dir.is_dir() else [state_dir]
     made = Identity.generate(system_suite(suite))
     with _told():
-        path = create_identity(state_dir, made)
+        path = create_identity(state_dir, made, name or DEFAULT_IDENTITY)
     return made.fingerprint, [*new_folder, path]
+
+
+def make_identity(state_dir: Path, name: str, suite: int) -> Fingerprint:
+    """A further identity of a node that has one; CliError on failure, also if there is one of
+    that name."""
+    stored = load_identities(state_dir)
+    for fault in stored.faults:
+        raise _failed(fault.path, fault.reason, fault.hint)
+    if not stored.identities:
+        raise _failed(state_dir, "there is no identity yet", "vpnctl init makes the first one")
+    if name in stored.identities:
+        raise _failed(
+            state_dir, f"there is an identity {name} already", f"vpnctl id --identity {name}"
+        )
+    fingerprint, made = ensure_identity(state_dir, suite, name)
+    hand_over(made)
+    return fingerprint
 
 
 def hand_over(paths: list[Path]) -> None:

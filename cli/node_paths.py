@@ -18,6 +18,7 @@ class NodePaths:
     config: str
     control_socket: str
     state_dir: str
+    runtime_dir: str
     doubt: str = ""
 
     @classmethod
@@ -55,6 +56,7 @@ class NodePaths:
             config=config,
             control_socket=path("control_socket", os.path.join(runtime_dir, CONTROL_SOCKET_NAME)),
             state_dir=path("state_dir", DEFAULT_STATE_DIR),
+            runtime_dir=runtime_dir,
             doubt=doubt,
         )
 

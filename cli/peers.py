@@ -8,17 +8,26 @@ from typing import Annotated, Final
 import typer
 
 from cli.client import Client, Wakeups
-from cli.errors import DaemonUnreachable, LinkNotProtected, hint
+from cli.errors import DaemonUnreachable, LinkNotProtected, UsageProblem, hint
 from cli.links import is_protected, link_line, links_text
 from cli.options import AsJson, Settings, new_app
 from cli.peer_names import PeerArgument, asked_about
 from cli.show import NOTHING, fields, print_json, table
-from vpnd.api import SCHEMA, LinkStatus, PeerInfo, PeerRequest
+from vpnd.api import SCHEMA, LinkStatus, PeerChange, PeerInfo, PeerRequest
 
 WAIT_STEP_SECONDS: Final = 0.5
 """Events wake earlier; this is for a daemon whose stream cannot be had."""
 
-app = new_app(name="peer", help="Add, list, show, remove and rekey the links of this node.")
+LocalIdentity = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--local-identity",
+        metavar="NAME",
+        help="Which of this node's identities the link uses; for a second link to a gateway.",
+    ),
+]
+
+app = new_app(name="peer", help="Add, list, show, change, remove and rekey the links of this node.")
 
 
 @app.command()
@@ -59,6 +68,15 @@ def add(
         str | None,
         typer.Option("--keepalive", metavar="SECONDS", help="25 unless given; 0 for none."),
     ] = None,
+    local_identity: LocalIdentity = None,
+    wireguard_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--wireguard-endpoint",
+            metavar="HOST:PORT",
+            help="Where the peer's WireGuard is, if a firewall maps ports; else it says so itself.",
+        ),
+    ] = None,
     wait: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +90,10 @@ def add(
     The daemon writes the peer's file in peers.d; other links are not touched.
     """
     request, seconds = _read_request(name, identity, allow, endpoint, tunnel, keepalive, wait)
+    more = _read_change(
+        "vpnctl peer add", local_identity=local_identity, wireguard_endpoint=wireguard_endpoint
+    )
+    request.update(more)  # type: ignore[typeddict-item]  # keys that both have
     client = Client.of(Settings.of(context))
     try:
         link = client.add_peer(request)
@@ -95,6 +117,63 @@ def add(
             "has `vpnctl peer add` been run at the far end too? The link goes on trying: "
             f"vpnctl status {link['peer']} --watch",
         )
+
+
+@app.command("set")
+def change(
+    context: typer.Context,
+    peer: PeerArgument,
+    identity: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--identity",
+            metavar="TEXT",
+            help="All that the peer may use from now on, the first for own exchanges.",
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow", metavar="PREFIX", help="All that the peer may send from and is sent."
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", metavar="HOST:PORT", help="none: the peer comes to us."),
+    ] = None,
+    keepalive: Annotated[
+        str | None, typer.Option("--keepalive", metavar="SECONDS", help="0 for none.")
+    ] = None,
+    local_identity: LocalIdentity = None,
+    wireguard_endpoint: Annotated[
+        str | None,
+        typer.Option("--wireguard-endpoint", metavar="HOST:PORT", help="none: as it announces."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a peer while its link runs; what is not given stays as it is.
+
+    Its file in peers.d is written anew (comments in it are lost); other links are not touched.
+    """
+    wanted = _read_change(
+        "vpnctl peer set",
+        identity=identity,
+        allow=allow,
+        endpoint=endpoint,
+        keepalive=keepalive,
+        local_identity=local_identity,
+        wireguard_endpoint=wireguard_endpoint,
+    )
+    if not wanted:
+        raise UsageProblem("nothing to change", "vpnctl peer set --help shows what can be")
+    client = Client.of(Settings.of(context))
+    link = asked_about(client, peer, lambda name: client.change_peer(name, wanted))
+    if as_json:
+        print_json(link)
+    else:
+        print(link_line(link))
+    for warning in link["warnings"]:
+        hint(f"{link['peer']}: {warning}")
 
 
 @app.command("list")
@@ -182,6 +261,46 @@ def _read_request(
     return request, seconds
 
 
+def _read_change(
+    command: str,
+    *,
+    identity: list[str] | None = None,
+    allow: list[str] | None = None,
+    endpoint: str | None = None,
+    keepalive: str | None = None,
+    local_identity: list[str] | None = None,
+    wireguard_endpoint: str | None = None,
+) -> PeerChange:
+    """What is to change; UsageProblem with all that is wrong. `none` takes an endpoint away."""
+    from cli.values import Flags, number
+    from vpnd import config_fields as fields
+
+    flags = Flags(command)
+    change = PeerChange()
+    if identity:
+        read = flags.read_list("--identity", fields.fingerprint, identity)
+        change["identity"] = [each.text() for each in read]
+    if allow:
+        change["allowed_ips"] = [
+            str(each) for each in flags.read_list("--allow", fields.prefix, allow)
+        ]
+    if local_identity:
+        names = flags.read_list("--local-identity", fields.name, local_identity)
+        change["local_identity"] = names or None
+    for key, flag, given in (
+        ("endpoint", "--endpoint", endpoint),
+        ("wireguard_endpoint", "--wireguard-endpoint", wireguard_endpoint),
+    ):
+        if given is not None:
+            found = None if given == "none" else flags.read(flag, fields.endpoint, given)
+            change[key] = None if found is None else str(found)  # type: ignore[literal-required]
+    if keepalive is not None:
+        parse = number(0, 65_535, "seconds, 0 for none")
+        change["keepalive"] = flags.read("--keepalive", parse, keepalive)
+    flags.check()
+    return change
+
+
 def _wait_until_protected(client: Client, link: LinkStatus, seconds: float) -> LinkStatus:
     """The link as soon as it is protected, else as it is after `seconds`."""
     deadline = time.monotonic() + seconds
@@ -210,6 +329,8 @@ def _configuration(peer: PeerInfo) -> list[tuple[str, str]]:
         ("peer", peer["name"]),
         ("identity", ", ".join(peer["identities"])),
         ("endpoint", peer["endpoint"] or "none: the peer comes to us"),
+        ("WireGuard at", peer.get("wireguard_endpoint") or "as the peer announces"),
+        ("own identity", ", ".join(peer.get("local_identity", [])) or "the one in use"),
         ("tunnel", peer["tunnel"]),
         ("allowed", ", ".join(peer["allowed_ips"])),
         ("protected", NOTHING if protect is None else ", ".join(protect) or "nothing"),
@@ -217,5 +338,6 @@ def _configuration(peer: PeerInfo) -> list[tuple[str, str]]:
         ("renewal every", f"{peer['rekey_interval']} s"),
         ("key lifetime", f"{peer['key_lifetime']} s"),
         ("external keys", peer["external_keys"]),
+        ("on stop", peer.get("on_stop", "keep")),
         ("file", peer["file"]),
     ]

@@ -77,6 +77,14 @@ def init(
         str | None,
         typer.Option("--suite", metavar="1|2", help="Of the identity; 2 is CNSA 2.0's level."),
     ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option(
+            "--identity",
+            metavar="NAME",
+            help="A further identity: for a second link to the same gateway, or the next one.",
+        ),
+    ] = None,
     state_dir: Annotated[
         str | None,
         typer.Option("--state-dir", metavar="DIR", help=f"{DEFAULT_STATE_DIR} unless given."),
@@ -101,6 +109,7 @@ def init(
         "wg_port": wg_port,
         "backend": backend,
         "suite": suite,
+        "identity": identity,
         "state_dir": state_dir,
         "runtime_dir": runtime_dir,
     }
@@ -121,6 +130,8 @@ class _Ready:
 
     path: Path
     name: str
+    identity: str | None
+    """Its name, where one was asked for."""
     fingerprint: "Fingerprint"
     tunnels: "tuple[TunnelConfig, ...]"
     endpoint: str | None
@@ -133,7 +144,9 @@ class _Ready:
         return [self._command(tunnel) for tunnel in self.tunnels]
 
     def _command(self, tunnel: "TunnelConfig") -> list[str]:
-        command = ["vpnctl", "peer", "add", self.name, "--identity", self.fingerprint.text()]
+        # The far end may have this node's name already, for the link of another identity
+        name = self.name if self.identity is None else f"{self.name}-{self.identity}"
+        command = ["vpnctl", "peer", "add", name, "--identity", self.fingerprint.text()]
         if self.endpoint is not None:
             command += ["--endpoint", self.endpoint]
         if tunnel.addresses:
@@ -191,7 +204,7 @@ def _make(path: Path, given: Given, endpoint: str | None) -> _Ready:
     for_daemon = node_files.make_folder(
         config.node.peers_dir if exists else path.parent / PEERS_DIR
     )
-    fingerprint, new_files = node_files.ensure_identity(state_dir, wanted.suite)
+    fingerprint, new_files = node_files.ensure_identity(state_dir, wanted.suite, wanted.identity)
     for_daemon += new_files
     node_files.hand_over(for_daemon)
     made += for_daemon
@@ -203,6 +216,7 @@ def _make(path: Path, given: Given, endpoint: str | None) -> _Ready:
     return _Ready(
         path=path,
         name=config.node.name,
+        identity=wanted.identity,
         fingerprint=fingerprint,
         tunnels=tunnels,
         endpoint=told,
@@ -239,6 +253,8 @@ def _read_flags(
             read[key] = str(flags.read("--name, from this host's", parse, default))
         else:
             read[key] = default
+    name = given["identity"]
+    identity = flags.read("--identity", fields.name, name) if isinstance(name, str) else None
     several = {
         key: tuple(str(value) for value in flags.read_list(_flag(key), parse, given[key] or ()))
         for key, parse in (
@@ -264,6 +280,7 @@ def _read_flags(
         addresses=several["addresses"],
         backend=read["backend"],
         suite=int(read["suite"]),
+        identity=identity,
         state_dir=read["state_dir"],
         runtime_dir=read["runtime_dir"],
     )
@@ -278,6 +295,7 @@ def _ignored(
         "name": config.node.name,
         "listen": tuple(map(str, config.node.listen)),
         "suite": fingerprint.suite,
+        "identity": wanted.identity,
         "state_dir": str(config.node.state_dir),
         "runtime_dir": str(config.node.runtime_dir),
     }

@@ -1,14 +1,18 @@
 """`vpnctl status`: what the links are doing."""
 
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from cli.client import Client, Wakeups
-from cli.errors import DaemonUnreachable, printable
+from cli.errors import DaemonUnreachable, UsageProblem, hint, printable
 from cli.links import is_protected, links_text
+from cli.node_paths import NodePaths
 from cli.options import AsJson, Settings
 from cli.peer_names import asked_about, complete_peer
 from cli.show import duration, print_json, print_json_line
@@ -58,7 +62,13 @@ def status(
     With PEER, exits 0 while the link is protected (active or degraded), 4 otherwise.
     """
     client = Client.of(Settings.of(context))
-    seen = _look(client, peer)
+    try:
+        seen = _look(client, peer)
+    except DaemonUnreachable:
+        with suppress(UsageProblem):  # no configuration: the socket alone was named
+            for line in _kept_links(NodePaths.of(Settings.of(context)).runtime_dir):
+                hint(line)
+        raise
     if watch:
         return _watch(client, peer, seen, as_json=as_json)
     if as_json:
@@ -76,6 +86,22 @@ def _look(client: Client, peer: str | None) -> _Look:
         return _Look(document=link, links=[link], heading="")
     node = client.status()
     return _Look(document=node, links=node["links"], heading=_heading(node))
+
+
+def _kept_links(runtime_dir: str) -> list[str]:
+    """Until when the links run that a daemon has left behind, as far as its records say."""
+    from vpnd.link_record import LinkRecords
+
+    folder = Path(runtime_dir, "links")
+    records = LinkRecords(Path(runtime_dir))
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    lines = []
+    for name in sorted(path.stem for path in folder.glob("*.json")):
+        record = records.load(name)
+        left = 0.0 if record is None else record.expires_at - now
+        if left > 0:
+            lines.append(f"{name}: runs on without the daemon, for {duration(left)} at most")
+    return lines
 
 
 def _heading(node: NodeStatus) -> str:

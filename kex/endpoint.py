@@ -99,7 +99,8 @@ class Endpoint:
         """A new link; its first exchange begins at `start_at`, or now. Raises ValueError."""
         if config.name in self._links:
             raise ValueError(f"link {config.name}: there is one of that name")
-        self._claim(config)
+        claimed = _claimed(config, self._pairs, self._node.identities)
+        self._pairs = {**self._pairs, **dict.fromkeys(claimed, config.name)}
         link = Link(
             config=config,
             retry_at=now if start_at is None else start_at,
@@ -112,9 +113,53 @@ class Endpoint:
 
     def update_link(self, config: LinkConfig, now: float) -> None:
         """Change a link; others are left alone. Raises UnknownLink, ValueError."""
-        link = self._link(config.name)
-        self._claim(config)
-        link.reconfigure(self._node, config, now)
+        self.update_links([config], now)
+
+    def update_links(
+        self,
+        configs: Iterable[LinkConfig],
+        now: float,
+        *,
+        identities: Iterable[Identity] | None = None,
+    ) -> None:
+        """Change links, and this node's own identities where given, in one step: all or nothing.
+
+        In one step, because two links may trade identities. A link whose configuration is what
+        it was is left alone. Raises UnknownLink, ValueError.
+        """
+        changed = {config.name: config for config in configs}
+        links = {name: self._link(name) for name in changed}
+        # An address that changes, which is most often all, costs nothing for the other links
+        if identities is not None or any(
+            local_identities(config) != local_identities(links[name].config)
+            for name, config in changed.items()
+        ):
+            self._claim(changed, identities)
+        for name, link in links.items():
+            link.reconfigure(self._node, changed[name], now)
+            self._note(link)
+
+    def _claim(
+        self, changed: Mapping[str, LinkConfig], identities: Iterable[Identity] | None
+    ) -> None:
+        """Who has which pair of identities, once these links are changed. Raises ValueError."""
+        held = self._node.identities
+        if identities is not None:
+            held = {identity.fingerprint: identity for identity in identities}
+        pairs: dict[tuple[Fingerprint, Fingerprint], str] = {}
+        # Those that stay as they are first: it is a changed one that is told
+        for name in sorted(self._links, key=changed.__contains__):
+            config = changed.get(name, self._links[name].config)
+            pairs.update(dict.fromkeys(_claimed(config, pairs, held), name))
+        self._pairs, self._node.identities = pairs, held
+        self._index_identities()
+
+    def end_key(self, name: str, at: float, now: float) -> None:
+        """Let the key that a link has live until `at` at the latest, and begin an exchange for
+        another one: the identity that it was agreed with is no longer the peer's. Raises
+        UnknownLink."""
+        link = self._link(name)
+        link.end_key(at, now)
         self._note(link)
 
     def remove_link(self, name: str) -> None:
@@ -124,22 +169,6 @@ class Endpoint:
         self._note(link)
         del self._links[name], self._indexed[name]
         self._pairs = {pair: owner for pair, owner in self._pairs.items() if owner != name}
-
-    def _claim(self, config: LinkConfig) -> None:
-        pairs = local_identities(config)
-        for pair in pairs:
-            owner = self._pairs.get(pair)
-            if owner not in (None, config.name):
-                raise ValueError(
-                    f"link {config.name}: the same pair of identities as link {owner}; "
-                    "a parallel link needs an identity of its own"
-                )
-            if pair[0] not in self._node.identities:
-                raise ValueError(f"link {config.name}: an identity that this node does not hold")
-            if pair[1] in self._node.identities:
-                raise ValueError(f"link {config.name}: the peer has an identity of this node")
-        self._pairs = {pair: owner for pair, owner in self._pairs.items() if owner != config.name}
-        self._pairs.update(dict.fromkeys(pairs, config.name))
 
     def hold(self) -> None:
         """Begin no more exchanges; those under way go on: before a stop."""
@@ -646,6 +675,26 @@ class Endpoint:
                 tuple(node.events),
             )
         return (*shared, links)
+
+
+def _claimed(
+    config: LinkConfig,
+    pairs: Mapping[tuple[Fingerprint, Fingerprint], str],
+    held: Mapping[Fingerprint, Identity],
+) -> frozenset[tuple[Fingerprint, Fingerprint]]:
+    """The pairs of identities of a link, where no other link has one of them. Raises ValueError."""
+    claimed = local_identities(config)
+    for pair in claimed:
+        if pair in pairs:
+            raise ValueError(
+                f"link {config.name}: the same pair of identities as link {pairs[pair]}; "
+                "a parallel link needs an identity of its own"
+            )
+        if pair[0] not in held:
+            raise ValueError(f"link {config.name}: an identity that this node does not hold")
+        if pair[1] in held:
+            raise ValueError(f"link {config.name}: the peer has an identity of this node")
+    return claimed
 
 
 _NOT_INDEXED: tuple[bytes | None, bytes | None, float | None] = (None, None, None)

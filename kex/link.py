@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from kex import answering, initiating, timing
@@ -148,7 +148,13 @@ class Link(LinkState):
             self.learnt_address = None
         if self.exchange is not None and self.exchange.phase is not Phase.INSTALLING:
             initiating.abandon(self, node, now)
-        elif config.wireguard_key != before.wireguard_key:
+        elif config.wireguard_key != before.wireguard_key or config.own_pair != before.own_pair:
+            self.owe(StartReason.REQUESTED, now)
+
+    def end_key(self, at: float, now: float) -> None:
+        """The key lives until `at` at the latest, and another one is owed."""
+        if self.key is not None:
+            self.key = replace(self.key, expires_at=min(self.key.expires_at, at))
             self.owe(StartReason.REQUESTED, now)
 
 

@@ -57,3 +57,8 @@ class LinkConfig:
     def local_for(self, remote: Fingerprint) -> Fingerprint | None:
         """The identity of ours that an exchange with `remote` uses: the first of its suite."""
         return next((local for local in self.locals if local.suite == remote.suite), None)
+
+    @property
+    def own_pair(self) -> tuple[Fingerprint | None, Fingerprint]:
+        """The identities (ours, theirs) that an exchange of our own uses."""
+        return self.local_for(self.remotes[0]), self.remotes[0]

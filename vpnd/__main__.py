@@ -23,6 +23,7 @@ from vpnd.guards import guarded_prefixes
 from vpnd.hardening import protect_memory
 from vpnd.journal import Journal, configure_logging
 from vpnd.node import Node, NoIdentity
+from vpnd.node_control import ControlError
 from vpnd.sdnotify import notify, watchdog_seconds
 from vpnd.transport import CannotListen, Transport
 
@@ -137,7 +138,7 @@ async def _serve(
             watched.start_soon(_feed_watchdog)
             journal.record("started", version=version("vpnd"), links=len(node.links))
             notify("READY=1")
-            await _until_stopped(signals, journal)
+            await _until_stopped(signals, node, journal)
             watched.cancel_scope.cancel()
         notify("STOPPING=1")
         await node.settle()
@@ -160,17 +161,30 @@ def _mark(config: Config) -> int | None:
     return next((tunnel.fwmark for tunnel in config.tunnels.values() if tunnel.fwmark), None)
 
 
-async def _until_stopped(signals: AsyncIterator[int], journal: Journal) -> None:
-    async for received in signals:
-        if received == signal.SIGHUP:
-            journal.record(
-                "reload_ignored",
-                level="warning",
-                reason="this version has no reload: use `vpnctl peer add` and `remove`",
-            )
-            continue
-        journal.record("stopping", reason=signal.Signals(received).name)
-        return
+async def _until_stopped(signals: AsyncIterator[int], node: Node, journal: Journal) -> None:
+    async with trio.open_nursery() as reloads:
+        async for received in signals:
+            if received == signal.SIGHUP:
+                reloads.start_soon(_reload, node, journal)
+                continue
+            journal.record("stopping", reason=signal.Signals(received).name)
+            reloads.cancel_scope.cancel()
+            return
+
+
+async def _reload(node: Node, journal: Journal) -> None:
+    """On SIGHUP: what is wrong goes to the log, since nobody waits for an answer."""
+    try:
+        await node.reload(dry_run=False, caller=None)
+    except ConfigErrors as errors:
+        for problem in errors.problems:
+            journal.record("reload_refused", level="error", reason=str(problem), hint=problem.hint)
+    except (ControlError, FileFault) as error:
+        hint = getattr(error, "hint", "")
+        journal.record("reload_refused", level="error", reason=str(error), hint=hint)
+    except Exception as error:
+        # A bug, met by one reload: the links go on
+        journal.record("internal_error", level="error", reason="reload", exc_info=error)
 
 
 async def _feed_watchdog() -> None:

@@ -7,8 +7,10 @@ The API is HTTP over the Unix socket, JSON bodies, paths under `/v1`:
     GET    /v1/links/{peer}          -> LinkStatus
     GET    /v1/peers                 -> list[PeerInfo]
     POST   /v1/peers  PeerRequest    -> 201 LinkStatus
+    PATCH  /v1/peers/{name} PeerChange -> LinkStatus
     DELETE /v1/peers/{name}          -> PeerRemoved
     POST   /v1/peers/{name}/rekey    -> RekeyStarted
+    POST   /v1/reload  ReloadRequest -> ReloadResult
     GET    /v1/events                -> Event, one JSON object a line (application/x-ndjson)
 
 Any answer from 400 on carries an `ErrorBody`. Clients ignore fields they do not know: within one
@@ -109,6 +111,8 @@ class IdentityInfo(TypedDict):
     suite: int
     text: str
     """The fingerprint's text form, `vpnd1…`."""
+    name: NotRequired[str]
+    """What it is called here; the first of several is the one in use."""
 
 
 class KeyInfo(TypedDict):
@@ -220,6 +224,11 @@ class PeerInfo(TypedDict):
     protect: list[str] | None
     external_keys: str
     file: str
+    local_identity: NotRequired[list[str]]
+    """Names of this node's identities for this link; empty where none are named."""
+    wireguard_endpoint: NotRequired[str | None]
+    on_stop: NotRequired[str]
+    """keep or close."""
 
 
 class PeerRequest(TypedDict):
@@ -236,6 +245,55 @@ class PeerRequest(TypedDict):
     rekey_interval: NotRequired[int]
     key_lifetime: NotRequired[int | None]
     protect: NotRequired[list[str] | None]
+    local_identity: NotRequired[str | list[str]]
+    wireguard_endpoint: NotRequired[str | None]
+    on_stop: NotRequired[str | None]
+
+
+class PeerChange(TypedDict, total=False):
+    """What is to change of a peer; what is left out stays, and null takes a key out of its file."""
+
+    identity: str | list[str]
+    allowed_ips: list[str]
+    endpoint: str | None
+    keepalive: int | None
+    rekey_interval: int | None
+    key_lifetime: int | None
+    protect: list[str] | None
+    local_identity: str | list[str] | None
+    wireguard_endpoint: str | None
+    on_stop: str | None
+
+
+class ReloadRequest(TypedDict):
+    dry_run: NotRequired[bool]
+    """Only say what would change."""
+
+
+class KeyChange(TypedDict):
+    key: str
+    before: str | None
+    """As text; None where nothing was set."""
+    after: str | None
+
+
+class ConfigChange(TypedDict):
+    what: str
+    """node, tunnel, peer or identity."""
+    name: str
+    change: str
+    """added, removed or changed."""
+    keys: list[KeyChange]
+
+
+class ReloadResult(TypedDict):
+    schema: int
+    dry_run: bool
+    changes: list[ConfigChange]
+    restart: list[str]
+    """Keys that only a restart can change: with any of these nothing is applied."""
+    problems: list[str]
+    """What was applied and did not succeed at once; it is tried again."""
 
 
 class PeerRemoved(TypedDict):

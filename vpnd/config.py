@@ -34,6 +34,7 @@ from vpnd.config_model import (
 from vpnd.config_source import Source, fault_problem, read_document
 from vpnd.file_trust import FileFault, FileUnreadable, folder_fault, folder_files
 from vpnd.identity_store import load_identities
+from vpnd.local_identity import link_identities
 from vpnd.ml_kem import MlKemUnavailable, ml_kem_provider
 from vpnd.peer_file import SUFFIX, peer_path
 
@@ -50,11 +51,20 @@ class Config:
     defaults: Defaults
     tunnels: Mapping[str, TunnelConfig]
     peers: Mapping[str, PeerConfig]
-    own: tuple[Fingerprint, ...] = ()
-    """This node's identities as found beside it; empty before `vpnctl init`."""
+    identities: Mapping[str, Fingerprint] = field(default_factory=lambda: MappingProxyType({}))
+    """This node's identities by name, the one in use first; empty before `vpnctl init`."""
     crypto: CryptoConfig = field(default_factory=CryptoConfig)
     notes: tuple[ConfigProblem, ...] = field(default=(), compare=False)
     """What is allowed, and worth knowing."""
+
+    @property
+    def own(self) -> tuple[Fingerprint, ...]:
+        """This node's identities, the one in use first."""
+        return tuple(self.identities.values())
+
+    def locals_of(self, peer: PeerConfig) -> tuple[Fingerprint, ...]:
+        """This node's identities on the link to a peer; the first one is for own exchanges."""
+        return link_identities(peer, self.identities, self.peers)
 
     def with_peer(self, request: PeerRequest) -> Config:
         """The same with one more peer; ConfigErrors with all that speaks against it."""
@@ -70,6 +80,14 @@ class Config:
         )
         return self._with_peers({**self.peers, peer.name: peer}, source)
 
+    def with_changed_peer(self, name: str, settings: PeerSettings) -> Config:
+        """The same with other settings of a peer; ConfigErrors with all that speaks against them,
+        KeyError if there is none of that name."""
+        source = Source(None)
+        file = self.peers[name].file
+        peer = complete_peer(name, file, settings, self.defaults, tuple(self.tunnels), source)
+        return self._with_peers({**self.peers, name: peer}, source)
+
     def without_peer(self, name: str) -> Config:
         """The same without a peer; KeyError if there is none of that name."""
         peers = dict(self.peers)
@@ -83,7 +101,7 @@ class Config:
             tunnels=self.tunnels,
             peers=peers,
             sources=dict.fromkeys(peers, source),
-            own=self.own,
+            identities=self.identities,
         )
         problems = tuple(check(draft))
         if problems:
@@ -151,7 +169,7 @@ class _Loader:
         self._unknown_keys()
         sources: dict[str, Source] = {}
         peers = dict(self._peers(self._peers_dir(node), defaults, sources))
-        own = self._own(node) if with_identities and node is not None else ()
+        own = self._own(node) if with_identities and node is not None else {}
         draft = Draft(self.main, node, tunnels, peers, sources, own)
         self.problems += check(draft)
         if self.problems or node is None:
@@ -162,7 +180,7 @@ class _Loader:
             defaults=defaults,
             tunnels=MappingProxyType(tunnels),
             peers=MappingProxyType(peers),
-            own=own,
+            identities=MappingProxyType(own),
             crypto=crypto,
             notes=(*self.notes, *notes(draft)),
         )
@@ -266,13 +284,13 @@ class _Loader:
             self.problems += errors.problems
             return None
 
-    def _own(self, node: NodeConfig) -> tuple[Fingerprint, ...]:
+    def _own(self, node: NodeConfig) -> dict[str, Fingerprint]:
         stored = load_identities(node.state_dir)
         for fault in stored.faults:
             # `vpnctl check` by an ordinary user: he cannot know, and the daemon will look
             target = self.notes if isinstance(fault, FileUnreadable) else self.problems
             target.append(fault_problem(fault))
-        return tuple(identity.fingerprint for identity in stored.identities.values())
+        return {name: identity.fingerprint for name, identity in stored.identities.items()}
 
     def _valid(
         self, model: type[TableT], values: object, source: Source, at: Location

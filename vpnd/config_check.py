@@ -22,6 +22,7 @@ from vpnd.config_model import (
     TunnelConfig,
 )
 from vpnd.config_source import Source
+from vpnd.local_identity import check_identities
 
 MAIN_TABLE: Final = 254
 _MIN_IPV6_MTU: Final = 1280
@@ -37,15 +38,15 @@ class Draft:
     peers: Mapping[str, PeerConfig]
     sources: Mapping[str, Source]
     """Where each peer of `peers` came from."""
-    own: Sequence[Fingerprint]
-    """This node's identities, as far as they are known."""
+    identities: Mapping[str, Fingerprint]
+    """This node's identities by name, the one in use first, as far as they are known."""
 
 
 def check(draft: Draft) -> Iterator[ConfigProblem]:
     """All that contradicts itself."""
     yield from _check_tunnels(draft)
     yield from _check_marks(draft)
-    yield from _check_identities(draft)
+    yield from check_identities(draft.peers, draft.sources, draft.identities)
     yield from _check_prefixes(draft)
     for peer in draft.peers.values():
         yield from _check_peer(peer, draft.tunnels.get(peer.tunnel), draft.sources[peer.name])
@@ -132,41 +133,6 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
                 f"{tunnel.mtu} is too small for the tunnel's IPv6 addresses",
                 f"at least {_MIN_IPV6_MTU}",
             )
-
-
-def _check_identities(draft: Draft) -> Iterator[ConfigProblem]:
-    owners: dict[Fingerprint, str] = {}
-    for peer in draft.peers.values():
-        source = draft.sources[peer.name]
-        for index, fingerprint in enumerate(peer.identity):
-            at = _identity_at(peer, index)
-            if fingerprint in draft.own:
-                yield source.problem(
-                    at,
-                    "is this node's own fingerprint",
-                    "run `vpnctl id` on the other node, and take what it prints",
-                )
-            elif owners.get(fingerprint) == peer.name:
-                yield source.problem(at, "stands in the list twice", "remove one of them")
-            elif fingerprint in owners:
-                yield source.problem(
-                    at,
-                    f"is also the identity of peer {owners[fingerprint]}: one pair of identities "
-                    "on two links",
-                    "each link to the same gateway needs a pair of identities of its own",
-                )
-            owners.setdefault(fingerprint, peer.name)
-        if draft.own and all(one.suite != peer.fingerprint.suite for one in draft.own):
-            suites = ", ".join(str(suite) for suite in sorted({one.suite for one in draft.own}))
-            yield source.problem(
-                _identity_at(peer, 0),
-                f"is of suite {peer.fingerprint.suite}, and this node's own is of suite {suites}",
-                "both ends of a link have identities of the same suite",
-            )
-
-
-def _identity_at(peer: PeerConfig, index: int) -> Location:
-    return ("identity",) if len(peer.identity) == 1 else ("identity", index)
 
 
 def _check_prefixes(draft: Draft) -> Iterator[ConfigProblem]:

@@ -84,6 +84,7 @@ Lifetime = Annotated[
         fields.whole_number(MIN_REKEY_INTERVAL + MIN_LIFETIME_MARGIN, MAX_KEY_LIFETIME, "seconds")
     ),
 ]
+OnStop = Annotated[Literal["keep", "close"], PlainValidator(fields.choice("keep", "close"))]
 Keepalive = Annotated[int, PlainValidator(fields.whole_number(0, 65535, "seconds, 0 for none"))]
 
 
@@ -118,6 +119,8 @@ class NodeConfig(Table):
         Literal["debug", "info", "warning", "error"],
         PlainValidator(fields.choice("debug", "info", "warning", "error")),
     ] = "info"
+    on_stop: OnStop = "keep"
+    """What a clean stop does with the links: leave them running, or take them down."""
 
 
 class Defaults(Table):
@@ -192,6 +195,17 @@ class _PeerTable(Table):
     """The first is the one that exchanges are started with; one or more, in a rotation."""
     endpoint: Annotated[Endpoint, PlainValidator(fields.endpoint)] | None = None
     """Where the peer's key exchange listens; None: the peer comes to us."""
+    wireguard_endpoint: Annotated[Endpoint, PlainValidator(fields.endpoint)] | None = None
+    """Where the peer's WireGuard is; None: at the address of its key exchange, at the port that
+    it announces. For a firewall that maps ports."""
+    local_identity: Annotated[
+        tuple[Name, ...],
+        BeforeValidator(_list_of_one),
+        AfterValidator(_one_or_more),
+        _at_most(MAX_IDENTITIES),
+    ] = ()
+    """Names of this node's identities for this link, the first for own exchanges; empty: those
+    that no other link names."""
     allowed_ips: Annotated[Prefixes, AfterValidator(_one_or_more)]
     keepalive: Keepalive = 25
     """Seconds; 0 is off."""
@@ -200,6 +214,8 @@ class _PeerTable(Table):
     protect: Prefixes | None = None
     """What must never leave in the clear where no guard routes follow from `allowed_ips`."""
     external_keys: ExternalKeys = ExternalKeys()
+    on_stop: OnStop | None = None
+    """What a clean stop of the daemon does with the link; None: as `[node]` says."""
 
 
 class PeerSettings(_PeerTable):

@@ -46,8 +46,9 @@ def control_app(node: NodeControl, stopping: trio.Event) -> Starlette:
             Route("/v1/status", _answering(routes.status), methods=["GET"]),
             Route("/v1/links/{peer}", _answering(routes.link), methods=["GET"]),
             Route("/v1/peers", _answering(routes.peers), methods=["GET", "POST"]),
-            Route("/v1/peers/{peer}", _answering(routes.remove_peer), methods=["DELETE"]),
+            Route("/v1/peers/{peer}", _answering(routes.peer), methods=["PATCH", "DELETE"]),
             Route("/v1/peers/{peer}/rekey", _answering(routes.rekey), methods=["POST"]),
+            Route("/v1/reload", _answering(routes.reload), methods=["POST"]),
             Route("/v1/events", _answering(routes.events), methods=["GET"]),
         ],
         exception_handlers={HTTPException: _no_route},
@@ -95,12 +96,25 @@ class _Routes:
         wanted = validate(PeerRequest, values, Source(None))
         return JSONResponse(await self._node.add_peer(wanted, _caller(request)), status_code=201)
 
-    async def remove_peer(self, request: Request) -> Response:
+    async def peer(self, request: Request) -> Response:
         name = _peer_name(request)
+        if request.method == "PATCH":
+            change = _json_object(await request.body())
+            return JSONResponse(await self._node.change_peer(name, change, _caller(request)))
         return JSONResponse(await self._node.remove_peer(name, _caller(request)))
 
     async def rekey(self, request: Request) -> Response:
         return JSONResponse(await self._node.rekey(_peer_name(request), _caller(request)))
+
+    async def reload(self, request: Request) -> Response:
+        body = await request.body()
+        asked = _json_object(body) if body else {}
+        dry_run = asked.pop("dry_run", False)
+        if asked or not isinstance(dry_run, bool):
+            raise ControlError(
+                ErrorCode.BAD_REQUEST, "a reload takes dry_run alone: true or false", "{}"
+            )
+        return JSONResponse(await self._node.reload(dry_run=dry_run, caller=_caller(request)))
 
     async def events(self, request: Request) -> Response:
         since = request.query_params.get("since", "now")
@@ -204,7 +218,7 @@ def _no_route(request: Request, error: Exception) -> Response:
         ControlError(
             ErrorCode.NO_SUCH_ROUTE,
             f"there is nothing at {asked}",
-            "paths begin with /v1/: status, links/PEER, peers, events",
+            "paths begin with /v1/: status, links/PEER, peers, reload, events",
         )
     )
 

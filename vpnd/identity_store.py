@@ -2,6 +2,7 @@
 
     STATE_DIR/identity.key            the identity called "default"
     STATE_DIR/identity-NAME.key       further ones: another suite, the next one in a rotation
+    STATE_DIR/identity.use            the name of the one that comes first; absent: the default one
     STATE_DIR/peer-keys/vpnd1….pub    a peer's public key, under its fingerprint
 
 An identity file is a secret: mode 0600, the daemon's own user, never overwritten. A cached public
@@ -35,6 +36,7 @@ from vpnd.file_trust import (
 
 DEFAULT_IDENTITY: Final = "default"
 _MAX_IDENTITY_BYTES: Final = 1024
+_MAX_NAME_FILE_BYTES: Final = 256
 _MAX_PUBLIC_KEY_BYTES: Final = 16 * 1024
 _SECRET_MODE: Final = 0o600
 _PUBLIC_MODE: Final = 0o644
@@ -46,7 +48,7 @@ class StoredIdentities:
     """What was found: the identities that can be used, and the files that cannot."""
 
     identities: Mapping[str, Identity]
-    """By name, the default one first."""
+    """By name: the one in use first, then the default one."""
     faults: tuple[FileFault, ...]
 
 
@@ -88,7 +90,68 @@ def load_identities(
             identities[name] = load_identity(path, suite_of=suite_of)
         except FileFault as error:
             faults.append(error)
-    return StoredIdentities(identities, tuple(faults))
+    try:
+        first = identity_in_use(state_dir)
+    except FileFault as error:
+        faults.append(error)
+        first = None
+    if first is not None and first not in identities:
+        faults.append(
+            FileFault(
+                _use_path(state_dir),
+                f"names the identity {first}, which is not here",
+                "vpnctl id use NAME, with one of those that `vpnctl id` names",
+            )
+        )
+    ordered = sorted(identities, key=lambda name: name != first)
+    return StoredIdentities({name: identities[name] for name in ordered}, tuple(faults))
+
+
+def identity_in_use(state_dir: Path) -> str | None:
+    """The name of the identity that comes first; None where nobody has chosen one.
+
+    Raises FileFault.
+    """
+    path = _use_path(state_dir)
+    try:
+        content = read_public(path, limit=_MAX_NAME_FILE_BYTES)
+    except FileMissing:
+        return None
+    if content.fault is not None:
+        raise content.fault
+    try:
+        return parse_name(content.data.decode("ascii").strip())
+    except (FieldError, UnicodeDecodeError):
+        raise FileFault(path, "is not the name of an identity", "vpnctl id use NAME") from None
+
+
+def use_identity(state_dir: Path, name: str) -> None:
+    """Let an identity come first from the next start or reload on. FileFault where there is none
+    of that name, or where it cannot be written."""
+    if name not in load_identities(state_dir).identities:
+        raise FileFault(
+            identity_path(state_dir, name),
+            "there is no such identity, or it cannot be read",
+            f"vpnctl id new {name} makes one",
+        )
+    write_atomically(
+        _use_path(state_dir), f"{name}\n".encode("ascii"), mode=_PUBLIC_MODE, replace=True
+    )
+
+
+def remove_identity(state_dir: Path, name: str) -> None:
+    """Remove an identity for good. FileFault for the one in use, and on failure."""
+    stored = load_identities(state_dir).identities
+    path = identity_path(state_dir, name)
+    if name not in stored:
+        raise FileFault(path, "there is no such identity", "`vpnctl id` names those that there are")
+    if name == next(iter(stored)):
+        raise FileFault(path, "is the identity in use", "vpnctl id use NAME, with another one")
+    remove_durably(path)
+
+
+def _use_path(state_dir: Path) -> Path:
+    return state_dir / "identity.use"
 
 
 def load_identity(path: Path, *, suite_of: Callable[[int], Suite] = system_suite) -> Identity:

@@ -5,12 +5,14 @@ KeyEstablished ──▶ record ──▶ tunnel ──▶ key_installed ──�
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
+from kex.address import Address
 from kex.events import (
     Event,
     ExchangeFailed,
@@ -45,6 +47,10 @@ from vpnd.tunnels import ManagedTunnel
 
 RESTART_SECONDS: Final = 5.0
 """Before a link's task that met a bug of ours is started again, and between look-ups that fail."""
+UNPINNED_SECONDS: Final = 10.0
+"""What a key lives on after the identity that it was agreed with was taken out of the peer's list:
+time for an exchange under another identity of the list."""
+OTHER_IDENTITY: Final = "the peer used another identity than the first one pinned here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,8 @@ class ManagedLink:
         self.last: LastExchange | None = None
         self.adopted = False
         self.closed_reason = ""
+        self._unpinned = False
+        """Whether the key's end was brought forward, its identity being no longer the peer's."""
         self.renewal_problem = ""
         self.waiting_reason = ""
         self.fault = ""
@@ -212,18 +220,77 @@ class ManagedLink:
         return link.awaits_resp_conf or link.responding is not None or self._to_install is not None
 
     def _config(self, wireguard_key: bytes) -> LinkConfig:
-        suites = {fingerprint.suite for fingerprint in self.peer.identity}
+        return self._config_of(self.peer, self._own, self._addresses.current, wireguard_key)
+
+    def _config_of(
+        self,
+        peer: PeerConfig,
+        own: tuple[Fingerprint, ...],
+        address: Address | None,
+        wireguard_key: bytes,
+    ) -> LinkConfig:
         return LinkConfig(
-            name=self.name,
-            locals=tuple(own for own in self._own if own.suite in suites),
-            remotes=self.peer.identity,
+            name=peer.name,
+            locals=own,
+            remotes=peer.identity,
             wireguard_key=wireguard_key,
             wireguard_port=self.tunnel.config.listen_port,
-            address=self._addresses.current,
+            address=address,
             prefixes=self.tunnel.config.announced,
-            interval=self.peer.rekey_interval,
-            lifetime=self.peer.key_lifetime,
+            interval=peer.rekey_interval,
+            lifetime=peer.key_lifetime,
         )
+
+    # ---- a changed configuration
+
+    def config_with(self, peer: PeerConfig, own: tuple[Fingerprint, ...]) -> LinkConfig | None:
+        """What the key exchange would have to know; None while the link takes no part in it.
+
+        Raises ValueError.
+        """
+        if not self.joined:
+            return None
+        same = peer.endpoint == self.peer.endpoint
+        addresses = self._addresses if same else PeerAddresses(peer.endpoint)
+        return self._config_of(peer, own, addresses.current, self._public_key)
+
+    def take(self, peer: PeerConfig, own: tuple[Fingerprint, ...]) -> None:
+        """Go by a changed configuration, which the key exchange has taken already. The tunnel is
+        the same. `bring_up_to_date` takes it to the interface."""
+        before, self.peer, self._own = self.peer, peer, own
+        elsewhere = (peer.endpoint, peer.wireguard_endpoint)
+        self.wireguard.take(peer)
+        if elsewhere != (before.endpoint, before.wireguard_endpoint):
+            if peer.endpoint != before.endpoint:
+                self._addresses = PeerAddresses(peer.endpoint)
+            self.waiting_reason = ""
+            self._resolve.set()
+            if self.joined:
+                self._request(StartReason.REQUESTED)
+        self.warnings = tuple(warning for warning in self.warnings if warning != OTHER_IDENTITY)
+        self._end_unpinned(at_once=not set(peer.identity) & set(before.identity))
+        self.refresh()
+
+    def _end_unpinned(self, *, at_once: bool) -> None:
+        """A key that was agreed with an identity which is not the peer's any more has to go."""
+        pinned = {fingerprint.text() for fingerprint in self.peer.identity}
+        if not self.joined or self.wireguard.identity is None or self.wireguard.identity in pinned:
+            return
+        self._unpinned = True
+        with self._engine.driving() as (endpoint, now):
+            endpoint.end_key(self.name, now if at_once else now + UNPINNED_SECONDS, now)
+            self.wireguard.expires_at = now if at_once else now + UNPINNED_SECONDS
+
+    async def bring_up_to_date(self) -> str:
+        """Bring the peer on the interface to what is configured; what went wrong, or ''. It is
+        tried again with every look at the interface."""
+        try:
+            await self.wireguard.bring_up_to_date()
+        except (TunError, OSError) as error:
+            self.problem = Problem("not_updated", str(error), wall())
+            self._journal.record("update_failed", peer=self.name, level="error", reason=str(error))
+            return str(error)
+        return ""
 
     # ---- the interface (TunnelUser)
 
@@ -283,6 +350,8 @@ class ManagedLink:
         if status is None:
             self._peer_vanished()
             return
+        if self.wireguard.outdated:
+            self._work.set()
         fresh, taken_up = self.wireguard.observe(status, now)
         if fresh:
             self._tell_session(now)
@@ -380,7 +449,7 @@ class ManagedLink:
 
     def _confirmed(self, event: KeyConfirmed) -> None:
         self.wireguard.expires_at = event.expires_at
-        self.adopted = self._to_close = False
+        self.adopted = self._to_close = self._unpinned = False
         self.closed_reason = self.renewal_problem = self.waiting_reason = ""
         self.problem = None
         self._journal.record(
@@ -389,6 +458,11 @@ class ManagedLink:
 
     def _expired(self, event: LinkExpired) -> None:
         self.closed_reason = "the key's lifetime is over, and no exchange gave a new one"
+        if self._unpinned:
+            self.closed_reason = (
+                "the identity that the key was agreed with is no longer the peer's, and no "
+                "exchange gave a new one"
+            )
         self._journal.record(
             "link_closed",
             peer=self.name,
@@ -411,6 +485,8 @@ class ManagedLink:
                 await self.wireguard.take_off()
             if self._to_install is not None:
                 await self._install(self._to_install)
+            if self.wireguard.outdated and await self.bring_up_to_date() == "":
+                await self.tunnel.set_routes()
             while self._to_cache:
                 await self._cache(self._to_cache.pop(0))
             self.refresh()
@@ -433,6 +509,7 @@ class ManagedLink:
         self._warn(tuple(self._compare(event)))
         with self._engine.driving() as (endpoint, now):
             endpoint.key_installed(self.name, event.token, now)
+        self._end_unpinned(at_once=True)  # the list may have changed while it was installed
         await self.tunnel.set_routes()
         try:
             await self.wireguard.follow(event)
@@ -462,7 +539,7 @@ class ManagedLink:
         if event.peer.mode is not ExternalMode.OFF:
             yield f"external keys: off here, {event.peer.mode.name.lower()} at the peer"
         if event.peer_identity != self.peer.identity[0]:
-            yield "the peer used another identity than the first one pinned here"
+            yield OTHER_IDENTITY
 
     def _warn(self, warnings: tuple[str, ...]) -> None:
         for warning in warnings:
@@ -484,18 +561,18 @@ class ManagedLink:
     # ---- where the peer is
 
     async def _keep_address(self) -> None:
-        """Look the peer's name up at the start, and again when an exchange got no answer."""
-        while self.peer.endpoint is not None:
+        """Look the peer's names up at the start, and again when an exchange got no answer."""
+        while True:
             self._resolve = trio.Event()
-            problem = await self._addresses.advance()
+            problems = [await self._addresses.advance(), await self.wireguard.addresses.advance()]
+            problem = "; ".join(filter(None, problems))
             if problem:
                 self.waiting_reason = problem
                 self.problem = Problem("name_not_resolved", problem, wall())
                 self.refresh()
-                self._resolve.set()
-                await trio.sleep(RESTART_SECONDS)
             self._use_address()
-            await self._resolve.wait()
+            with trio.move_on_after(RESTART_SECONDS if problem else math.inf):
+                await self._resolve.wait()
 
     def _use_address(self) -> None:
         if not self.joined:

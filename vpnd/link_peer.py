@@ -11,9 +11,16 @@ from tun import PeerSpec, PeerStatus, PresharedKey, TunError
 from vpnd.clock import boottime, wall
 from vpnd.config_model import PeerConfig
 from vpnd.file_trust import FileFault
-from vpnd.handshake import HandshakeWatch, KeyInForce, WatchedKey
+from vpnd.handshake import (
+    ANSWER_MARGIN,
+    SESSION_RENEWS,
+    HandshakeWatch,
+    KeyInForce,
+    WatchedKey,
+)
 from vpnd.journal import Journal
 from vpnd.link_record import LinkRecord, LinkRecords, stamp_of, stamp_text
+from vpnd.resolver import PeerAddresses
 from vpnd.tunnels import ManagedTunnel
 
 UNCERTAIN: Final = (
@@ -40,11 +47,48 @@ class WireGuardPeer:
         """When the interface was last changed: dumps begun before that say nothing."""
         self._generation = 0
         self._record: LinkRecord | None = None
+        self.addresses = PeerAddresses(peer.wireguard_endpoint)
+        """Where the peer's WireGuard is, if that is configured."""
         self.watch = HandshakeWatch()
         self.status: PeerStatus | None = None
         self.public_key: bytes | None = None
         """The peer's, 32 bytes, as it is on the interface."""
         self.expires_at: float | None = None
+        self.outdated = False
+        """Whether allowed IPs and keepalive on the interface may be others than configured."""
+        self._configured_anew = False
+        """Whether somebody changed where the peer is, and no exchange was completed since."""
+
+    # ---- what is configured
+
+    @property
+    def identity(self) -> str | None:
+        """The peer's fingerprint, as text, that the key on the interface was agreed with."""
+        return None if self._record is None else self._record.identity
+
+    def take(self, peer: PeerConfig) -> None:
+        """Go by this configuration from now on; `bring_up_to_date` takes it to the interface."""
+        before, self._peer = self._peer, peer
+        if set(peer.allowed_ips) != set(before.allowed_ips) or peer.keepalive != before.keepalive:
+            self.outdated = True
+        where = (peer.endpoint, peer.wireguard_endpoint)
+        if where != (before.endpoint, before.wireguard_endpoint):
+            self._configured_anew = True
+            if peer.wireguard_endpoint != before.wireguard_endpoint:
+                self.addresses = PeerAddresses(peer.wireguard_endpoint)
+
+    async def bring_up_to_date(self) -> None:
+        """Bring the peer on the interface to what is configured, where there is one.
+
+        Raises TunError, OSError.
+        """
+        while self.outdated:
+            peer = self._peer
+            if self.public_key is not None:
+                await self._tunnel.update_peer(
+                    self.public_key, allowed_ips=peer.allowed_ips, keepalive=peer.keepalive
+                )
+            self.outdated = peer is not self._peer
 
     # ---- a restart
 
@@ -95,13 +139,13 @@ class WireGuardPeer:
         Raises TunError, FileFault, OSError, ValueError; Superseded when the peer was forgotten
         meanwhile.
         """
-        generation = self._generation
+        generation, peer = self._generation, self._peer
         spec = PeerSpec(
             public_key=event.peer.wireguard_key,
             psk=PresharedKey(event.psk.expose()),
-            allowed_ips=self._peer.allowed_ips,
+            allowed_ips=peer.allowed_ips,
             endpoint=self._endpoint(event),
-            keepalive=self._peer.keepalive,
+            keepalive=peer.keepalive,
         )
         if any(
             user.peer_key() == spec.public_key and user.peer_key() != self.public_key
@@ -123,6 +167,7 @@ class WireGuardPeer:
         if not before.was_present:
             self.watch.reset()
         self.public_key = spec.public_key
+        self.outdated = self.outdated or peer is not self._peer
         self.expires_at = started_at + self._peer.key_lifetime
         self._changed_at = boottime()
         self.watch.installed(
@@ -132,8 +177,12 @@ class WireGuardPeer:
         self.remember()
 
     def _endpoint(self, event: KeyEstablished) -> tuple[str, int] | None:
-        """Where WireGuard finds the peer: at the address that is configured, if that is a
-        number, else where the exchange found it; at the port that the peer announced."""
+        """Where WireGuard finds the peer: where it is configured to be, else at the address of
+        its key exchange (the configured one, if that is a number, else the one that answered)
+        and at the port that it announced."""
+        mapped = self.addresses.current
+        if mapped is not None:
+            return (mapped.host, mapped.port)
         if event.peer.wireguard_port == 0:
             return None
         configured = self._peer.endpoint
@@ -142,15 +191,31 @@ class WireGuardPeer:
         return (host, event.peer.wireguard_port)
 
     async def follow(self, event: KeyEstablished) -> None:
-        """Where WireGuard gets no answer, lead it to where the exchange just got one."""
+        """Lead WireGuard to where the exchange just got an answer: where its own session is dead,
+        and where somebody has just said that the peer is elsewhere. Raises TunError, OSError.
+
+        While its session lives WireGuard knows best: it follows what it has authenticated.
+        """
+        configured_anew, self._configured_anew = self._configured_anew, False
         endpoint = self._endpoint(event)
         if endpoint is None or self.public_key is None or self.status is None:
             return
-        lost = self.watch.session_age(boottime())
-        silent = lost is not None and lost > 120 + self._peer.keepalive + 15
-        if silent and self.status.endpoint is not None and self.status.endpoint[0] != endpoint[0]:
+        if self.status.endpoint is None:
+            moved = True
+        elif self._peer.wireguard_endpoint is not None:
+            moved = self.status.endpoint != endpoint
+        else:
+            moved = self.status.endpoint[0] != endpoint[0]
+        if moved and (configured_anew or self._silent()):
             await self._tunnel.move_peer(self.public_key, endpoint)
             self._journal.record("endpoint_moved", peer=self._peer.name, to=endpoint[0])
+
+    def _silent(self) -> bool:
+        """Whether WireGuard should have made a handshake by now, and has not."""
+        age = self.watch.session_age(boottime())
+        if age is None:
+            return self.status is not None and self.status.handshake_stamp is None
+        return age > SESSION_RENEWS + self._peer.keepalive + ANSWER_MARGIN
 
     # ---- the record
 

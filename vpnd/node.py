@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -15,6 +15,7 @@ from kex.identity import Identity
 from kex.link_state import NotPossible
 from kex.suites import SUITE_NUMBERS
 from kex.wire import HEADER_LENGTH, TRAILER_LENGTH
+from vpnd import reload
 from vpnd.api import (
     SCHEMA,
     ErrorCode,
@@ -24,10 +25,11 @@ from vpnd.api import (
     PeerInfo,
     PeerRemoved,
     RekeyStarted,
+    ReloadResult,
 )
 from vpnd.clock import boottime
 from vpnd.config import Config
-from vpnd.config_model import PeerConfig, PeerRequest
+from vpnd.config_model import PeerConfig, PeerRequest, TunnelConfig
 from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.guards import guarded_prefixes
@@ -46,7 +48,6 @@ STOP_SECONDS: Final = 15.0
 """How long a clean stop waits for an exchange that the other end may have completed."""
 LOOK_SECONDS: Final = 2.0
 """How long a status waits for the interface; then it shows what was seen last."""
-RT_TABLE_MAIN: Final = 254
 
 
 class NoIdentity(Exception):
@@ -57,7 +58,7 @@ class Node:
     """The daemon's parts, and the answers to its control socket (NodeControl)."""
 
     def __init__(self, config: Config, transport: Transport, journal: Journal, feed: EventFeed):
-        self._config = config
+        self.config = config
         self._transport = transport
         self._journal = journal
         self._feed = feed
@@ -66,7 +67,8 @@ class Node:
             number: system_suite(number, ml_kem_provider(config.crypto.ml_kem))
             for number in SUITE_NUMBERS
         }
-        self._identities = self._load_identities()
+        self.identities = self._load_identities()
+        """By name, the one in use first."""
         self._records = LinkRecords(config.node.runtime_dir)
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
@@ -75,27 +77,26 @@ class Node:
         }
         self.links: dict[str, ManagedLink] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._tunnel_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._changing = trio.Lock()
         self._guard_faults: dict[str, str] = {}
 
-    def _load_identities(self) -> tuple[Identity, ...]:
-        stored = load_identities(self._config.node.state_dir, suite_of=self._suites.__getitem__)
+    def _load_identities(self) -> Mapping[str, Identity]:
+        stored = load_identities(self.config.node.state_dir, suite_of=self._suites.__getitem__)
         for fault in stored.faults:
             self._warn(str(fault))
         if not stored.identities:
-            raise NoIdentity(
-                f"no identity in {self._config.node.state_dir}: run `vpnctl init` once"
-            )
-        return tuple(stored.identities.values())
+            raise NoIdentity(f"no identity in {self.config.node.state_dir}: run `vpnctl init` once")
+        return stored.identities
 
     def _endpoint(self) -> Endpoint:
         return Endpoint(
             suites=self._suites,
-            identities=self._identities,
+            identities=self.identities.values(),
             random=os.urandom,
             now=boottime(),
-            chunk_length=self._config.node.max_datagram - HEADER_LENGTH - TRAILER_LENGTH,
+            chunk_length=self.config.node.max_datagram - HEADER_LENGTH - TRAILER_LENGTH,
         )
 
     def _warn(self, text: str) -> None:
@@ -108,55 +109,126 @@ class Node:
         """Bring everything up; on leaving, links stop and interfaces stay as they are."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for peer in self._config.peers.values():
+            for peer in self.config.peers.values():
                 # Guard routes come first: before any interface, and whatever becomes of it
-                await self._guard(peer)
-                self._start_link(peer)
+                await self._guard_in_time(peer)
+                self.start_link(peer)
             for tunnel in self.tunnels.values():
                 await tunnel.try_open()
             nursery.start_soon(self.engine.run)
             nursery.start_soon(self._retry_guards)
             for tunnel in self.tunnels.values():
-                nursery.start_soon(tunnel.run)
+                self._tunnel_scopes[tunnel.name] = self._keep_running(tunnel.run)
             yield
             self._nursery = None
             nursery.cancel_scope.cancel()
+        with trio.move_on_after(STOP_SECONDS):
+            for link in self.links.values():
+                if (link.peer.on_stop or self.config.node.on_stop) == "close":
+                    await link.wireguard.take_off()
+                    self._journal.record("link_closed", peer=link.name, reason='on_stop = "close"')
         for tunnel in self.tunnels.values():
             await tunnel.aclose()
 
-    async def _guard(self, peer: PeerConfig) -> None:
-        """Set the guard routes of a peer; a failure is told, and leaves the link as it is.
+    def _keep_running(self, task: Callable[[], Awaitable[None]]) -> trio.CancelScope:
+        """Run a part's task, which meets its own errors, until its scope is cancelled."""
+        scope = trio.CancelScope()
 
-        Raises nothing: what stands in the way of one guard must not keep other links down.
+        async def run() -> None:
+            with scope:
+                await task()
+
+        if self._nursery is not None:
+            self._nursery.start_soon(run)
+        return scope
+
+    # ---- parts that come and go (for vpnd.reload)
+
+    def require_running(self) -> None:
+        """Raises ControlError where links can not be started."""
+        if self._nursery is None:
+            raise ControlError(
+                ErrorCode.UNAVAILABLE, "the daemon is starting or stopping", "try again"
+            )
+
+    def make_tunnel(self, config: TunnelConfig) -> None:
+        """A further tunnel, not opened yet: guards and links can have it from now on."""
+        self.tunnels[config.name] = ManagedTunnel(config, self._journal)
+
+    async def open_tunnel(self, name: str) -> None:
+        """Open it, and keep it open; what goes wrong is told, and tried again."""
+        tunnel = self.tunnels[name]
+        await tunnel.try_open()
+        self._tunnel_scopes[name] = self._keep_running(tunnel.run)
+
+    async def delete_tunnel(self, name: str) -> None:
+        """Take a tunnel away that no link uses. Raises TunError, OSError."""
+        self._tunnel_scopes.pop(name).cancel()
+        await self.tunnels.pop(name).delete()
+
+    def update_links(self, config: Config, identities: Mapping[str, Identity]) -> None:
+        """Let every link, and the key exchange, go by another configuration: all or nothing.
+
+        `config` has every peer that has a link, on the same tunnel. Raises ValueError.
         """
+        news = [(link, config.peers[name]) for name, link in self.links.items()]
+        with self.engine.driving() as (endpoint, now):
+            known = [
+                link_config
+                for link, peer in news
+                if (link_config := link.config_with(peer, config.locals_of(peer))) is not None
+            ]
+            for fingerprint in {one for link_config in known for one in link_config.remotes}:
+                public_key = self._peer_keys.load(fingerprint)
+                if public_key is not None:
+                    endpoint.know_public_key(fingerprint, public_key)
+            endpoint.update_links(known, now, identities=identities.values())
+            self.identities = identities
+            for link, peer in news:
+                link.take(peer, config.locals_of(peer))
+
+    async def drop_link(self, name: str) -> ManagedLink:
+        """End a link and take its peer off the interface; its guard routes stay."""
+        link = self.links.pop(name)
+        self._scopes.pop(name).cancel()
+        await link.remove()
+        self._journal.forget_link(name)
+        return link
+
+    async def guard(self, peer: PeerConfig) -> str:
+        """Set the guard routes of a peer; what went wrong, which is told, or ''."""
         tunnel = self.tunnels[peer.tunnel]
         try:
             await tunnel.set_guards(guarded_prefixes(peer, tunnel.config))
         except BackendErrors as error:
             self._journal.record("guard_failed", peer=peer.name, level="error", reason=str(error))
-            self._guard_faults[peer.name] = str(error)
-        else:
-            self._guard_faults.pop(peer.name, None)
+            return str(error)
+        return ""
+
+    async def _guard_in_time(self, peer: PeerConfig) -> None:
+        """The same, tried again by itself: what stands in the way of one guard must not keep
+        other links down."""
+        self._guard_faults[peer.name] = await self.guard(peer)
+        if not self._guard_faults[peer.name]:
+            del self._guard_faults[peer.name]
 
     async def _retry_guards(self) -> None:
         while True:
             await trio.sleep(RETRY_SECONDS)
             for name in tuple(self._guard_faults):
-                if name in self._config.peers:
-                    await self._guard(self._config.peers[name])
+                if name in self.config.peers:
+                    await self._guard_in_time(self.config.peers[name])
                 else:
                     del self._guard_faults[name]
 
-    def _start_link(self, peer: PeerConfig) -> ManagedLink:
-        """Make a link and its task. Raises ValueError."""
-        if self._nursery is None:
-            raise ControlError(
-                ErrorCode.UNAVAILABLE, "the daemon is starting or stopping", "try again"
-            )
+    def start_link(self, peer: PeerConfig, config: Config | None = None) -> ManagedLink:
+        """Make a link and its task; `config` is the one that has the peer, unless it is the
+        current one. Raises ValueError, ControlError."""
+        self.require_running()
         link = ManagedLink(
             peer,
             self.tunnels[peer.tunnel],
-            own=tuple(identity.fingerprint for identity in self._identities),
+            own=(config or self.config).locals_of(peer),
             engine=self.engine,
             records=self._records,
             peer_keys=self._peer_keys,
@@ -164,18 +236,11 @@ class Node:
         )
         link.start()
         self.links[peer.name] = link
-        scope = self._scopes[peer.name] = trio.CancelScope()
-        self._nursery.start_soon(self._run_link, link, scope)
+        self._scopes[peer.name] = self._keep_running(link.run)
         return link
 
-    @staticmethod
-    async def _run_link(link: ManagedLink, scope: trio.CancelScope) -> None:
-        with scope:
-            await link.run()  # meets its own errors
-
     async def settle(self) -> None:
-        """Before a stop: begin no exchange, and let one be answered whose key the other end may
-        have."""
+        """Before a stop: let an exchange be answered whose key the other end may have."""
         self.engine.hold()
         with trio.move_on_after(STOP_SECONDS):
             while any(link.busy() for link in self.links.values()):
@@ -184,7 +249,8 @@ class Node:
     # ---- control
 
     async def status(self) -> NodeStatus:
-        await self._look()
+        for tunnel in tuple(self.tunnels.values()):
+            await self._refresh(tunnel)
         endpoint = self.engine.endpoint.statistics()
         counters = {f"rejected: {reason}": count for reason, count in endpoint.rejected.items()}
         counters |= {
@@ -194,11 +260,11 @@ class Node:
         }
         return NodeStatus(
             schema=SCHEMA,
-            node=self._config.node.name,
+            node=self.config.node.name,
             version=version("vpnd"),
             identities=[
-                IdentityInfo(suite=own.fingerprint.suite, text=own.fingerprint.text())
-                for own in self._identities
+                IdentityInfo(suite=own.fingerprint.suite, text=own.fingerprint.text(), name=name)
+                for name, own in self.identities.items()
             ],
             pid=os.getpid(),
             uptime_seconds=round(boottime() - self._started_at, 1),
@@ -207,17 +273,13 @@ class Node:
             links=[self._link_status(link) for link in self.links.values()],
             counters=counters,
             warnings=[
-                *(str(note) for note in self._config.notes),
+                *(str(note) for note in self.config.notes),
                 *(f"{peer}: {fault}" for peer, fault in self._guard_faults.items()),
             ],
         )
 
-    async def _look(self) -> None:
-        """Fresh counters and handshakes: a status that is seconds old misleads."""
-        for tunnel in self.tunnels.values():
-            await self._refresh(tunnel)
-
     async def _refresh(self, tunnel: ManagedTunnel) -> None:
+        """Fresh counters and handshakes: a status that is seconds old misleads."""
         if tunnel.open is None:
             return
         with trio.move_on_after(LOOK_SECONDS):
@@ -243,63 +305,81 @@ class Node:
         return self._link_status(self._named(name))
 
     async def peers(self) -> list[PeerInfo]:
-        return [peer_info(peer) for peer in self._config.peers.values()]
+        on_stop = self.config.node.on_stop
+        return [peer_info(peer, on_stop) for peer in self.config.peers.values()]
 
     async def add_peer(self, request: PeerRequest, caller: Caller) -> LinkStatus:
         async with self._changing:
-            if request.name in self._config.peers:
+            if request.name in self.config.peers:
                 raise ControlError(
                     ErrorCode.PEER_EXISTS,
                     f"there is a peer {request.name} already",
                     f"`vpnctl peer remove {request.name}` first, or choose another name",
                 )
-            config = self._config.with_peer(request)
+            config = self.config.with_peer(request)
             peer = config.peers[request.name]
             write_peer_file(config.node.peers_dir, peer.name, request)
             try:
-                link = await self._bring_up(peer)
+                link = await self._bring_up(peer, config)
             except BaseException:
                 # Whatever it was: nothing of the peer stays
                 remove_peer_file(config.node.peers_dir, peer.name)
                 with trio.CancelScope(shield=True):
-                    await self._unguard(peer)
+                    await self.unguard(peer, self.tunnels[peer.tunnel])
+                self.update_links(self.config, self.identities)
                 raise
-            self._config = config
+            self.config = config
             self._journal.record("peer_added", peer=peer.name, uid=caller.uid)
             return self._link_status(link)
 
-    async def _bring_up(self, peer: PeerConfig) -> ManagedLink:
+    async def _bring_up(self, peer: PeerConfig, config: Config) -> ManagedLink:
         """Guard a new peer and start its link. Raises ControlError."""
-        await self._guard(peer)
-        fault = self._guard_faults.pop(peer.name, "")
+        fault = await self.guard(peer)
         if fault:
             raise ControlError(ErrorCode.BACKEND_FAILED, fault)
         try:
-            return self._start_link(peer)
+            # The new link may have named an identity that other links have used so far
+            self.update_links(config, self.identities)
+            return self.start_link(peer, config)
         except ValueError as error:
             raise ControlError(ErrorCode.CONFLICT, str(error)) from error
 
+    async def change_peer(self, name: str, change: Mapping[str, Any], caller: Caller) -> LinkStatus:
+        async with self._changing:
+            self._named(name)
+            changed = await reload.change_peer(self, name, change)
+            self._journal.record(
+                "peer_changed", peer=name, uid=caller.uid, changes=", ".join(changed) or "nothing"
+            )
+        return await self.link(name)
+
+    async def reload(self, *, dry_run: bool, caller: Caller | None) -> ReloadResult:
+        """Take the configuration as it is on disk; `caller` is None for a signal.
+
+        Raises ConfigErrors, ControlError: nothing was changed then.
+        """
+        async with self._changing:
+            return await reload.reload(self, self._journal, dry_run=dry_run, caller=caller)
+
     async def remove_peer(self, name: str, caller: Caller) -> PeerRemoved:
         async with self._changing:
-            link = self._named(name)
-            config = self._config.without_peer(name)
+            self._named(name)
+            config = self.config.without_peer(name)
             remove_peer_file(config.node.peers_dir, name)
-            self._config = config
-            del self.links[name]
-            self._scopes.pop(name).cancel()
-            await link.remove()
-            await self._unguard(link.peer)
+            self.config = config
+            link = await self.drop_link(name)
+            self.update_links(config, self.identities)
+            await self.unguard(link.peer, link.tunnel)
             self._journal.record("peer_removed", peer=name, uid=caller.uid)
-            self._journal.forget_link(name)
+            self._journal.forget_link(name)  # what the record just now has counted
             return PeerRemoved(schema=SCHEMA, peer=name, removed=True)
 
-    async def _unguard(self, gone: PeerConfig) -> None:
-        """Remove the guard routes of a peer, but for those that another link needs as well."""
-        tunnel = self.tunnels[gone.tunnel]
+    async def unguard(self, gone: PeerConfig, tunnel: ManagedTunnel) -> None:
+        """Remove the guard routes of a peer, but for those that a link needs as well."""
         needed = {
             prefix
             for link in self.links.values()
-            if _table(link.tunnel) == _table(tunnel)
+            if link.tunnel.table == tunnel.table
             for prefix in guarded_prefixes(link.peer, link.tunnel.config)
         }
         own = guarded_prefixes(gone, tunnel.config)
@@ -321,7 +401,3 @@ class Node:
 
     def subscribe_events(self) -> Subscription:
         return self._feed.subscribe()
-
-
-def _table(tunnel: ManagedTunnel) -> int:
-    return RT_TABLE_MAIN if tunnel.config.table is None else tunnel.config.table

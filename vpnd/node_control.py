@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from vpnd.api import (
     ErrorBody,
@@ -17,6 +17,7 @@ from vpnd.api import (
     PeerInfo,
     PeerRemoved,
     RekeyStarted,
+    ReloadResult,
 )
 from vpnd.config_model import PeerRequest
 from vpnd.event_feed import Subscription
@@ -106,6 +107,13 @@ class NodeControl(Protocol):
 
     async def add_peer(self, request: PeerRequest, caller: Caller) -> LinkStatus:
         """Write the peer's file and start its link; `peer_exists`, and ConfigErrors."""
+
+    async def change_peer(self, name: str, change: Mapping[str, Any], caller: Caller) -> LinkStatus:
+        """Change keys of the peer's file, and its link; `no_such_peer`, and ConfigErrors."""
+
+    async def reload(self, *, dry_run: bool, caller: Caller | None) -> ReloadResult:
+        """Take the configuration as it is on disk; ConfigErrors, and `conflict` where that needs
+        a restart."""
 
     async def remove_peer(self, name: str, caller: Caller) -> PeerRemoved:
         """End the link and remove the peer's file; `no_such_peer`."""

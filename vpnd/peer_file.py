@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -55,8 +56,12 @@ def remove_peer_file(peers_dir: Path, name: str) -> None:
 def _peer_values(settings: PeerSettings) -> dict[str, TomlValue]:
     identities = [fingerprint.text() for fingerprint in settings.identity]
     values: dict[str, TomlValue | None] = {
-        "identity": identities[0] if len(identities) == 1 else identities,
+        "identity": _one_or_list(identities),
         "endpoint": None if settings.endpoint is None else str(settings.endpoint),
+        "wireguard_endpoint": None
+        if settings.wireguard_endpoint is None
+        else str(settings.wireguard_endpoint),
+        "local_identity": _one_or_list(settings.local_identity),
         "tunnel": settings.tunnel,
         "allowed_ips": [str(prefix) for prefix in settings.allowed_ips],
         "keepalive": settings.keepalive,
@@ -65,12 +70,19 @@ def _peer_values(settings: PeerSettings) -> dict[str, TomlValue]:
         "protect": None
         if settings.protect is None
         else [str(prefix) for prefix in settings.protect],
+        "on_stop": settings.on_stop,
     }
     return {
         key: value
         for key, value in values.items()
         if key in settings.model_fields_set and value is not None
     }
+
+
+def _one_or_list(texts: Sequence[str]) -> TomlValue | None:
+    if not texts:
+        return None
+    return texts[0] if len(texts) == 1 else list(texts)
 
 
 def _external_values(external: ExternalKeys) -> dict[str, TomlValue]:

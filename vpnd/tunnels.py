@@ -28,6 +28,7 @@ from tun import (
     set_guard_routes,
 )
 from vpnd.clock import boottime
+from vpnd.config_check import MAIN_TABLE
 from vpnd.config_model import TunnelConfig
 from vpnd.journal import Journal
 
@@ -108,6 +109,11 @@ class ManagedTunnel:
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def table(self) -> int:
+        """The routing table of its routes and guards."""
+        return MAIN_TABLE if self.config.table is None else self.config.table
 
     @property
     def open(self) -> Tunnel | None:
@@ -272,6 +278,13 @@ class ManagedTunnel:
         async with self._changing:
             await self._live().update_peer(public_key, endpoint=endpoint)
 
+    async def update_peer(
+        self, public_key: bytes, *, allowed_ips: Iterable[Prefix], keepalive: int
+    ) -> None:
+        """Change a peer that is on the interface; its session goes on. Raises TunError."""
+        async with self._changing:
+            await self._live().update_peer(public_key, allowed_ips=allowed_ips, keepalive=keepalive)
+
     def discard(self, public_key: bytes | None) -> None:
         """A peer has to go: now, and if that fails as soon as it can be done."""
         if public_key is not None:
@@ -331,6 +344,12 @@ class ManagedTunnel:
     async def remove_guards(self, prefixes: Iterable[Prefix]) -> None:
         """Take guard routes away. Raises TunError."""
         await remove_guard_routes(prefixes, table=self.config.table)
+
+    async def delete(self) -> None:
+        """Take the interface away, and what is on it; its task has ended. Raises TunError."""
+        tunnel, self._tunnel, self.error = self._tunnel, None, "removed"
+        if tunnel is not None:
+            await tunnel.delete()
 
     async def aclose(self) -> None:
         """Close our sockets; the interface runs on."""

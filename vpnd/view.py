@@ -77,7 +77,8 @@ def tunnel_status(tunnel: ManagedTunnel) -> TunnelStatus:
     )
 
 
-def peer_info(peer: PeerConfig) -> PeerInfo:
+def peer_info(peer: PeerConfig, on_stop: str) -> PeerInfo:
+    """A peer as configured; `on_stop` is the node's."""
     return PeerInfo(
         schema=SCHEMA,
         name=peer.name,
@@ -91,6 +92,11 @@ def peer_info(peer: PeerConfig) -> PeerInfo:
         protect=None if peer.protect is None else [str(prefix) for prefix in peer.protect],
         external_keys=peer.external_keys.mode,
         file=str(peer.file),
+        local_identity=list(peer.local_identity),
+        wireguard_endpoint=None
+        if peer.wireguard_endpoint is None
+        else str(peer.wireguard_endpoint),
+        on_stop=peer.on_stop or on_stop,
     )
 
 

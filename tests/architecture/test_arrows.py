@@ -53,7 +53,14 @@ SELF_RANDOM_CALLS = {"generate", "generate_key", "generate_parameters", "randomb
 
 # The command line is a client of the control API. Besides its types it needs what works without a
 # daemon: to check a configuration, to make and show an identity, to build a lab.
-CLI_MAY_IMPORT = ("vpnd.api", "vpnd.config", "vpnd.identity_store", "kex.identity", "lab.commands")
+CLI_MAY_IMPORT = (
+    "vpnd.api",
+    "vpnd.config",
+    "vpnd.identity_store",
+    "vpnd.link_record",
+    "kex.identity",
+    "lab.commands",
+)
 
 
 def impure_calls(path: Path) -> Iterator[str]:

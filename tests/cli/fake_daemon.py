@@ -22,6 +22,7 @@ from vpnd.api import (
     NodeStatus,
     PeerInfo,
     PeerRequest,
+    ReloadResult,
 )
 
 IDENTITY = "vpnd1" + "q" * 59
@@ -105,6 +106,9 @@ class FakeDaemon:
         self.schema = SCHEMA
         self.activates_after: int | None = None
         """A link that was added becomes active when it has been asked about so many times."""
+        self.reloaded = ReloadResult(
+            schema=SCHEMA, dry_run=False, changes=[], restart=[], problems=[]
+        )
         self.warnings_of_added: list[str] = []
         self._news = threading.Condition()
         self._events_ended = False
@@ -143,6 +147,10 @@ class FakeDaemon:
                 return self._add(body)
             case "GET", ["links", peer] if found := self.find(peer):
                 return 200, self._asked_again(found)
+            case "PATCH", ["peers", peer] if found := self.find(peer):
+                return 200, found
+            case "POST", ["reload"]:
+                return 200, {**self.reloaded, "dry_run": body["dry_run"]}
             case "DELETE", ["peers", peer] if found := self.find(peer):
                 self.links.remove(found)
                 return 200, {"schema": self.schema, "peer": peer, "removed": True}
@@ -217,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(encoded)
 
-    do_GET = do_POST = do_DELETE = handle_any
+    do_GET = do_POST = do_PATCH = do_DELETE = handle_any
 
     def _stream(self, daemon: FakeDaemon) -> None:
         self.send_response(200)

@@ -236,7 +236,7 @@ def test_id_is_read_from_disk_without_a_daemon(node: Node) -> None:
     assert node.vpnctl("id").stdout == f"{node.fingerprint().text()}\n"
     assert node.vpnctl("id", "--json").document == {
         "schema": SCHEMA,
-        "identities": [{"suite": 1, "text": node.fingerprint().text()}],
+        "identities": [{"suite": 1, "text": node.fingerprint().text(), "name": "default"}],
     }
 
 

@@ -97,7 +97,14 @@ def completed_by_bash(vpnctl: Vpnctl, *words: str) -> list[str]:
 def test_bash_completes_commands_options_and_peers(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
     daemon.links = [link("ams1"), link("ams2"), link("par1")]
     assert completed_by_bash(vpnctl, "pe") == ["peer"]
-    assert set(completed_by_bash(vpnctl, "peer", "")) == {"add", "list", "show", "remove", "rekey"}
+    assert set(completed_by_bash(vpnctl, "peer", "")) == {
+        "add",
+        "list",
+        "show",
+        "set",
+        "remove",
+        "rekey",
+    }
     assert completed_by_bash(vpnctl, "status", "--wa") == ["--watch"]
     assert completed_by_bash(vpnctl, "status", "am") == ["ams1", "ams2"]
     assert completed_by_bash(vpnctl, "peer", "rekey", "p") == ["par1"]

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+from dataclasses import replace
 from typing import IO
 
 import pytest
@@ -12,6 +13,8 @@ from cli.client import Client, Wakeups
 from tests.cli.conftest import PROGRAM, Vpnctl
 from tests.cli.fake_daemon import FakeDaemon, error, key, link
 from vpnd.api import SCHEMA, Event
+from vpnd.clock import boottime
+from vpnd.link_record import LinkRecord, LinkRecords
 
 STAMP = "2020-01-02T03:04:05Z"
 
@@ -266,3 +269,30 @@ def test_a_wait_ends_with_the_next_event(vpnctl: Vpnctl, daemon: FakeDaemon) -> 
         for event in EVENTS:
             daemon.tell(event)
             wakeups.wait(60)
+
+
+def test_without_the_daemon_it_says_how_long_the_links_run_on(vpnctl: Vpnctl) -> None:
+    vpnctl.config.parent.mkdir()
+    vpnctl.config.write_text(f'[node]\nname = "fra1"\nruntime_dir = "{vpnctl.home}"\n')
+    records = LinkRecords(vpnctl.home)
+    record = LinkRecord(
+        tunnel="backbone",
+        identity="",
+        wireguard_key="00" * 32,
+        key_id="0badc0de",
+        installed_at=0.0,
+        expires_at=boottime() + 330,
+        stamp_before="",
+        replaces=False,
+        in_force_key_id="",
+        in_force_installed_at=0.0,
+        in_force_since=0.0,
+    )
+    records.store("ams1", record)
+    records.store("lon1", replace(record, expires_at=boottime() - 1))
+    ended = vpnctl("status")
+    ended.assert_refused(3)
+    assert re.fullmatch(
+        r"ams1: runs on without the daemon, for 5 min \d+ s at most", ended.hints[0]
+    )
+    assert not any("lon1" in hint for hint in ended.hints)

@@ -10,7 +10,7 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from vpnd.api import (
     PeerInfo,
     PeerRemoved,
     RekeyStarted,
+    ReloadResult,
 )
 from vpnd.atomic_file import FileExists
 from vpnd.config_errors import ConfigErrors, ConfigProblem
@@ -60,6 +61,7 @@ class MemoryNode:
         self.feed = EventFeed()
         self.added: dict[str, PeerRequest] = {}
         self.callers: list[Caller] = []
+        self.changes: list[dict[str, Any]] = []
         self.raises: Exception | None = None
         self.held: trio.Event | None = None
         """When set, `status` waits for it."""
@@ -121,6 +123,17 @@ class MemoryNode:
         self.callers.append(caller)
         del self.added[name]
         return PeerRemoved(schema=SCHEMA, peer=name, removed=True)
+
+    async def change_peer(self, name: str, change: Mapping[str, Any], caller: Caller) -> LinkStatus:
+        self._check(name)
+        self.callers.append(caller)
+        self.changes.append(dict(change))
+        return _link(name)
+
+    async def reload(self, *, dry_run: bool, caller: Caller | None) -> ReloadResult:
+        if caller is not None:
+            self.callers.append(caller)
+        return ReloadResult(schema=SCHEMA, dry_run=dry_run, changes=[], restart=[], problems=[])
 
     async def rekey(self, name: str, caller: Caller) -> RekeyStarted:
         self._check(name)
@@ -235,8 +248,29 @@ async def test_a_peers_life(running: Running) -> None:
 async def test_each_change_knows_its_caller(running: Running) -> None:
     await running.ask("POST", "/v1/peers", LON1)
     await running.ask("POST", "/v1/peers/lon1/rekey")
+    await running.ask("PATCH", "/v1/peers/lon1", {"keepalive": 10})
+    await running.ask("POST", "/v1/reload", {"dry_run": True})
     await running.ask("DELETE", "/v1/peers/lon1")
-    assert running.node.callers == [Caller(os.getpid(), os.geteuid(), os.getegid())] * 3
+    assert running.node.callers == [Caller(os.getpid(), os.geteuid(), os.getegid())] * 5
+
+
+async def test_a_change_of_a_peer_says_what_is_given(running: Running) -> None:
+    await running.ask("POST", "/v1/peers", LON1)
+    answer = await running.ask("PATCH", "/v1/peers/lon1", {"keepalive": 10, "endpoint": None})
+    assert (answer.status, answer.json()["peer"]) == (200, "lon1")
+    assert running.node.changes == [{"keepalive": 10, "endpoint": None}]
+    for body in (b"", b"[]", b"{"):
+        answer = await running.ask("PATCH", "/v1/peers/lon1", body)
+        assert answer.status == 400
+    assert (await running.ask("PATCH", "/v1/peers/nobody", {})).status == 404
+
+
+async def test_a_reload_is_for_real_unless_it_is_asked_for_dry(running: Running) -> None:
+    assert (await running.ask("POST", "/v1/reload")).json()["dry_run"] is False
+    assert (await running.ask("POST", "/v1/reload", {})).json()["dry_run"] is False
+    assert (await running.ask("POST", "/v1/reload", {"dry_run": True})).json()["dry_run"] is True
+    for body in ({"dry_run": "yes"}, {"dryrun": True}):
+        assert (await running.ask("POST", "/v1/reload", body)).status == 400
 
 
 NOBODY = 65534

@@ -1,0 +1,98 @@
+"""Links and identities that change while they are in use: all of a change, or nothing of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kex.events import ExchangeStarted, LinkExpired, StartReason
+from kex.exchange import Phase
+
+from .harness import finish, identity, run_exchange, same_key, triangle
+
+
+def test_two_links_can_trade_identities_in_one_step() -> None:
+    network = triangle()
+    left = network["left"].endpoint
+    right, third = (left.link(name).config for name in ("right", "third"))
+    traded = [replace(right, remotes=third.remotes), replace(third, remotes=right.remotes)]
+    before = left.state()
+    with pytest.raises(ValueError, match="the same pair of identities"):
+        left.update_link(traded[0], network.now)
+    assert left.state() == before
+    left.update_links(traded, network.now)
+    assert left.link("right").config.remotes == third.remotes
+    left.update_links([right, third], network.now)
+    finish(network)
+
+
+def test_a_change_of_identities_is_all_or_nothing() -> None:
+    network = triangle()
+    left = network["left"].endpoint
+    config = left.link("right").config
+    own, new = identity(1, "left"), identity(1, "left's next")
+    before = left.state()
+    for held, remotes, message in (
+        ([new], config.remotes, "does not hold"),
+        ([own, new], (new.fingerprint,), "an identity of this node"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            left.update_links([replace(config, remotes=remotes)], network.now, identities=held)
+        assert left.state() == before
+    finish(network)
+
+
+def test_the_next_identity_is_used_at_once() -> None:
+    network = triangle()
+    run_exchange(network)
+    left, right = network["left"].endpoint, network["right"].endpoint
+    own, new = identity(1, "left"), identity(1, "left's next")
+    at_right = right.link("left").config
+    right.update_link(replace(at_right, remotes=(*at_right.remotes, new.fingerprint)), network.now)
+    changed = [
+        replace(config, locals=(new.fingerprint, own.fingerprint))
+        for config in (left.link(name).config for name in left.links())
+    ]
+    started = len(network["left"].events_of(ExchangeStarted))
+    left.update_links(changed, network.now, identities=[own, new])
+    network.advance(0.1)
+    assert len(network["left"].events_of(ExchangeStarted)) > started
+    network.settle()
+    assert network["right"].installed[-1].peer_identity == new.fingerprint
+    same_key(network)
+
+
+def test_the_same_configuration_again_disturbs_nothing() -> None:
+    network = triangle()
+    network.start()
+    left = network["left"].endpoint
+    before = left.state()
+    left.update_links([left.link(name).config for name in left.links()], network.now)
+    assert left.state() == before
+    assert network["left"].exchange("right").phase is not Phase.OVER
+    network.settle()
+    same_key(network)
+
+
+def test_a_key_that_is_ended_early_is_renewed_or_closes() -> None:
+    network = triangle()
+    run_exchange(network)
+    left = network["left"].endpoint
+    key = left.link("right").key
+    assert key is not None
+    left.end_key("right", network.now + 10.0, network.now)
+    ended = left.link("right").key
+    assert ended is not None
+    assert ended.expires_at == network.now + 10.0
+    network.advance(0.1)
+    assert network["left"].events_of(ExchangeStarted)[-1].reason is StartReason.REQUESTED
+    network.settle()
+    renewed = left.link("right").key
+    assert renewed is not None
+    assert renewed.expires_at > network.now + 500
+    left.end_key("right", network.now, network.now)
+    left.handle_timer(network.now)
+    network["left"].take_events(network.now)
+    assert [event.link for event in network["left"].events_of(LinkExpired)] == ["right"]
+    assert left.link("right").key is None
