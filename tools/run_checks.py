@@ -104,7 +104,15 @@ def stages(mode: str) -> list[Stage]:
     """What `mode` (fast, full, long) is made of."""
     if mode == "fast":
         tests = pytest(
-            "tests", "tests", "-q", "-n2", "-m", "not long and not netns", timeout=5 * MINUTE
+            "tests",
+            "tests",
+            "-q",
+            "-n2",
+            "-m",
+            "not long and not netns",
+            timeout=5 * MINUTE,
+            # Fewer examples of the explorations and simulations
+            VPND_TEST_FAST="1",
         )
         return [[static_checks(), [tests]]]
     long = mode == "long"
