@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / ".setup" / "results"
+SHORT_FOLDER = f"/tmp/vpnd-{os.getpid()}"
+"""Where the labs of tests lie: a socket's path has at most 107 bytes, and pytest's are long."""
 BIN = ROOT / ".venv" / "bin"
 
 MINUTE = 60.0
@@ -124,6 +127,7 @@ def stages(mode: str) -> list[Stage]:
         "netns-tests",
         "-v",
         *SIDE_BY_SIDE,
+        f"--basetemp={SHORT_FOLDER}",
         *also,
         timeout=factor * 25 * MINUTE,
         VPND_TEST_BACKEND="userspace",
@@ -359,6 +363,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("test: error: interrupted; what ran was ended", file=sys.stderr)
         return EXIT_INTERRUPTED
+    finally:
+        shutil.rmtree(SHORT_FOLDER, ignore_errors=True)
     print_summary(outcomes, time.monotonic() - started)
     return int(any(outcome.trouble for outcome in outcomes))
 

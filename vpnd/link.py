@@ -504,6 +504,8 @@ class ManagedLink:
             # The link left the key exchange meanwhile: nobody would end this key's life
             await self.wireguard.take_off()
             return
+        # A session that was first seen just before the PSK was set
+        self._tell_session(boottime())
         self._to_install = None
         self.last = LastExchange(event.role, event.suite, event.peer_identity)
         self._warn(tuple(self._compare(event)))
