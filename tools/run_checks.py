@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
@@ -26,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / ".setup" / "results"
-SHORT_FOLDER = f"/tmp/vpnd-{os.getpid()}"
+SHORT_FOLDER = tempfile.mkdtemp(prefix="vpnd-")
 """Where the labs of tests lie: a socket's path has at most 107 bytes, and pytest's are long."""
 BIN = ROOT / ".venv" / "bin"
 
@@ -127,7 +128,7 @@ def stages(mode: str) -> list[Stage]:
         "netns-tests",
         "-v",
         *SIDE_BY_SIDE,
-        f"--basetemp={SHORT_FOLDER}",
+        f"--basetemp={SHORT_FOLDER}/t",
         *also,
         timeout=factor * 25 * MINUTE,
         VPND_TEST_BACKEND="userspace",
