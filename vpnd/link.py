@@ -492,6 +492,7 @@ class ManagedLink:
             self.refresh()
 
     async def _install(self, event: KeyEstablished) -> None:
+        before = self.wireguard.public_key
         try:
             await self.wireguard.install(event)
         except Superseded:
@@ -500,6 +501,10 @@ class ManagedLink:
             if self._to_install is event:
                 self._install_failed(event, str(error))
             return
+        if before != self.wireguard.public_key:
+            # The peer is new here: its answers need a way before the other end can send anything.
+            # A renewal leaves routes alone
+            await self.tunnel.set_routes()
         if self._to_install is not event:
             # The link left the key exchange meanwhile: nobody would end this key's life
             await self.wireguard.take_off()
@@ -512,7 +517,6 @@ class ManagedLink:
         with self._engine.driving() as (endpoint, now):
             endpoint.key_installed(self.name, event.token, now)
         self._end_unpinned(at_once=True)  # the list may have changed while it was installed
-        await self.tunnel.set_routes()
         try:
             await self.wireguard.follow(event)
         except (TunError, OSError) as error:
