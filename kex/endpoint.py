@@ -289,7 +289,6 @@ class Endpoint:
     def _reassembled_untrusted(
         self, fragment: Fragment, source: Address, length: int, now: float
     ) -> bytes | None:
-        self._reassembly.expire(now)
         return self._reassembly.add_untrusted(fragment, source=source, length=length, now=now)
 
     # ---- as the responder
@@ -487,15 +486,15 @@ class Endpoint:
             at.append(deadline)
         return min(at)
 
-    def handle_timer(self, now: float) -> None:
-        """Do what is due."""
+    def handle_timer(self, now: float, *, at_most: int | None = None) -> None:
+        """Do what is due; for `at_most` links, where given: what is left stays due."""
         self._node.rotate(now)
         self._reassembly.expire(now)
         self._forget_hellos(now)
         self._drop_stale_timers()
         handled: set[str] = set()
         due_again: list[tuple[float, str]] = []
-        while self._timers and self._timers[0][0] <= now:
+        while self._timers and self._timers[0][0] <= now and len(handled) != at_most:
             # Taken off before it is handled: one link's trouble does not come back at once, and
             # does not keep the others waiting
             entry = heapq.heappop(self._timers)

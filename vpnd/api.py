@@ -201,6 +201,8 @@ class NodeStatus(TypedDict):
     identities: list[IdentityInfo]
     pid: int
     uptime_seconds: float
+    longest_pause_ms: float
+    """The longest time since the start in which the event loop took nothing in."""
     listen: list[str]
     tunnels: list[TunnelStatus]
     links: list[LinkStatus]

@@ -39,6 +39,7 @@ from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
 from vpnd.ml_kem import ml_kem_provider
 from vpnd.node_control import Caller, ControlError, no_such_peer
+from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, write_peer_file
 from vpnd.transport import Transport
 from vpnd.tunnels import RETRY_SECONDS, BackendErrors, ManagedTunnel
@@ -63,6 +64,7 @@ class Node:
         self._journal = journal
         self._feed = feed
         self._started_at = boottime()
+        self._pauses = PauseWatch()
         self._suites = {
             number: system_suite(number, ml_kem_provider(config.crypto.ml_kem))
             for number in SUITE_NUMBERS
@@ -107,6 +109,7 @@ class Node:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Bring everything up; on leaving, links stop and interfaces stay as they are."""
+        trio.lowlevel.add_instrument(self._pauses)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for peer in self.config.peers.values():
@@ -268,6 +271,7 @@ class Node:
             ],
             pid=os.getpid(),
             uptime_seconds=round(boottime() - self._started_at, 1),
+            longest_pause_ms=round(self._pauses.longest * 1e3, 1),
             listen=self._transport.local_names(),
             tunnels=[tunnel_status(tunnel) for tunnel in self.tunnels.values()],
             links=[self._link_status(link) for link in self.links.values()],

@@ -168,6 +168,7 @@ class FakeDaemon:
             identities=[{"suite": 1, "text": IDENTITY}],
             pid=4711,
             uptime_seconds=7265.0,
+            longest_pause_ms=3.2,
             listen=["[::]:51821"],
             tunnels=[],
             links=self.links,

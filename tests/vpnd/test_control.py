@@ -81,6 +81,7 @@ class MemoryNode:
             identities=[],
             pid=os.getpid(),
             uptime_seconds=1.5,
+            longest_pause_ms=3.2,
             listen=[],
             tunnels=[],
             links=[_link(name) for name in self.added],
