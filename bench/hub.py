@@ -78,7 +78,13 @@ def main() -> None:
     daemon.terminate()
     measured["exit"] = daemon.wait()
     measured["far_ends"] = json.loads(ends.communicate("")[0])
-    measured["log"] = dict(Counter(_events()))
+    events = _events()
+    measured["log"] = Counter(event["event"] for event in events)
+    measured["troubles"] = Counter(
+        f"{event['event']}: {event.get('reason', '')}"
+        for event in events
+        if event["level"] != "info" and event["event"] != "state_changed"
+    )
     print(json.dumps(measured))
 
 
@@ -109,7 +115,8 @@ def _measure(pid: int, links: int, seconds: float, started: float) -> dict[str, 
     status = _wait(links, started, in_force=True)
     measured["active_after"] = time.monotonic() - started
     # Renewals begin when the sessions are 105 s old: from then on there is an even stream of them
-    time.sleep(max(0.0, started + 110 - time.monotonic()))
+    if seconds:
+        time.sleep(max(0.0, started + 110 - time.monotonic()))
     renewed, cpu, wireguard = _renewed(_status()), _cpu(pid), _cpu(_wireguard())
     began = time.monotonic()
     time.sleep(seconds)
@@ -142,6 +149,7 @@ def _wait(links: int, started: float, *, in_force: bool = False) -> Any:
             ]
             if len(known) == links:
                 return status
+            print(f"{len(known)} of {links}", file=sys.stderr)
         time.sleep(LOOK_SECONDS)
     states = Counter((link["state"], link["reason"]) for link in status["links"])
     said = (FOLDER / "log").read_text()[-2000:]
@@ -178,11 +186,11 @@ def _wireguard() -> int:
     raise SystemExit("there is no wireguard-go")
 
 
-def _events() -> list[str]:
+def _events() -> list[Any]:
     events = []
     for line in (FOLDER / "log").read_text().splitlines():
         with suppress(ValueError):
-            events.append(json.loads(line)["event"])
+            events.append(json.loads(line))
     return events
 
 

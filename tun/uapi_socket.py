@@ -11,7 +11,7 @@ import trio
 from tun.device import DeviceChange, DeviceState
 from tun.errors import InterfaceMissing, TunError, tun_error
 from tun.model import BackendName
-from tun.uapi import GET_REQUEST, UapiRefused, build_set, parse_get, parse_set
+from tun.uapi import GET_REQUEST, UapiRefused, build_set, parse_get, parse_get_in_parts, parse_set
 
 __all__ = ["UserspaceDevice", "bind_socket", "is_answered", "socket_path"]
 
@@ -80,6 +80,11 @@ class UserspaceDevice:
         self._name = name
         self._lock = trio.Lock()
         self._usable = True
+        self._dumps = 0
+        """How many were begun."""
+        self._readers = 0
+        self._answer = bytearray()
+        """The last dump, with keys in it, for as long as somebody reads."""
 
     @classmethod
     async def open(cls, *, name: str) -> UserspaceDevice:
@@ -98,13 +103,39 @@ class UserspaceDevice:
             request[:] = bytes(len(request))
 
     async def read(self, *, only: bytes | None = None, keys: bool = False) -> DeviceState:
-        answer = await self._call(bytearray(GET_REQUEST))
+        """As the protocol says. Who asks while a dump is waited for shares the next one: with
+        many peers it is a dump, not the change before it, that takes time.
+        """
+        asked_after = self._dumps
+        self._readers += 1
         try:
-            return parse_get(answer, only=only, keys=keys)
+            async with self._lock:
+                if self._dumps == asked_after:
+                    self._dumps += 1
+                    self._answer = await self._exchange(
+                        bytearray(GET_REQUEST), f"reading {self._name}"
+                    )
+                return await self._parse(self._answer, only=only, keys=keys)
         except UapiRefused as error:
             raise TunError(f"reading {self._name}: {error.strerror}") from None
         finally:
-            answer[:] = bytes(len(answer))
+            self._readers -= 1
+            if not self._readers:
+                self._answer[:] = bytes(len(self._answer))
+                self._answer = bytearray()
+
+    @staticmethod
+    async def _parse(answer: bytearray, *, only: bytes | None, keys: bool) -> DeviceState:
+        if only is not None:
+            return parse_get(answer, only=only, keys=keys)
+        parts = parse_get_in_parts(answer, keys=keys)
+        while True:
+            try:
+                next(parts)
+            except StopIteration as whole:
+                state: DeviceState = whole.value
+                return state
+            await trio.lowlevel.checkpoint()
 
     async def wait_gone(self) -> None:
         """Wait until the process has ended; raises TunError if it does not.
@@ -139,27 +170,30 @@ class UserspaceDevice:
         return False
 
     async def _call(self, request: bytearray) -> bytearray:
-        """Send a request and return the whole answer; both hold keys.
+        """Make a change and return the answer."""
+        async with self._lock:
+            return await self._exchange(request, f"configuring {self._name}")
+
+    async def _exchange(self, request: bytearray, doing: str) -> bytearray:
+        """Send a request and return the whole answer; both hold keys. Needs the lock.
 
         Finished even when cancelled (it takes a moment only), so that the next call finds the
         connection between two answers.
         """
-        doing = f"configuring {self._name}"
-        async with self._lock:
-            if not self._usable:
-                raise InterfaceMissing(f"{doing}: the connection to wireguard-go was closed")
-            self._usable = False
-            try:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _ANSWER_TIMEOUT):
-                    await self._send(request)
-                    answer = await self._receive()
-                    self._usable = True
-                    return answer
-            except OSError as error:
-                if error.errno in (errno.EPIPE, errno.ECONNRESET):
-                    raise InterfaceMissing(f"{doing}: wireguard-go has ended") from None
-                raise tun_error(error, doing) from error
-            raise TunError(f"{doing}: wireguard-go does not answer")
+        if not self._usable:
+            raise InterfaceMissing(f"{doing}: the connection to wireguard-go was closed")
+        self._usable = False
+        try:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _ANSWER_TIMEOUT):
+                await self._send(request)
+                answer = await self._receive()
+                self._usable = True
+                return answer
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                raise InterfaceMissing(f"{doing}: wireguard-go has ended") from None
+            raise tun_error(error, doing) from error
+        raise TunError(f"{doing}: wireguard-go does not answer")
 
     async def _reconnect(self) -> None:
         async with self._lock:

@@ -27,6 +27,8 @@ from vpnd.node_control import ControlError
 from vpnd.sdnotify import notify, watchdog_seconds
 from vpnd.transport import CannotListen, Transport
 
+THREADS_GIVE_WAY: Final = 0.0005
+"""Seconds."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -46,6 +48,9 @@ def main() -> None:
     if arguments.guard_only:
         sys.exit(_set_guards(config))
     configure_logging(config.node.log_level)
+    # A worker thread that computes gives way to the event loop this soon: by default it would hold
+    # it up for 5 ms at each system call
+    sys.setswitchinterval(THREADS_GIVE_WAY)
     failures: list[BaseException] = []
     try:
         trio.run(_run, config)

@@ -148,7 +148,9 @@ class ManagedLink:
                 public_key = self._peer_keys.load(fingerprint)
                 if public_key is not None:
                     endpoint.know_public_key(fingerprint, public_key)
-            endpoint.add_link(self._config(tunnel.public_key), now)
+            config = self._config(tunnel.public_key)
+            at = now if config.address is None else self._engine.start_at()
+            endpoint.add_link(config, now, start_at=at)
             self._engine.handle_events(self.name, self._handle)
             self.joined, self._public_key = True, tunnel.public_key
 
@@ -504,7 +506,7 @@ class ManagedLink:
         if before != self.wireguard.public_key:
             # The peer is new here: its answers need a way before the other end can send anything.
             # A renewal leaves routes alone
-            await self.tunnel.set_routes()
+            await self.tunnel.add_routes(self.peer.allowed_ips)
         if self._to_install is not event:
             # The link left the key exchange meanwhile: nobody would end this key's life
             await self.wireguard.take_off()
@@ -521,7 +523,7 @@ class ManagedLink:
             await self.wireguard.follow(event)
         except (TunError, OSError) as error:
             self.problem = Problem("endpoint_not_moved", str(error), wall())
-        self.tunnel.look_soon()
+        self.tunnel.look_soon(at_first=before != self.wireguard.public_key)
 
     def _install_failed(self, event: KeyEstablished, reason: str) -> None:
         self._to_install = None
@@ -613,7 +615,7 @@ class ManagedLink:
 
     def _facts(self) -> Facts:
         watch, now = self.wireguard.watch, boottime()
-        link = self._engine.endpoint.link(self.name) if self.joined else None
+        link = self._engine.endpoint.look_at(self.name) if self.joined else None
         error = self.tunnel.error
         return Facts(
             fault=self.fault,

@@ -47,6 +47,8 @@ from vpnd.view import link_status, peer_info, tunnel_status
 
 STOP_SECONDS: Final = 15.0
 """How long a clean stop waits for an exchange that the other end may have completed."""
+AT_ONCE: Final = 50
+"""Links that are started or shown before other tasks get their turn."""
 LOOK_SECONDS: Final = 2.0
 """How long a status waits for the interface; then it shows what was seen last."""
 
@@ -112,10 +114,12 @@ class Node:
         trio.lowlevel.add_instrument(self._pauses)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for peer in self.config.peers.values():
-                # Guard routes come first: before any interface, and whatever becomes of it
-                await self._guard_in_time(peer)
+            # Guard routes come first: before any interface, and whatever becomes of it
+            await self._guard_all()
+            for number, peer in enumerate(self.config.peers.values(), 1):
                 self.start_link(peer)
+                if number % AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
             for tunnel in self.tunnels.values():
                 await tunnel.try_open()
             nursery.start_soon(self.engine.run)
@@ -182,6 +186,8 @@ class Node:
                 if (link_config := link.config_with(peer, config.locals_of(peer))) is not None
             ]
             for fingerprint in {one for link_config in known for one in link_config.remotes}:
+                if endpoint.knows_public_key(fingerprint):
+                    continue
                 public_key = self._peer_keys.load(fingerprint)
                 if public_key is not None:
                     endpoint.know_public_key(fingerprint, public_key)
@@ -207,6 +213,17 @@ class Node:
             self._journal.record("guard_failed", peer=peer.name, level="error", reason=str(error))
             return str(error)
         return ""
+
+    async def _guard_all(self) -> None:
+        """The guard routes of all peers, a tunnel's in one go; where that fails, each peer's."""
+        for tunnel in self.tunnels.values():
+            peers = [peer for peer in self.config.peers.values() if peer.tunnel == tunnel.name]
+            prefixes = {one for peer in peers for one in guarded_prefixes(peer, tunnel.config)}
+            try:
+                await tunnel.set_guards(prefixes)
+            except BackendErrors:
+                for peer in peers:
+                    await self._guard_in_time(peer)
 
     async def _guard_in_time(self, peer: PeerConfig) -> None:
         """The same, tried again by itself: what stands in the way of one guard must not keep
@@ -255,6 +272,11 @@ class Node:
         for tunnel in tuple(self.tunnels.values()):
             await self._refresh(tunnel)
         endpoint = self.engine.endpoint.statistics()
+        links: list[LinkStatus] = []
+        for link in tuple(self.links.values()):
+            links.append(self._link_status(link))
+            if len(links) % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
         counters = {f"rejected: {reason}": count for reason, count in endpoint.rejected.items()}
         counters |= {
             "datagrams_accepted": endpoint.accepted,
@@ -274,7 +296,7 @@ class Node:
             longest_pause_ms=round(self._pauses.longest * 1e3, 1),
             listen=self._transport.local_names(),
             tunnels=[tunnel_status(tunnel) for tunnel in self.tunnels.values()],
-            links=[self._link_status(link) for link in self.links.values()],
+            links=links,
             counters=counters,
             warnings=[
                 *(str(note) for note in self.config.notes),
@@ -294,7 +316,7 @@ class Node:
 
     def _link_status(self, link: ManagedLink) -> LinkStatus:
         counters = dict(self._journal.link_counters.get(link.name, {}))
-        exchange = self.engine.endpoint.link(link.name) if link.joined else None
+        exchange = self.engine.endpoint.look_at(link.name) if link.joined else None
         return link_status(link, exchange, counters)
 
     def _named(self, name: str) -> ManagedLink:
