@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -52,6 +53,7 @@ def main() -> None:
     # it up for 5 ms at each system call
     sys.setswitchinterval(THREADS_GIVE_WAY)
     failures: list[BaseException] = []
+    gc.freeze()  # modules and configuration stay: see Node.running
     try:
         trio.run(_run, config)
     except* (CannotListen, NoIdentity, ControlSocketError, FileFault, TunError) as group:

@@ -169,6 +169,7 @@ class FakeDaemon:
             pid=4711,
             uptime_seconds=7265.0,
             longest_pause_ms=3.2,
+            longest_pause_cpu_ms=2.1,
             listen=["[::]:51821"],
             tunnels=[],
             links=self.links,
