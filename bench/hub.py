@@ -25,7 +25,7 @@ from vpnd.identity_store import create_identity, system_suite
 FOLDER: Final = Path("/run/bench")
 SOCKET: Final = Path("/run/vpnd/control.sock")
 HUB_PORT: Final = 51821
-START_SECONDS: Final = 120.0
+START_SECONDS: Final = 180.0
 LOOK_SECONDS: Final = 3.0
 CONFIG: Final = f"""
 [node]

@@ -24,8 +24,9 @@ from vpnd.transport import Transport
 
 MAX_SLEEP: Final = 30.0
 """Seconds: the boot clock runs on in suspend, the one that sleeps are measured by does not."""
-STARTS_PER_SECOND: Final = 50.0
-"""First exchanges that are begun; half of what a node opens before it asks for cookies."""
+STARTS_PER_SECOND: Final = 25.0
+"""First exchanges that are begun: a quarter of what a node opens before it asks for cookies, and
+with their installs a tenth of a core at either end."""
 STARTS_AT_ONCE: Final = 16
 TIMERS_AT_ONCE: Final = 8
 """Links whose timers are handled at a stretch: the beginning of an exchange costs a millisecond."""
