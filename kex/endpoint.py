@@ -536,8 +536,7 @@ class Endpoint:
         """Bring the indexes of exchanges, kept answers, WireGuard keys and timers up to date."""
         exchange_id = None if link.exchange is None else link.exchange.exchange_id
         kept = None if link.kept is None else link.kept.digest
-        timers = link.timers()
-        at = min(timers, key=lambda timer: timer[0])[0] if timers else None
+        at = link.next_timer()
         before = self._indexed.get(link.name, _NOT_INDEXED)
         if before[0] != exchange_id:
             if before[0] is not None:

@@ -37,6 +37,10 @@ class Transport:
 
     def __init__(self, sockets: Sequence[trio.socket.SocketType]) -> None:
         self._sockets = sockets
+        self._outgoing = [
+            (_raw(bound), int(bound.family), str(bound.getsockname()[0])) for bound in sockets
+        ]
+        """For each its family and address, which the system would have to be asked for."""
         self.unsent = 0
         """Datagrams that the system did not take; the exchange repeats them."""
 
@@ -86,12 +90,12 @@ class Transport:
 
     def send(self, data: bytes, address: Address) -> None:
         """Send, or count that it could not be: a lost datagram is repeated by its sender."""
-        for bound in self._sockets:
-            target = _target(bound.family, bound.getsockname()[0], address)
+        for bound, family, local in self._outgoing:
+            target = _target(family, local, address)
             if target is None:
                 continue
             try:
-                _raw(bound).sendto(data, target)
+                bound.sendto(data, target)
             except OSError:
                 # An address that cannot be used is one link's trouble, and shows as no answer
                 self.unsent += 1
