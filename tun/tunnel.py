@@ -30,8 +30,8 @@ from tun.model import (
     check_keepalive,
     check_public_key,
 )
-from tun.routing import set_routes_into
-from tun.rtnl import MAIN_TABLE, Link, with_rtnl
+from tun.routing import add_routes, set_routes_into
+from tun.rtnl import MAIN_TABLE, Link, Route, default_metric, with_rtnl
 
 __all__ = ["Tunnel", "open_tunnel"]
 
@@ -148,6 +148,11 @@ class Tunnel:
         """All peers by public key, from one dump of the interface."""
         return (await self._device.read(keys=with_keys)).peers
 
+    async def peer(self, public_key: bytes) -> PeerStatus | None:
+        """One peer, None where it is not there; cheap also among many."""
+        check_public_key(public_key)
+        return (await self._device.read(only=public_key)).peers.get(public_key)
+
     async def preshared_key_matches(self, public_key: bytes, psk: PresharedKey) -> bool:
         """Whether the peer on the interface has this PSK; raises PeerMissing."""
         return (await self._peer(public_key, keys=True)).psk == psk
@@ -175,6 +180,28 @@ class Tunnel:
                 rtnl, self._index, wanted, table=table, metric=self.spec.metric
             )
         )
+
+    async def add_routes(self, prefixes: Iterable[Prefix]) -> None:
+        """Add routes for these prefixes and look at no others: what `set_routes` comes to for a
+        new peer, at a cost that does not grow with the peers. Raises NotOurs where any route
+        stands there already, also one of ours; none was added then.
+        """
+        if self.spec.routes != "allowed-ips":
+            return
+        connected = {address.network for address in self.spec.addresses}
+        table = MAIN_TABLE if self.spec.table is None else self.spec.table
+        routes = [
+            Route(
+                prefix=prefix,
+                table=table,
+                metric=default_metric(prefix) if self.spec.metric is None else self.spec.metric,
+                index=self._index,
+            )
+            for prefix in prefixes
+            # For those the kernel has a route of its own
+            if prefix not in connected
+        ]
+        await with_rtnl(lambda rtnl: add_routes(rtnl, routes))
 
     async def delete(self) -> None:
         """Remove the interface, and with it its routes and its wireguard-go process.

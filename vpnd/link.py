@@ -150,7 +150,9 @@ class ManagedLink:
                 public_key = self._peer_keys.load(fingerprint)
                 if public_key is not None:
                     endpoint.know_public_key(fingerprint, public_key)
-            endpoint.add_link(self._config(tunnel.public_key), now)
+            config = self._config(tunnel.public_key)
+            at = now if config.address is None else self._engine.start_at()
+            endpoint.add_link(config, now, start_at=at)
             self._engine.handle_events(self.name, self._handle)
             self.joined, self._public_key = True, tunnel.public_key
 
@@ -498,6 +500,7 @@ class ManagedLink:
             self.refresh()
 
     async def _install(self, event: KeyEstablished) -> None:
+        before = self.wireguard.public_key
         if not await self._put_on(event):
             return
         if self._to_install is not event:
@@ -516,7 +519,7 @@ class ManagedLink:
             await self.wireguard.follow(event)
         except (TunError, OSError) as error:
             self.problem = Problem("endpoint_not_moved", str(error), wall())
-        self.tunnel.look_soon()
+        self.tunnel.look_soon(at_first=before != self.wireguard.public_key)
 
     async def _put_on(self, event: KeyEstablished) -> bool:
         """Set the key on the interface. Whether that was done, and was wanted to its end."""
@@ -526,7 +529,7 @@ class ManagedLink:
             if new:
                 # WireGuard shakes hands as soon as it has the peer, and what comes then is
                 # answered: the answers need a way by then. A renewal leaves routes alone
-                await self.tunnel.set_routes()
+                await self.tunnel.add_routes(self.peer.allowed_ips)
             await self.wireguard.install(event)
         except Superseded:
             pass
@@ -631,7 +634,7 @@ class ManagedLink:
 
     def _facts(self) -> Facts:
         watch, now = self.wireguard.watch, boottime()
-        link = self._engine.endpoint.link(self.name) if self.joined else None
+        link = self._engine.endpoint.look_at(self.name) if self.joined else None
         error = self.tunnel.error
         return Facts(
             fault=self.fault,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -16,6 +17,10 @@ MAX_DATAGRAM: Final = 2048
 """What is read of one datagram; the longest legal one has 1,232 bytes."""
 DRAIN: Final = 64
 """Datagrams read at a stretch before other tasks get their turn."""
+DRAIN_SECONDS: Final = 0.01
+"""And how long at the most, since a step of an exchange costs a millisecond."""
+LULL_SECONDS: Final = 0.001
+"""What is waited under a flood, so that many datagrams are taken at one wake-up."""
 RECEIVE_BUFFER: Final = 4 * 1024 * 1024
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h; Python's socket module does not name it
 _MAPPED: Final = "::ffff:"
@@ -32,6 +37,10 @@ class Transport:
 
     def __init__(self, sockets: Sequence[trio.socket.SocketType]) -> None:
         self._sockets = sockets
+        self._outgoing = [
+            (_raw(bound), int(bound.family), str(bound.getsockname()[0])) for bound in sockets
+        ]
+        """For each its family and address, which the system would have to be asked for."""
         self.unsent = 0
         """Datagrams that the system did not take; the exchange repeats them."""
 
@@ -49,17 +58,21 @@ class Transport:
             raise CannotListen(_why(entry, error)) from error
         return cls(sockets)
 
-    async def run(self, receive: Receive) -> None:
-        """Hand every datagram to `receive` until cancelled."""
+    async def run(self, receive: Receive, drained: Callable[[], bool]) -> None:
+        """Hand every datagram to `receive` until cancelled; `drained` is called when those that
+        had come have been taken, and says whether to wait a moment for more."""
         async with trio.open_nursery() as nursery:
             for bound in self._sockets:
-                nursery.start_soon(self._read, bound, receive)
+                nursery.start_soon(self._read, bound, receive, drained)
 
-    async def _read(self, bound: trio.socket.SocketType, receive: Receive) -> None:
+    async def _read(
+        self, bound: trio.socket.SocketType, receive: Receive, drained: Callable[[], bool]
+    ) -> None:
         # One wait for many datagrams: an await for each would cost more than refusing it
         raw = _raw(bound)
         while True:
             await trio.lowlevel.wait_readable(raw)
+            until = time.perf_counter() + DRAIN_SECONDS
             for _ in range(DRAIN):
                 try:
                     data, source = raw.recvfrom(MAX_DATAGRAM)
@@ -70,15 +83,19 @@ class Transport:
                         raise
                     continue
                 receive(data, _address(source))
+                if time.perf_counter() > until:
+                    break  # exchanges, not junk
+            if drained():
+                await trio.sleep(LULL_SECONDS)
 
     def send(self, data: bytes, address: Address) -> None:
         """Send, or count that it could not be: a lost datagram is repeated by its sender."""
-        for bound in self._sockets:
-            target = _target(bound.family, bound.getsockname()[0], address)
+        for bound, family, local in self._outgoing:
+            target = _target(family, local, address)
             if target is None:
                 continue
             try:
-                _raw(bound).sendto(data, target)
+                bound.sendto(data, target)
             except OSError:
                 # An address that cannot be used is one link's trouble, and shows as no answer
                 self.unsent += 1
