@@ -25,7 +25,7 @@ from vpnd.journal import Journal, configure_logging
 from vpnd.node import Node, NoIdentity
 from vpnd.node_control import ControlError
 from vpnd.sdnotify import notify, watchdog_seconds
-from vpnd.transport import CannotListen, Transport
+from vpnd.transport import Transport
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -49,7 +49,7 @@ def main() -> None:
     failures: list[BaseException] = []
     try:
         trio.run(_run, config)
-    except* (CannotListen, NoIdentity, ControlSocketError, FileFault, TunError) as group:
+    except* (NoIdentity, ControlSocketError, FileFault, TunError) as group:
         failures = _leaves(group)
     for failure in failures:
         print(f"vpnd: error: {failure}", file=sys.stderr)
@@ -112,7 +112,8 @@ async def _run(config: Config) -> None:
         # The control socket comes first: its lock says that no other daemon works here
         control_socket = open_control_socket(config.node.control_socket)
         try:
-            transport = await Transport.bind(config.node.listen, mark=_mark(config))
+            transport = Transport(config.node.listen, journal, mark=_mark(config))
+            transport.open()
             try:
                 node = Node(config, transport, journal, feed)
                 async with node.running():

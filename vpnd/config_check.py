@@ -92,8 +92,8 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
     # Every port of the key exchange is taken, whatever address it is bound to: WireGuard
     # binds all of them
     ports = {} if draft.node is None else {one.port: "node.listen" for one in draft.node.listen}
-    if draft.node is not None and len(set(draft.node.listen)) < len(draft.node.listen):
-        yield draft.main.problem(("node", "listen"), "the same address stands there twice")
+    if draft.node is not None:
+        yield from _check_listen(draft.node, draft.main)
     for tunnel in draft.tunnels.values():
         at: Location = ("tunnels", tunnel.name)
         here = ".".join(map(str, at))
@@ -133,6 +133,21 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
                 f"{tunnel.mtu} is too small for the tunnel's IPv6 addresses",
                 f"at least {_MIN_IPV6_MTU}",
             )
+
+
+def _check_listen(node: NodeConfig, main: Source) -> Iterator[ConfigProblem]:
+    seen: dict[tuple[str, int], set[str]] = {}
+    for entry in node.listen:
+        devices = seen.setdefault((entry.host, entry.port), set())
+        if entry.device in devices:
+            yield main.problem(("node", "listen"), f"{entry} stands there twice")
+        elif devices and "" in (*devices, entry.device):
+            yield main.problem(
+                ("node", "listen"),
+                f"{entry.host} port {entry.port} stands there with and without a device",
+                "with a device for each, or once without",
+            )
+        devices.add(entry.device)
 
 
 def _check_prefixes(draft: Draft) -> Iterator[ConfigProblem]:

@@ -23,7 +23,7 @@ from pydantic import (
 from kex.identity import Fingerprint
 from vpnd import config_fields as fields
 from vpnd.config_errors import ConfigErrors, Location, kind_of
-from vpnd.config_fields import Endpoint, FieldError, InterfaceAddress, Prefix
+from vpnd.config_fields import Endpoint, FieldError, InterfaceAddress, ListenAddress, Prefix
 from vpnd.config_source import Source
 
 MIN_REKEY_INTERVAL: Final = 120
@@ -99,10 +99,10 @@ class NodeConfig(Table):
 
     name: Name
     listen: Annotated[
-        tuple[Annotated[Endpoint, PlainValidator(fields.listen_address)], ...],
+        tuple[Annotated[ListenAddress, PlainValidator(fields.listen_address)], ...],
         AfterValidator(_one_or_more),
         _at_most(16),
-    ] = (Endpoint("::", fields.DEFAULT_EXCHANGE_PORT),)
+    ] = (ListenAddress("::", fields.DEFAULT_EXCHANGE_PORT),)
     """UDP sockets of the key exchange."""
     state_dir: AbsolutePath = Path("/var/lib/vpnd")
     """Identities and the cache of the peers' public keys."""

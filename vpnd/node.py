@@ -274,6 +274,7 @@ class Node:
             counters=counters,
             warnings=[
                 *(str(note) for note in self.config.notes),
+                *self._transport.problems(),
                 *(f"{peer}: {fault}" for peer, fault in self._guard_faults.items()),
             ],
         )

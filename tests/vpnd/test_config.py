@@ -13,7 +13,7 @@ import pytest
 from kex.identity import Fingerprint, Identity
 from tests.vpnd.config_files import AMS1, LON1, LON1_NEXT, Site, problem_at, problems_of
 from vpnd.config import load_config
-from vpnd.config_fields import Endpoint
+from vpnd.config_fields import Endpoint, ListenAddress
 from vpnd.identity_store import create_identity, system_suite
 
 Change = Callable[[Site], None]
@@ -30,7 +30,7 @@ def second_tunnel(**changes: Any) -> dict[str, Any]:
 def test_a_whole_configuration(site: Site) -> None:
     config = site.load()
     assert config.node.name == "fra1"
-    assert config.node.listen == (Endpoint("::", 51821),)
+    assert config.node.listen == (ListenAddress("::", 51821),)
     assert config.node.peers_dir == site.peers_dir
     assert config.node.control_socket == site.folder / "run" / "control.sock"
     assert config.node.max_datagram == 1232
@@ -167,6 +167,34 @@ REFUSED: list[tuple[str, Change, str, str]] = [
         lambda site: site.main["node"].update(listen=["[::]:51821", "[::0]:51821"]),
         "node.listen",
         "stands there twice",
+    ),
+    (
+        "listen with and without a device",
+        lambda site: site.main["node"].update(
+            listen=["[::]:51821", {"address": "[::]:51821", "device": "eth0"}]
+        ),
+        "node.listen",
+        "stands there with and without a device",
+    ),
+    (
+        "listen on what no device is called",
+        lambda site: site.main["node"].update(listen=[{"address": "[::]:51821", "device": "a/b"}]),
+        "node.listen[0]",
+        "cannot be the name of a device",
+    ),
+    (
+        "listen without an address",
+        lambda site: site.main["node"].update(listen=[{"device": "eth0"}]),
+        "node.listen[0]",
+        "has no address",
+    ),
+    (
+        "listen on an interface",
+        lambda site: site.main["node"].update(
+            listen=[{"address": "[::]:51821", "device": "eth0", "interface": "eth0"}]
+        ),
+        "node.listen[0]",
+        "unknown key",
     ),
     (
         "listen on a name",
