@@ -106,11 +106,11 @@ def _set_addresses(rtnl: Rtnl, spec: TunnelSpec, index: int) -> list[str]:
     for address in spec.addresses:
         if address not in present:
             _add_address(rtnl, index, address)
-            changed.append(f"without {address}")
+            changed.append(f"address {address} missing")
     for found in standing:
         if found.is_ours and found.address not in spec.addresses:
             rtnl.delete_address(index, found.address)
-            changed.append(f"with {found.address}")
+            changed.append(f"address {found.address} left over")
     return changed
 
 

@@ -15,6 +15,7 @@ from kex.identity import Fingerprint
 from vpnd.config_errors import ConfigProblem, Location, shown
 from vpnd.config_fields import Prefix, did_you_mean
 from vpnd.config_model import (
+    MAIN_TABLE,
     MAX_ANNOUNCED_PREFIXES,
     MIN_LIFETIME_MARGIN,
     NodeConfig,
@@ -24,7 +25,6 @@ from vpnd.config_model import (
 from vpnd.config_source import Source
 from vpnd.local_identity import check_identities
 
-MAIN_TABLE: Final = 254
 _MIN_IPV6_MTU: Final = 1280
 
 
@@ -127,7 +127,7 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
                 f"at most {MAX_ANNOUNCED_PREFIXES} fit into an exchange; prefixes that make up a "
                 "wider one can be given as that",
             )
-        if tunnel.mtu < _MIN_IPV6_MTU and any(one.version == 6 for one in tunnel.addresses):
+        if tunnel.least_mtu < _MIN_IPV6_MTU and any(one.version == 6 for one in tunnel.addresses):
             yield draft.main.problem(
                 (*at, "mtu"),
                 f"{tunnel.mtu} is too small for the tunnel's IPv6 addresses",
@@ -193,7 +193,7 @@ def _collision(
     mine, theirs = tunnels.get(peer.tunnel), tunnels.get(other.tunnel)
     if mine is None or theirs is None or "none" in (mine.routes, theirs.routes):
         return None
-    if (mine.table or MAIN_TABLE) != (theirs.table or MAIN_TABLE):
+    if mine.routing_table != theirs.routing_table:
         return None
     return (
         f"is also at peer {other.name} of tunnel {other.tunnel}, and both tunnels' routes are in "
@@ -224,7 +224,7 @@ def _check_peer(
         return
     yield from _check_routes(peer, tunnel, source)
     if (
-        tunnel.mtu < _MIN_IPV6_MTU
+        tunnel.least_mtu < _MIN_IPV6_MTU
         and all(address.version == 4 for address in tunnel.addresses)  # else it is told there
         and any(prefix.version == 6 for prefix in peer.allowed_ips)
     ):
@@ -251,7 +251,7 @@ def _check_routes(
             "protect = [prefixes that must never leave in the clear]; [] says that there are none",
         )
     address = None if peer.endpoint is None else peer.endpoint.address
-    own_table = tunnel.table not in (None, MAIN_TABLE)
+    own_table = tunnel.routing_table != MAIN_TABLE
     if address is None or tunnel.routes == "none" or own_table or tunnel.fwmark is not None:
         return
     for index, prefix in enumerate(peer.allowed_ips):
