@@ -97,6 +97,8 @@ async def test_what_is_changed_by_hand_is_put_right() -> None:
         await fra.run(["ip", "address", "add", "192.0.2.77/32", "dev", "wg0"])
         await fra.run(["ip", "route", "add", "192.0.2.78", "dev", "wg0"])
         set_peer = f"wg set wg0 peer {peer}"
+        prefixes = (await fra.run(["wg", "show", "wg0", "allowed-ips"])).stdout.split()[1:]
+        more = ",".join([*prefixes, "10.9.0.0/16"])
         cases: list[tuple[str, str, Look, str]] = [
             ("lo down", "ip link set lo down; ip link set lo up", routes, "guard routes were"),
             (
@@ -109,13 +111,13 @@ async def test_what_is_changed_by_hand_is_put_right() -> None:
                 "a route deleted",
                 "ip route del 10.2.0.0/16 dev wg0",
                 routes,
-                "wg0: routes missing: 10.2.0.0/16",
+                "routes missing: 10.2.",
             ),
             (
                 "an IPv6 route deleted",
                 "ip route del fd00:2::/48 dev wg0",
                 routes,
-                "wg0: routes missing: fd00:2::/48",
+                "routes missing: fd00:2:",
             ),
             (
                 "addresses deleted",
@@ -127,7 +129,7 @@ async def test_what_is_changed_by_hand_is_put_right() -> None:
             ("interface down", "ip link set wg0 down", everything, "; down; "),
             ("port changed", "wg set wg0 listen-port 51999", device, "UDP port 51999"),
             ("fwmark changed", "wg set wg0 fwmark 7", device, "fwmark 0x7"),
-            ("allowed IPs added", f"{set_peer} allowed-ips +10.9.0.0/16", device, "peer_altered"),
+            ("allowed IPs added", f"{set_peer} allowed-ips {more}", device, "peer_altered"),
             ("allowed IPs taken", f"{set_peer} allowed-ips 10.9.0.0/16", device, "peer_altered"),
             ("keepalive", f"{set_peer} persistent-keepalive 99", device, "keepalive was 99 s"),
         ]

@@ -164,6 +164,11 @@ class Tunnel:
         self._shown = (state.listen_port, state.fwmark)
         return state.peers
 
+    @property
+    def is_altered(self) -> bool:
+        """Whether the last `peers()` showed another UDP port or fwmark than the spec's."""
+        return self._shown != (self.spec.listen_port, self.spec.fwmark or 0)
+
     async def give_new_key(self) -> None:
         """Replace the private key by a new one, which nobody else knows; sessions end.
 

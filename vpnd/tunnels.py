@@ -187,6 +187,8 @@ class ManagedTunnel:
                 await self._look()
                 await self._remove_unwanted()
                 await self._follow_mtu()
+                if self._tunnel is not None and self._tunnel.is_altered:
+                    await self.restore()
 
     def look_soon(self) -> None:
         """Something is waited for from now on: do not sleep out a long interval."""
