@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
+from itertools import combinations
 from typing import Final
 
 from kex.identity import Fingerprint
@@ -26,6 +27,7 @@ from vpnd.config_source import Source
 from vpnd.local_identity import check_identities
 
 _MIN_IPV6_MTU: Final = 1280
+_ALL_HOSTS: Final = ("::", "0.0.0.0")  # noqa: S104
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +138,19 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
 
 
 def _check_listen(node: NodeConfig, main: Source) -> Iterator[ConfigProblem]:
-    seen: dict[tuple[str, int], set[str]] = {}
-    for entry in node.listen:
-        devices = seen.setdefault((entry.host, entry.port), set())
-        if entry.device in devices:
-            yield main.problem(("node", "listen"), f"{entry} stands there twice")
-        elif devices and "" in (*devices, entry.device):
+    """What the kernel would refuse as a port that is taken."""
+    for one, other in combinations(node.listen, 2):
+        same_family = (":" in one.host) == (":" in other.host)
+        on_one_device = one.device == other.device or "" in (one.device, other.device)
+        same_host = one.host == other.host or any(e.host in _ALL_HOSTS for e in (one, other))
+        if one == other:
+            yield main.problem(("node", "listen"), f"{one} stands there twice")
+        elif same_family and one.port == other.port and on_one_device and same_host:
             yield main.problem(
                 ("node", "listen"),
-                f"{entry.host} port {entry.port} stands there with and without a device",
-                "with a device for each, or once without",
+                f"{other} cannot be had beside {one}, which takes the port for it as well",
+                "leave one of them out, or give each another device or another address",
             )
-        devices.add(entry.device)
 
 
 def _check_prefixes(draft: Draft) -> Iterator[ConfigProblem]:

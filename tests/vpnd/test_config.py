@@ -174,7 +174,13 @@ REFUSED: list[tuple[str, Change, str, str]] = [
             listen=["[::]:51821", {"address": "[::]:51821", "device": "eth0"}]
         ),
         "node.listen",
-        "stands there with and without a device",
+        "cannot be had beside [::]:51821",
+    ),
+    (
+        "listen on all addresses and on one",
+        lambda site: site.main["node"].update(listen=["0.0.0.0:51821", "192.0.2.1:51821"]),
+        "node.listen",
+        "takes the port for it as well",
     ),
     (
         "listen on what no device is called",
