@@ -112,6 +112,8 @@ class ManagedTunnel:
         """Peers that have to go, and when; an entry leaves only once the peer has."""
         self.users: list[TunnelUser] = []
         self.error: str | None = "not opened yet"
+        self._routes: frozenset[Prefix] = frozenset()
+        """What routes were set for last."""
         self._routes_error = self._restore_error = ""
 
     @property
@@ -145,7 +147,7 @@ class ManagedTunnel:
                 self._trouble("tunnel_failed", error)
             self.error = str(error)
             return
-        self._tunnel, self.error = tunnel, None
+        self._tunnel, self.error, self._routes = tunnel, None, frozenset()
         self._journal.record(
             "tunnel_opened",
             tunnel=self.name,
@@ -347,7 +349,8 @@ class ManagedTunnel:
     # ---- routes
 
     async def set_routes(self) -> frozenset[Prefix]:
-        """Routes into the interface for every peer that is on it; the prefixes that had none."""
+        """Routes into the interface for every peer that is on it; those that had been set before
+        and were gone."""
         prefixes = {
             prefix
             for user in self.users
@@ -358,14 +361,15 @@ class ManagedTunnel:
             if self._tunnel is None:
                 return frozenset()
             try:
-                missing = await self._tunnel.set_routes(sorted(prefixes, key=str))
+                missing = await self._tunnel.set_routes(prefixes)
             except BackendErrors as error:
                 if str(error) != self._routes_error:
                     self._trouble("routes_failed", error)
                 self._routes_error = str(error)
                 return frozenset()
             self._routes_error = ""
-            return missing
+            gone, self._routes = missing & self._routes, frozenset(prefixes)
+            return gone
 
     async def set_guards(self, prefixes: Iterable[Prefix]) -> frozenset[Prefix]:
         """Guard routes for these prefixes, in the tunnel's table; those that were missing.
@@ -395,9 +399,9 @@ class ManagedTunnel:
                 self._restore_error = str(error)
                 return None
             self._restore_error = ""
-        missing = await self.set_routes()
-        if missing:
-            changed.append("routes missing: " + ", ".join(sorted(map(str, missing))))
+        gone = await self.set_routes()
+        if gone:
+            changed.append("routes missing: " + ", ".join(sorted(map(str, gone))))
         if changed:
             self._journal.record(
                 "put_right",

@@ -8,15 +8,17 @@ Only what is ours is touched. Peers on an interface, and its key, show in its du
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tun import ChangeWatch, NotOurs
+from tun import ChangeWatch, NotOurs, Prefix
 from vpnd.guards import guarded_prefixes
 from vpnd.tunnels import RETRY_SECONDS, BackendErrors
 
 if TYPE_CHECKING:
+    from vpnd.config import Config
     from vpnd.config_model import PeerConfig
     from vpnd.journal import Journal
     from vpnd.node import Node
@@ -37,6 +39,7 @@ class Upkeep:
         self._journal = journal
         self._faults: dict[str, str] = {}
         """Of each peer whose guard routes could not be set: why."""
+        self._guarded: dict[str, tuple[Config, Mapping[str, frozenset[Prefix]]]] = {}
 
     @property
     def warnings(self) -> list[str]:
@@ -76,22 +79,24 @@ class Upkeep:
 
     async def _guards(self, tunnel: ManagedTunnel) -> None:
         """Set again what is missing of a tunnel's guard routes: all in one look."""
-        peers = [peer for peer in self._node.config.peers.values() if peer.tunnel == tunnel.name]
-        prefixes = {prefix for peer in peers for prefix in guarded_prefixes(peer, tunnel.config)}
+        peers = self._peers_of(tunnel)
         try:
-            missing = await tunnel.set_guards(prefixes)
+            missing = await tunnel.set_guards({prefix for own in peers.values() for prefix in own})
         except NotOurs:
-            for peer in peers:  # one of them has the trouble
-                await self.guard(peer)
+            for name in peers:  # one of them has the trouble
+                await self.guard(self._node.config.peers[name])
             return
         except BackendErrors as error:
-            for peer in peers:
-                if self._faults.get(peer.name) != str(error):
+            for name in peers:
+                if self._faults.get(name) != str(error):
                     self._journal.record(
-                        "guard_failed", peer=peer.name, level="error", reason=str(error)
+                        "guard_failed", peer=name, level="error", reason=str(error)
                     )
-                self._faults[peer.name] = str(error)
+                self._faults[name] = str(error)
             return
+        for name in peers.keys() & self._faults.keys():
+            del self._faults[name]
+            missing -= peers[name]  # they were known to be
         if missing:
             self._journal.record(
                 "put_right",
@@ -99,5 +104,17 @@ class Upkeep:
                 tunnel=tunnel.name,
                 reason="guard routes were missing: " + ", ".join(sorted(map(str, missing))),
             )
-        for peer in peers:
-            self._faults.pop(peer.name, None)
+
+    def _peers_of(self, tunnel: ManagedTunnel) -> Mapping[str, frozenset[Prefix]]:
+        """The guarded prefixes of a tunnel's peers. Worked out anew for another configuration
+        only: for a thousand peers it takes a while."""
+        config = self._node.config
+        known, found = self._guarded.get(tunnel.name, (None, {}))
+        if known is not config:
+            found = {
+                peer.name: frozenset(guarded_prefixes(peer, tunnel.config))
+                for peer in config.peers.values()
+                if peer.tunnel == tunnel.name
+            }
+            self._guarded[tunnel.name] = (config, found)
+        return found
