@@ -20,7 +20,7 @@ import trio
 
 from lab.lab import Lab, open_lab
 from lab.patience import patient
-from lab.proof import same_preshared_key
+from lab.proof import installed, same_preshared_key, wait_new_key
 from lab.site import Site
 from lab.spec import LabSpec
 
@@ -39,8 +39,12 @@ Look = Callable[[Site], Awaitable[object]]
 @asynccontextmanager
 async def linked() -> AsyncIterator[Lab]:
     async with open_lab(LabSpec.parse(TWO, name="hand"), start="links") as lab:
-        await lab.site("fra").wait_state("ams", "active")
-        await lab.site("ams").wait_state("fra", "active")
+        for name, other in (("fra", "ams"), ("ams", "fra")):
+            await lab.site(name).wait_state(other, "active")
+            # No exchange of the start is under way any more
+            await lab.site(name).wait_link(
+                other, lambda status: (status["next_renewal_seconds"] or 0) > 30, what="at rest"
+            )
         yield lab
 
 
@@ -146,6 +150,7 @@ async def test_what_is_changed_by_hand_is_put_right() -> None:
 async def test_a_preshared_key_set_by_hand_is_replaced() -> None:
     async with linked() as lab, lab.traffic("fra-host", "ams-host", rate=50) as meter:
         await meter.wait_received(20)
+        before = await installed(lab, "fra", "ams")
         # At both ends the same one, which WireGuard would take: nothing shows but the key itself
         key = base64.b64encode(secrets.token_bytes(32)).decode()
         for name in ("fra", "ams"):
@@ -154,10 +159,7 @@ async def test_a_preshared_key_set_by_hand_is_replaced() -> None:
             await site.run(
                 ["wg", "set", "wg0", "peer", peer, "preshared-key", "/dev/stdin"], stdin=key
             )
-        for name, other in (("fra", "ams"), ("ams", "fra")):
-            await lab.site(name).wait_link(
-                other, lambda s: s["counters"]["key_installed"] >= 2, what="renewed"
-            )
+        await wait_new_key(lab, "fra", "ams", before=before)
         assert any("key_altered" in lab.site(n).daemon_log.read_text() for n in ("fra", "ams"))
         assert await same_preshared_key(lab, "fra", "ams")
         shown = (await lab.site("fra").run(["wg", "show", "wg0", "preshared-keys"])).stdout
