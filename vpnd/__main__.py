@@ -26,7 +26,7 @@ from vpnd.journal import Journal, configure_logging
 from vpnd.node import Node, NoIdentity
 from vpnd.node_control import ControlError
 from vpnd.sdnotify import notify, watchdog_seconds
-from vpnd.transport import CannotListen, Transport
+from vpnd.transport import Transport
 
 THREADS_GIVE_WAY: Final = 0.0005
 """Seconds."""
@@ -56,7 +56,7 @@ def main() -> None:
     gc.freeze()  # modules and configuration stay: see Node.running
     try:
         trio.run(_run, config)
-    except* (CannotListen, NoIdentity, ControlSocketError, FileFault, TunError) as group:
+    except* (NoIdentity, ControlSocketError, FileFault, TunError) as group:
         failures = _leaves(group)
     for failure in failures:
         print(f"vpnd: error: {failure}", file=sys.stderr)
@@ -97,7 +97,9 @@ def _set_guards(config: Config) -> ExitCode:
         for peer in config.peers.values():
             tunnel = config.tunnels[peer.tunnel]
             try:
-                await set_guard_routes(guarded_prefixes(peer, tunnel), table=tunnel.table)
+                await set_guard_routes(
+                    guarded_prefixes(peer, tunnel), table=tunnel.table, vrf=tunnel.vrf
+                )
             except (TunError, OSError) as error:
                 faults.append(f"{peer.name}: {error}")
         return faults
@@ -119,7 +121,8 @@ async def _run(config: Config) -> None:
         # The control socket comes first: its lock says that no other daemon works here
         control_socket = open_control_socket(config.node.control_socket)
         try:
-            transport = await Transport.bind(config.node.listen, mark=_mark(config))
+            transport = Transport(config.node.listen, journal, mark=_mark(config))
+            transport.open()
             try:
                 node = Node(config, transport, journal, feed)
                 async with node.running():

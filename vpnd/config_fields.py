@@ -22,7 +22,7 @@ from ipaddress import (
     ip_network,
 )
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from kex.errors import InvalidIdentity
 from kex.identity import Fingerprint
@@ -38,6 +38,7 @@ MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path with its terminating 
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_=+.-]{0,14}", re.ASCII)  # IFNAMSIZ - 1
+_MAX_DEVICE_BYTES: Final = 15  # IFNAMSIZ - 1
 _HOST_LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 _SPECIAL_INTERFACES: Final = ("all", "default", "lo")  # names of /proc/sys/net, and loopback
 
@@ -68,6 +69,17 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress(Endpoint):
+    """Where a socket of ours is; on one device (a VRF, say) or on all."""
+
+    device: str = ""
+
+    def __str__(self) -> str:
+        at = Endpoint.__str__(self)
+        return f"{at} on {self.device}" if self.device else at
 
 
 def text(value: object) -> str:
@@ -128,6 +140,16 @@ def whole_number(low: int, high: int, unit: str = "", hint: str = "") -> Callabl
         return value
 
     return parse
+
+
+def mtu(value: object) -> int | Literal["auto"]:
+    """Bytes of a packet in the tunnel, or "auto"."""
+    if value == "auto":
+        return "auto"
+    hint = '576 to 65535 bytes, or "auto": what the way to the peers allows'
+    if isinstance(value, str):
+        raise FieldError(f"{shown(value)} is not known", hint)
+    return whole_number(576, 65535, "bytes", hint)(value)
 
 
 def choice(*options: str) -> Callable[[object], str]:
@@ -244,8 +266,13 @@ def endpoint(value: object) -> Endpoint:
     return found
 
 
-def listen_address(value: object) -> Endpoint:
-    """A numeric address of this node, or `[::]` or `0.0.0.0` for all of them, and a port."""
+def listen_address(value: object) -> ListenAddress:
+    """A numeric address of this node, or `[::]` or `0.0.0.0` for all of them, and a port; or a
+    table of such an `address` and a `device`."""
+    device = ""
+    if isinstance(value, dict):
+        value, written = _listen_table(value)
+        device = device_name(written)
     found = _host_and_port(value)
     address = found.address
     if address is None:
@@ -254,6 +281,29 @@ def listen_address(value: object) -> Endpoint:
             f'"[::]:{found.port}" listens on every address, IPv4 too',
         )
     _check_one_host(found, address)
+    return ListenAddress(found.host, found.port, device)
+
+
+def _listen_table(table: dict[str, object]) -> tuple[object, object]:
+    hint = f'{{ address = "[::]:{DEFAULT_EXCHANGE_PORT}", device = "eth0" }}'
+    for key in table:
+        if key not in ("address", "device"):
+            raise FieldError(f"has an unknown key {shown(key)}", hint)
+    for key in ("address", "device"):
+        if key not in table:
+            raise FieldError(f"has no {key}", hint)
+    return table["address"], table["device"]
+
+
+def device_name(value: object) -> str:
+    """The name of a network device of this host, whoever made it (dev_valid_name in Linux)."""
+    found = text(value)
+    if (
+        not 0 < len(found.encode()) <= _MAX_DEVICE_BYTES
+        or found in (".", "..")
+        or any(character in "/:" or character.isspace() for character in found)
+    ):
+        raise FieldError(f"{shown(found)} cannot be the name of a device", "such as eth0")
     return found
 
 

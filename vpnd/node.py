@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -43,7 +43,8 @@ from vpnd.node_control import Caller, ControlError, no_such_peer
 from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, write_peer_file
 from vpnd.transport import Transport
-from vpnd.tunnels import RETRY_SECONDS, BackendErrors, ManagedTunnel
+from vpnd.tunnels import BackendErrors, ManagedTunnel
+from vpnd.upkeep import Upkeep
 from vpnd.view import link_status, peer_info, tunnel_status
 
 STOP_SECONDS: Final = 15.0
@@ -85,7 +86,7 @@ class Node:
         self._tunnel_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._changing = trio.Lock()
-        self._guard_faults: dict[str, str] = {}
+        self._upkeep = Upkeep(self, journal)
 
     def _load_identities(self) -> Mapping[str, Identity]:
         stored = load_identities(self.config.node.state_dir, suite_of=self._suites.__getitem__)
@@ -116,7 +117,7 @@ class Node:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             # Guard routes come first: before any interface, and whatever becomes of it
-            await self._guard_all()
+            await self._upkeep.guard_all()
             for number, peer in enumerate(self.config.peers.values(), 1):
                 self.start_link(peer)
                 if number % AT_ONCE == 0:
@@ -124,7 +125,7 @@ class Node:
             for tunnel in self.tunnels.values():
                 await tunnel.try_open()
             nursery.start_soon(self.engine.run)
-            nursery.start_soon(self._retry_guards)
+            nursery.start_soon(self._upkeep.run)
             for tunnel in self.tunnels.values():
                 self._tunnel_scopes[tunnel.name] = self._keep_running(tunnel.run)
             # What lives as long as the daemon is not looked through for garbage again and again:
@@ -212,42 +213,21 @@ class Node:
         self._journal.forget_link(name)
         return link
 
-    async def guard(self, peer: PeerConfig) -> str:
-        """Set the guard routes of a peer; what went wrong, which is told, or ''."""
+    async def guard(self, peer: PeerConfig, *, told: str = "") -> str:
+        """Set the guard routes of a peer; what went wrong, or ''. It is told unless it was."""
         tunnel = self.tunnels[peer.tunnel]
         try:
             await tunnel.set_guards(guarded_prefixes(peer, tunnel.config))
         except BackendErrors as error:
-            self._journal.record("guard_failed", peer=peer.name, level="error", reason=str(error))
-            return str(error)
+            reason = str(error)
+            if reason != told:
+                self._journal.record("guard_failed", peer=peer.name, level="error", reason=reason)
+            return reason
         return ""
 
-    async def _guard_all(self) -> None:
-        """The guard routes of all peers, a tunnel's in one go; where that fails, each peer's."""
-        for tunnel in self.tunnels.values():
-            peers = [peer for peer in self.config.peers.values() if peer.tunnel == tunnel.name]
-            prefixes = {one for peer in peers for one in guarded_prefixes(peer, tunnel.config)}
-            try:
-                await tunnel.set_guards(prefixes)
-            except BackendErrors:
-                for peer in peers:
-                    await self._guard_in_time(peer)
-
-    async def _guard_in_time(self, peer: PeerConfig) -> None:
-        """The same, tried again by itself: what stands in the way of one guard must not keep
-        other links down."""
-        self._guard_faults[peer.name] = await self.guard(peer)
-        if not self._guard_faults[peer.name]:
-            del self._guard_faults[peer.name]
-
-    async def _retry_guards(self) -> None:
-        while True:
-            await trio.sleep(RETRY_SECONDS)
-            for name in tuple(self._guard_faults):
-                if name in self.config.peers:
-                    await self._guard_in_time(self.config.peers[name])
-                else:
-                    del self._guard_faults[name]
+    def unchanging(self) -> AbstractAsyncContextManager[object]:
+        """No peer comes, goes or changes meanwhile."""
+        return self._changing
 
     def start_link(self, peer: PeerConfig, config: Config | None = None) -> ManagedLink:
         """Make a link and its task; `config` is the one that has the peer, unless it is the
@@ -309,7 +289,8 @@ class Node:
             counters=counters,
             warnings=[
                 *(str(note) for note in self.config.notes),
-                *(f"{peer}: {fault}" for peer, fault in self._guard_faults.items()),
+                *self._transport.problems(),
+                *self._upkeep.warnings,
             ],
         )
 

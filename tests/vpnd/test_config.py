@@ -13,7 +13,7 @@ import pytest
 from kex.identity import Fingerprint, Identity
 from tests.vpnd.config_files import AMS1, LON1, LON1_NEXT, Site, problem_at, problems_of
 from vpnd.config import load_config
-from vpnd.config_fields import Endpoint
+from vpnd.config_fields import Endpoint, ListenAddress
 from vpnd.identity_store import create_identity, system_suite
 
 Change = Callable[[Site], None]
@@ -30,7 +30,7 @@ def second_tunnel(**changes: Any) -> dict[str, Any]:
 def test_a_whole_configuration(site: Site) -> None:
     config = site.load()
     assert config.node.name == "fra1"
-    assert config.node.listen == (Endpoint("::", 51821),)
+    assert config.node.listen == (ListenAddress("::", 51821),)
     assert config.node.peers_dir == site.peers_dir
     assert config.node.control_socket == site.folder / "run" / "control.sock"
     assert config.node.max_datagram == 1232
@@ -167,6 +167,52 @@ REFUSED: list[tuple[str, Change, str, str]] = [
         lambda site: site.main["node"].update(listen=["[::]:51821", "[::0]:51821"]),
         "node.listen",
         "stands there twice",
+    ),
+    (
+        "listen with and without a device",
+        lambda site: site.main["node"].update(
+            listen=["[::]:51821", {"address": "[::]:51821", "device": "eth0"}]
+        ),
+        "node.listen",
+        "cannot be had beside [::]:51821",
+    ),
+    (
+        "listen on all addresses and on one",
+        lambda site: site.main["node"].update(listen=["0.0.0.0:51821", "192.0.2.1:51821"]),
+        "node.listen",
+        "takes the port for it as well",
+    ),
+    (
+        "listen on what no device is called",
+        lambda site: site.main["node"].update(listen=[{"address": "[::]:51821", "device": "a/b"}]),
+        "node.listen[0]",
+        "cannot be the name of a device",
+    ),
+    (
+        "listen without an address",
+        lambda site: site.main["node"].update(listen=[{"device": "eth0"}]),
+        "node.listen[0]",
+        "has no address",
+    ),
+    (
+        "listen on an interface",
+        lambda site: site.main["node"].update(
+            listen=[{"address": "[::]:51821", "device": "eth0", "interface": "eth0"}]
+        ),
+        "node.listen[0]",
+        "unknown key",
+    ),
+    (
+        "an mtu that is a word",
+        lambda site: site.main["tunnels"]["backbone"].update(mtu="fast"),
+        "tunnels.backbone.mtu",
+        "is not known",
+    ),
+    (
+        "a VRF that no device can be",
+        lambda site: site.main["tunnels"]["backbone"].update(vrf="a VRF of mine"),
+        "tunnels.backbone.vrf",
+        "cannot be the name of a device",
     ),
     (
         "listen on a name",
@@ -598,3 +644,18 @@ def test_files_beside_the_peers_are_left_alone(site: Site) -> None:
     for name in (".ams1.toml.swp", ".hidden.toml", "ams1.toml~", "README", "lon1.toml.bak"):
         (site.peers_dir / name).write_text("nonsense")
     assert list(load_config(site.path).peers) == ["ams1"]
+
+
+def test_listening_on_devices_a_vrf_and_an_automatic_mtu(site: Site) -> None:
+    devices = [{"address": "[::]:51821", "device": name} for name in ("eth0", "vrf-blue")]
+    site.main["node"].update(listen=[*devices, "192.0.2.1:51821"])
+    site.main["tunnels"]["backbone"].update(vrf="vrf-blue", mtu="auto")
+    config = site.load()
+    assert list(map(str, config.node.listen)) == [
+        "[::]:51821 on eth0",
+        "[::]:51821 on vrf-blue",
+        "192.0.2.1:51821",
+    ]
+    tunnel = config.tunnels["backbone"]
+    assert (tunnel.vrf, tunnel.mtu, tunnel.least_mtu) == ("vrf-blue", "auto", 1280)
+    assert tunnel.routing_table == "vrf-blue"
