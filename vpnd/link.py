@@ -47,9 +47,9 @@ from vpnd.tunnels import ManagedTunnel
 
 RESTART_SECONDS: Final = 5.0
 """Before a link's task that met a bug of ours is started again, and between look-ups that fail."""
-UNPINNED_SECONDS: Final = 10.0
+UNPINNED_SECONDS: Final = 30.0
 """What a key lives on after the identity that it was agreed with was taken out of the peer's list:
-time for an exchange under another identity of the list."""
+time for an exchange under another identity of the list, and for a second one if that gets lost."""
 OTHER_IDENTITY: Final = "the peer used another identity than the first one pinned here"
 
 
