@@ -17,6 +17,7 @@ from report import Case
 
 from lab.lab import Lab
 from lab.patience import patient
+from lab.proof import in_force, installed
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel]
 
@@ -131,8 +132,11 @@ async def test_a_gateway_that_is_only_called_has_booted_anew(case: Case) -> None
             with site.config_path.open("a", encoding="utf-8") as file:
                 file.write("\n[defaults]\nrekey_interval = 3600\n")
             await site.start_daemon()
-        await lab.link("fra", "ams")
+        # First the end that waits: then there is one exchange, and no newer key that waits for
+        # a handshake of its own
+        await lab.link("ams", "fra")
         await wait_active(lab, "fra", "ams")
+        assert await in_force(lab, "fra", "ams") == await installed(lab, "fra", "ams")
         ams = lab.site("ams")
         async with counted(lab) as meter:
             await ams.kill_daemon()
