@@ -25,7 +25,7 @@ class StartReason(StrEnum):
     UNANSWERED = "an earlier exchange got no answer"
     REFUSED = "an earlier exchange was refused"
     REQUESTED = "requested"
-    HANDSHAKE_OVERDUE = "WireGuard did not take the key up"
+    HANDSHAKE_OVERDUE = "a WireGuard handshake is overdue"
 
 
 class RejectCode(IntEnum):

@@ -57,6 +57,37 @@ class Node:
             raise LabError(f"{self.name} has no IPv{family} address", hint="give it one")
         return address
 
+    async def change_address(self, old: Address, new: Address) -> None:
+        """Give the interface that has `old` the address `new` instead; its routes stay.
+
+        `address` and `addresses` go on telling what the lab file says. Raises LabError where the
+        node does not have `old`, CommandFailed where it cannot have `new`.
+        """
+        shown = (await self.run(["ip", "-o", "address", "show", "to", str(old)])).stdout.split()
+        if not shown:
+            raise LabError(f"{self.name} has no address {old}")
+        interface, length = shown[1], shown[3].rpartition("/")[2]
+        if old.version == 4:
+            # Else the new address, while it is the second one of its network, goes with the first
+            promote = f"/proc/sys/net/ipv4/conf/{interface}/promote_secondaries"
+            await self.run(["tee", promote], stdin="1")
+        nodad = " nodad" if new.version == 6 else ""
+        lines = (
+            f"address add {new}/{length} dev {interface}{nodad}",
+            f"address del {old}/{length} dev {interface}",
+        )
+        await self.run(["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
+
+    async def know_names(self, names: Mapping[str, Sequence[Address]]) -> None:
+        """Let these names, and no others, stand in the node's /etc/hosts, in this order."""
+        file = self.folder / "hosts"
+        first = not file.exists()
+        # The same file each time: programs that run see what is written into it
+        lines = [f"{address} {name}\n" for name, each in names.items() for address in each]
+        file.write_text("127.0.0.1 localhost\n" + "".join(lines), encoding="utf-8")
+        if first:
+            await self.run(["mount", "--bind", str(file), "/etc/hosts"])
+
     def argv(self, argv: Sequence[str], *, cwd: Path | None = None) -> list[str]:
         """The command line that runs `argv` in this node, for programs that start their own."""
         return enter_argv(self._state, self.name, argv, cwd=Path.cwd() if cwd is None else cwd)

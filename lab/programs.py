@@ -42,12 +42,13 @@ def vpnctl_argv(config: Path, arguments: Iterable[str]) -> list[str]:
     return [program("vpnctl"), *options, *arguments, "--json"]
 
 
-def init_arguments(site: SitePlan, *, state_dir: Path) -> list[str]:
+def init_arguments(site: SitePlan, *, state_dir: Path, suite: int = 1) -> list[str]:
     """`vpnctl init` for a site and its first tunnel."""
     tunnel = site.tunnels[0]
     return [
         "init",
         *("--name", site.name),
+        *("--suite", str(suite)),
         *("--listen", f"[::]:{site.listen_port}"),
         *("--tunnel", tunnel.name),
         *("--interface", tunnel.interface),

@@ -32,19 +32,23 @@ class KeyPair:
         return self.one if self.one == self.other else f"{self.one} / {self.other}"
 
 
-async def _preshared_key(site: Site, interface: str) -> str:
-    """The one preshared key on an interface, as `wg` prints it. A secret: compare it, no more."""
+async def _preshared_key(site: Site, peer: str, interface: str) -> str:
+    """The preshared key of a peer on an interface, as `wg` prints it: of the one peer there is, or
+    of the one that the daemon says. A secret: compare it, no more."""
     shown = await site.run(["wg", "show", interface, "preshared-keys"])
-    keys = [line.split("\t")[1] for line in shown.stdout.splitlines()]
-    if len(keys) != 1 or keys[0] == "(none)":
-        raise NotProved(f"{site.name}: {len(keys)} peers on {interface}, one with a PSK expected")
-    return keys[0]
+    keys = dict(line.split("\t") for line in shown.stdout.splitlines())
+    if len(keys) > 1:
+        public_key = (await site.link_status(peer))["wireguard"]["peer_public_key"]
+        keys = {key: psk for key, psk in keys.items() if key == public_key}
+    if [psk for psk in keys.values() if psk != "(none)"] == []:
+        raise NotProved(f"{site.name}: {interface} has no peer with a PSK for {peer}")
+    return keys.popitem()[1]
 
 
 async def same_preshared_key(lab: Lab, one: str, other: str, *, interface: str = "wg0") -> bool:
-    """Whether the two interfaces hold the same preshared key; it is shown nowhere."""
-    mine = await _preshared_key(lab.site(one), interface)
-    theirs = await _preshared_key(lab.site(other), interface)
+    """Whether the interfaces hold the same preshared key for each other; it is shown nowhere."""
+    mine = await _preshared_key(lab.site(one), other, interface)
+    theirs = await _preshared_key(lab.site(other), one, interface)
     return hmac.compare_digest(mine, theirs)
 
 

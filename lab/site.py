@@ -90,9 +90,10 @@ class Site(Node):
             command = " ".join(arguments)
             raise LabError(f"`vpnctl {command} --json` printed: {done.stdout[:200]!r}") from error
 
-    async def init(self) -> str:
-        """`vpnctl init`: write the configuration and make the identity, which is returned."""
-        arguments = programs.init_arguments(self.plan, state_dir=self.folder / "state")
+    async def init(self, *, suite: Literal[1, 2] = 1) -> str:
+        """`vpnctl init`: write the configuration and make the identity, of that suite, which is
+        returned."""
+        arguments = programs.init_arguments(self.plan, state_dir=self.folder / "state", suite=suite)
         self._identity = programs.identity_of(await self.vpnctl(*arguments))
         if further := self.plan.tunnels[1:]:
             with self.config_path.open("a", encoding="utf-8") as file:

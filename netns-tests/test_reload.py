@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import trio
+from report import Case
 
 from lab.errors import CommandFailed
 from lab.lab import Lab, open_lab
@@ -65,11 +66,8 @@ async def counted(lab: Lab) -> AsyncIterator[Meter]:
         yield meter
 
 
-def show(case: str, traffic: Report) -> None:
-    print(
-        f"{case} on {BACKEND}: {traffic.sent} sent, {traffic.lost} lost, "
-        f"{traffic.repeated} repeated, longest silence {traffic.longest_gap:.2f} s"
-    )
+def nothing_lost(case: Case, traffic: Report) -> None:
+    case.traffic(traffic)
     assert traffic.lost == traffic.repeated == 0
 
 
@@ -100,7 +98,7 @@ async def wireguard_peer(site: Site, peer: str) -> dict[str, str]:
     return {"allowed": fields[3], "keepalive": fields[7]}
 
 
-async def test_a_reload_takes_what_changed_and_leaves_other_links_alone() -> None:
+async def test_a_reload_takes_what_changed_and_leaves_other_links_alone(case: Case) -> None:
     async with linked(THREE) as lab, counted(lab) as meter:
         fra = lab.site("fra")
         before, other = await fra.status(), await wireguard_peer(fra, "ams")
@@ -151,10 +149,10 @@ async def test_a_reload_takes_what_changed_and_leaves_other_links_alone() -> Non
         assert names.count('"event": "reloaded"') == 3
         assert "SIGHUP" in names
         assert "internal_error" not in names
-        show("reload", traffic)
+        nothing_lost(case, traffic)
 
 
-async def test_a_configuration_that_cannot_be_taken_changes_nothing() -> None:
+async def test_a_configuration_that_cannot_be_taken_changes_nothing(case: Case) -> None:
     async with linked(TWO) as lab, counted(lab) as meter:
         fra = lab.site("fra")
         ams = peer_file(fra, "ams")
@@ -182,10 +180,10 @@ async def test_a_configuration_that_cannot_be_taken_changes_nothing() -> None:
         ams.write_text(good)
         assert (await fra.vpnctl("reload"))["changes"] == []
         await meter.wait_received(30)
-        show("nonsense at reload", await meter.stop())
+        nothing_lost(case, await meter.stop())
 
 
-async def test_a_peer_is_changed_live_and_after_a_restart_it_is_the_same() -> None:
+async def test_a_peer_is_changed_live_and_after_a_restart_it_is_the_same(case: Case) -> None:
     async with linked(TWO) as lab, counted(lab) as meter:
         fra = lab.site("fra")
         await fra.vpnctl("peer", "set", "ams", "--keepalive", "11")
@@ -203,7 +201,7 @@ async def test_a_peer_is_changed_live_and_after_a_restart_it_is_the_same() -> No
         await fra.wait_state("ams", "active")
         assert (await wireguard_peer(fra, "ams"))["keepalive"] == "11"
         await meter.wait_received(30)
-        show("peer set", await meter.stop())
+        nothing_lost(case, await meter.stop())
 
 
 async def wait_wireguard_at(site: Site, peer: str, endpoint: str, seconds: float = 60) -> None:
@@ -237,7 +235,7 @@ async def test_wireguard_follows_a_name_that_resolves_anew() -> None:
         assert "endpoint_moved" in fra.daemon_log.read_text()
 
 
-async def test_two_carriers_between_two_gateways() -> None:
+async def test_two_carriers_between_two_gateways(case: Case) -> None:
     """A second tunnel and a second identity at each end, made, used and removed live."""
     async with linked(TWO) as lab, counted(lab) as meter:
         addresses = {"fra": "10.254.0.1", "ams": "10.254.0.2"}
@@ -283,11 +281,11 @@ async def test_two_carriers_between_two_gateways() -> None:
         await fra.vpnctl("reload")
         assert "wg1" not in (await fra.run(["ip", "-o", "link"])).stdout
         await meter.wait_received(30)
-        show("a second carrier", await meter.stop())
+        nothing_lost(case, await meter.stop())
 
 
 @pytest.mark.parametrize("suite", ["1", "2"])
-async def test_an_identity_is_rotated_without_loss(suite: str) -> None:
+async def test_an_identity_is_rotated_without_loss(case: Case, suite: str) -> None:
     """Each step of docs/operations.md; from suite 1 to suite 2 both ends need a new one."""
     async with linked(TWO) as lab, counted(lab) as meter:
         fra, ams = lab.site("fra"), lab.site("ams")
@@ -329,7 +327,7 @@ async def test_an_identity_is_rotated_without_loss(suite: str) -> None:
         assert (status["state"], status["suite"]) == ("active", int(suite))
         assert await same_preshared_key(lab, "fra", "ams")
         await meter.wait_received(30)
-        show(f"rotation to suite {suite}", await meter.stop())
+        nothing_lost(case, await meter.stop())
 
 
 async def at_rest(lab: Lab) -> KeyPair:

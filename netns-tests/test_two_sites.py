@@ -19,11 +19,12 @@ from typing import Literal
 
 import pytest
 import trio
+from report import Case
 
 from kex.identity import Fingerprint
 from lab.errors import CommandFailed
 from lab.lab import Lab, open_lab
-from lab.meter import Meter, Report
+from lab.meter import Meter
 from lab.patience import patient
 from lab.proof import (
     KeyPair,
@@ -75,15 +76,9 @@ async def counted(lab: Lab, family: Literal[4, 6] = 4) -> AsyncIterator[Meter]:
         yield meter
 
 
-def show(case: str, traffic: Report, keys: object) -> None:
-    print(
-        f"{case} on {BACKEND}: {traffic.sent} sent, {traffic.lost} lost, "
-        f"{traffic.repeated} repeated, longest silence {traffic.longest_gap:.2f} s, keys {keys}"
-    )
-
-
 @pytest.mark.parametrize("underlay", ["ipv4", "ipv6"])
 async def test_overlay_of_both_families_over_each_underlay(
+    case: Case,
     underlay: Literal["ipv4", "ipv6"],
 ) -> None:
     async with linked(underlay) as lab:
@@ -91,12 +86,12 @@ async def test_overlay_of_both_families_over_each_underlay(
             async with counted(lab, family) as meter:
                 await meter.wait_received(50)
                 traffic = await meter.stop()
-            show(f"IPv{family} over {underlay}", traffic, await installed(lab, "fra", "ams"))
+            case.traffic(traffic, f"IPv{family} inside")
             assert traffic.lost == traffic.repeated == 0
         assert await same_preshared_key(lab, "fra", "ams")
 
 
-async def test_a_renewed_key_gets_in_force_without_loss() -> None:
+async def test_a_renewed_key_gets_in_force_without_loss(case: Case) -> None:
     async with linked() as lab, counted(lab) as meter:
         before = await installed(lab, "fra", "ams")
         old = await in_force(lab, "fra", "ams")
@@ -105,22 +100,22 @@ async def test_a_renewed_key_gets_in_force_without_loss() -> None:
         key = await wait_in_force(lab, "fra", "ams", before=old, seconds=HANDSHAKE_SECONDS)
         await meter.wait_received(50)
         traffic = await meter.stop()
-        show("renewal", traffic, f"{before} -> {key}")
+        case.traffic(traffic)
         assert await prove(lab, "fra", "ams", traffic) == key
 
 
-async def test_the_key_is_renewed_by_itself_in_time_for_the_handshake() -> None:
+async def test_the_key_is_renewed_by_itself_in_time_for_the_handshake(case: Case) -> None:
     async with linked() as lab, counted(lab) as meter:
         before = await settled(lab)
         old = await in_force(lab, "fra", "ams")
         # Due when the session is 105 s old; WireGuard renews it at 120 s
-        key = await wait_new_key(lab, "fra", "ams", before=before, seconds=HANDSHAKE_SECONDS)
+        await wait_new_key(lab, "fra", "ams", before=before, seconds=HANDSHAKE_SECONDS)
         age = (await lab.site("fra").link_status("ams"))["wireguard"]["last_handshake_seconds"]
         print(f"renewed by itself when the session was {age} s old")
-        key = await wait_in_force(lab, "fra", "ams", before=old, seconds=HANDSHAKE_SECONDS)
+        await wait_in_force(lab, "fra", "ams", before=old, seconds=HANDSHAKE_SECONDS)
         await meter.wait_received(50)
         traffic = await meter.stop()
-        show("renewal by itself", traffic, f"{before} -> {key}")
+        case.traffic(traffic)
         await prove(lab, "fra", "ams", traffic)
         assert age < 120
 
@@ -138,7 +133,7 @@ async def settled(lab: Lab) -> KeyPair:
 
 
 @pytest.mark.parametrize("victim", ["fra", "ams"])
-async def test_a_killed_daemon_comes_back_without_loss(victim: str) -> None:
+async def test_a_killed_daemon_comes_back_without_loss(case: Case, victim: str) -> None:
     async with linked() as lab, counted(lab) as meter:
         before = await settled(lab)
         old = await in_force(lab, "fra", "ams")
@@ -148,11 +143,11 @@ async def test_a_killed_daemon_comes_back_without_loss(victim: str) -> None:
         peer = "ams" if victim == "fra" else "fra"
         status = await lab.site(victim).link_status(peer)
         assert status["state"] == "active"
-        key = await wait_new_key(lab, "fra", "ams", before=before)
-        key = await wait_in_force(lab, "fra", "ams", before=old, seconds=HANDSHAKE_SECONDS)
+        await wait_new_key(lab, "fra", "ams", before=before)
+        await wait_in_force(lab, "fra", "ams", before=old, seconds=HANDSHAKE_SECONDS)
         await meter.wait_received(50)
         traffic = await meter.stop()
-        show(f"SIGKILL of {victim}", traffic, f"{before} -> {key}")
+        case.traffic(traffic)
         await prove(lab, "fra", "ams", traffic)
 
 
@@ -173,7 +168,7 @@ async def test_the_proof_fails_when_one_end_has_a_wrong_preshared_key() -> None:
         for site in ("fra", "ams"):
             await lab.site(site).start_daemon()
         traffic = await meter.between(None, None)
-        show("wrong PSK", traffic, "differ")
+        print(f"wrong PSK: {traffic.lost} of {traffic.sent} lost")
         with pytest.raises(NotProved):
             await prove(lab, "fra", "ams", traffic)
         # And the daemons mend it: each end makes a new key at its start
@@ -193,7 +188,9 @@ async def wait_for_loss(meter: Meter) -> None:
                 return
 
 
-async def test_a_preshared_key_changed_by_hand_is_mended_before_the_session_ends() -> None:
+async def test_a_preshared_key_changed_by_hand_is_mended_before_the_session_ends(
+    case: Case,
+) -> None:
     async with linked() as lab, counted(lab) as meter:
         before = await settled(lab)
         old = await in_force(lab, "fra", "ams")
@@ -202,10 +199,10 @@ async def test_a_preshared_key_changed_by_hand_is_mended_before_the_session_ends
         await lab.site("fra").run(
             ["wg", "set", "wg0", "peer", peers[0], "preshared-key", "/dev/stdin"], stdin=wrong
         )
-        key = await wait_new_key(lab, "fra", "ams", before=before, seconds=HANDSHAKE_SECONDS)
-        key = await wait_in_force(lab, "fra", "ams", before=old, seconds=HANDSHAKE_SECONDS)
+        await wait_new_key(lab, "fra", "ams", before=before, seconds=HANDSHAKE_SECONDS)
+        await wait_in_force(lab, "fra", "ams", before=old, seconds=HANDSHAKE_SECONDS)
         traffic = await meter.stop()
-        show("PSK changed by hand", traffic, f"{before} -> {key}")
+        case.traffic(traffic)
         await prove(lab, "fra", "ams", traffic)
 
 

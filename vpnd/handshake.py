@@ -153,14 +153,15 @@ class HandshakeWatch:
         return None if self.session_at is None else now - self.session_at
 
     def overdue(self, keepalive: int, now: float) -> bool:
-        """Whether a handshake should have taken the waiting key up by now."""
-        waiting = self.waiting
-        if waiting is None or now < waiting.installed_at + ANSWER_MARGIN:
+        """Whether WireGuard should have made a handshake by now: the one that takes the waiting key
+        up, or the next one under the key in force. The peer may have lost that one."""
+        key = self.waiting or self.in_force
+        if key is None or now < key.installed_at + ANSWER_MARGIN:
             return False
         age = self.session_age(now)
         if age is None:
             limit = keepalive + ANSWER_MARGIN
-            return keepalive > 0 and now > waiting.installed_at + limit
+            return keepalive > 0 and self.waiting is not None and now > key.installed_at + limit
         sent = self.tx_when_due is not None and self.tx_bytes > self.tx_when_due
         if sent and age >= SESSION_OVERDUE:
             return True

@@ -154,7 +154,8 @@ class ManagedTunnel:
     # ---- the interface
 
     async def try_open(self) -> None:
-        """Open the interface, or adopt it; a failure is kept in `error`, and told once."""
+        """Open the interface, or adopt it; a failure is kept in `error`, and told once. Links go by
+        it either way."""
         try:
             tunnel = await open_tunnel(self.spec)
             peers = await tunnel.peers()
@@ -162,6 +163,7 @@ class ManagedTunnel:
             if str(error) != self.error:
                 self._trouble("tunnel_failed", error)
             self.error = str(error)
+            await self._tell_users(lambda user: user.tunnel_lost())
             return
         self._tunnel, self.error, self._routes = tunnel, None, frozenset()
         self._journal.record(
@@ -277,8 +279,6 @@ class ManagedTunnel:
             await tunnel.aclose()
         self._unwanted.clear()
         await self.try_open()
-        if self._tunnel is None:
-            await self._tell_users(lambda user: user.tunnel_lost())
 
     async def _tell_users(self, tell: Callable[[TunnelUser], None]) -> None:
         present = set(self.users)

@@ -186,6 +186,18 @@ def test_overdue_by_keepalives_alone() -> None:
     assert watch.overdue(25, 162.0)
 
 
+def test_overdue_when_a_session_under_the_key_in_force_is_not_renewed() -> None:
+    """A long interval: no newer key waits, and the peer may have booted anew."""
+    watch = watched()
+    assert in_force(watch) == "aaaaaaaa"
+    watch.observe(FIRST, 0, 500, 121.5)
+    watch.observe(FIRST, 0, 600, 130.0)
+    assert not watch.overdue(25, 134.0)
+    assert watch.overdue(25, 137.0)
+    watch.observe((1137, 0), 10, 700, 137.5)
+    assert not watch.overdue(25, 138.0)
+
+
 def test_never_overdue_without_keepalive_and_traffic() -> None:
     watch = watched()
     watch.installed("bbbbbbbb", FIRST, 106.0, replaces=True)
