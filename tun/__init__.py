@@ -13,6 +13,7 @@ from tun.errors import (
 )
 from tun.guard import GUARD_METRIC, guard_routes, remove_guard_routes, set_guard_routes
 from tun.keys import KeyPair, PrivateKey, generate_keypair
+from tun.link_watch import deleted_links
 from tun.model import (
     BackendChoice,
     BackendName,
@@ -50,6 +51,7 @@ __all__ = [
     "TunError",
     "Tunnel",
     "TunnelSpec",
+    "deleted_links",
     "generate_keypair",
     "guard_routes",
     "open_tunnel",

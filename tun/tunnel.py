@@ -176,6 +176,15 @@ class Tunnel:
             )
         )
 
+    @property
+    def index(self) -> int:
+        """The interface's index in its network namespace."""
+        return self._index
+
+    async def is_there(self) -> bool:
+        """Whether the interface is still there, whoever answers for it. Raises OSError."""
+        return await with_rtnl(lambda rtnl: rtnl.link_at(self._index)) is not None
+
     async def delete(self) -> None:
         """Remove the interface, and with it its routes and its wireguard-go process.
 

@@ -23,6 +23,7 @@ from tun import (
     TunError,
     Tunnel,
     TunnelSpec,
+    deleted_links,
     open_tunnel,
     remove_guard_routes,
     set_guard_routes,
@@ -101,6 +102,7 @@ class ManagedTunnel:
         self._looking = trio.Lock()
         self._looked_at = 0.0
         self._wanted = trio.Event()
+        self._deletion_heard = False
         self._unwanted: dict[bytes, float] = {}
         """Peers that have to go, and when; an entry leaves only once the peer has."""
         self.users: list[TunnelUser] = []
@@ -163,6 +165,11 @@ class ManagedTunnel:
 
     async def run(self) -> None:
         """Keep the interface there, and look at it as often as somebody waits for something."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hear_of_deletion)
+            nursery.start_soon(self._keep)
+
+    async def _keep(self) -> None:
         while True:
             if self._tunnel is None:
                 await trio.sleep(RETRY_SECONDS)
@@ -173,6 +180,16 @@ class ManagedTunnel:
                 self._wanted = trio.Event()
                 await self._look()
                 await self._remove_unwanted()
+
+    async def _hear_of_deletion(self) -> None:
+        try:
+            async for index in deleted_links():
+                if self._tunnel is not None and index in (None, self._tunnel.index):
+                    self._deletion_heard = True
+                    self.look_soon()
+        except OSError as error:
+            # Then a deletion shows at the next look
+            self._trouble("tunnel_unreadable", error)
 
     def look_soon(self) -> None:
         """Something is waited for from now on: do not sleep out a long interval."""
@@ -186,8 +203,12 @@ class ManagedTunnel:
 
     async def _look(self) -> None:
         """One dump, told to every link; an interface that is gone is made anew."""
-        tunnel = self._tunnel
+        tunnel, heard = self._tunnel, self._deletion_heard
+        self._deletion_heard = False
         try:
+            # wireguard-go answers for a moment after its link was deleted
+            if heard and tunnel is not None and not await tunnel.is_there():
+                raise InterfaceMissing(f"{self.spec.interface} was deleted")  # noqa: TRY301
             await self.refresh(at_most=0.0)
         except InterfaceMissing as error:
             if self._tunnel is tunnel:
