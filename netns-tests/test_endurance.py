@@ -68,15 +68,20 @@ async def lines(site: Site, *command: str) -> list[str]:
 
 
 def namespaces(lab: Lab) -> set[tuple[str, int]]:
-    """The namespaces that processes of the lab are in, by kind and inode."""
-    found = set()
+    """The namespaces that processes of the lab are in, by kind and inode.
+
+    Told by their environment; forks of the lab's fork server, which have another, by their network.
+    """
+    seen: list[tuple[bool, dict[str, int]]] = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if f"VPND_LAB={lab.name}\0".encode() in (folder / "environ").read_bytes():
-                found |= {(kind, (folder / "ns" / kind).stat().st_ino) for kind in NAMESPACES}
+            named = f"VPND_LAB={lab.name}\0".encode() in (folder / "environ").read_bytes()
+            found = {kind: (folder / "ns" / kind).stat().st_ino for kind in NAMESPACES}
         except OSError:
             continue  # it has ended
-    return found
+        seen.append((named, found))
+    networks = {found["net"] for named, found in seen if named}
+    return {each for _, found in seen if found["net"] in networks for each in found.items()}
 
 
 async def test_vpnd_killed_every_five_seconds(case: Case) -> None:
