@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ def program(name: str) -> str:
     return found
 
 
-def daemon_argv(config: Path) -> list[str]:
-    """Start a site's daemon in the foreground."""
-    return [program("vpnd"), "--config", str(config)]
+def daemon_argv(config: Path, instead: Sequence[str] | None = None) -> list[str]:
+    """Start a site's daemon in the foreground, or what is to be started instead of it."""
+    return [*(instead or (program("vpnd"),)), "--config", str(config)]
 
 
 def vpnctl_argv(config: Path, arguments: Iterable[str]) -> list[str]:

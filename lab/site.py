@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +25,10 @@ from lab.process import ProcessId, spawn
 # Generous: in an emulator, on a busy machine, a start takes 30 s. A daemon that dies ends the wait.
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
-# How often a daemon is asked while something is awaited.
+# How often a daemon is asked while something is awaited: less often the longer it takes, so that
+# tests that wait for minutes leave the processor to others.
 ASK_EVERY_SECONDS = 0.03
+ASK_SELDOM_SECONDS = 0.5
 
 
 class Site(Node):
@@ -100,15 +102,21 @@ class Site(Node):
                 file.writelines(programs.tunnel_table(tunnel) for tunnel in further)
         return self._identity
 
-    async def start_daemon(self) -> ProcessId:
-        """Start `vpnd` and wait until it answers. Raises DaemonFailed with its last words."""
+    async def start_daemon(
+        self, *, program: Sequence[str] | None = None, env: Mapping[str, str] | None = None
+    ) -> ProcessId:
+        """Start `vpnd` and wait until it answers. Raises DaemonFailed with its last words.
+
+        `program`: what to start in its place, with the same arguments; `env`: what its environment
+        has besides.
+        """
         if self.daemon is not None:
             raise LabError(f"the daemon of {self.name} runs already", hint="stop it first")
         log = os.open(self.daemon_log, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         said_before = os.fstat(log).st_size
         try:
-            process = await self._spawn_daemon(stdin=null, output=log)
+            process = await self._spawn_daemon(program, env, stdin=null, output=log)
         finally:
             os.close(log)
             os.close(null)
@@ -117,9 +125,18 @@ class Site(Node):
         await self._wait_answering(process, said_before)
         return process
 
-    async def _spawn_daemon(self, *, stdin: int, output: int) -> ProcessId:
-        argv, env, root = programs.daemon_argv(self.config_path), self.env(), Path("/")
-        if forks(argv):
+    async def _spawn_daemon(
+        self,
+        program: Sequence[str] | None,
+        extra: Mapping[str, str] | None,
+        *,
+        stdin: int,
+        output: int,
+    ) -> ProcessId:
+        argv, env = programs.daemon_argv(self.config_path, program), self.env(extra)
+        root = Path("/")
+        # Not where the environment is special: a fork has loaded its libraries already
+        if forks(argv) and extra is None:
             start = self._start(argv, env, cwd=root)
             return await fork_daemon(start, stdin=stdin, stdout=output, stderr=output)
         return spawn(self.argv(argv, cwd=root), env=env, stdin=stdin, stdout=output, stderr=output)
@@ -196,6 +213,7 @@ class Site(Node):
         WaitTimeout with the last status; `what` says there what was awaited.
         """
         last: object = "no answer yet"
+        began = trio.current_time()
         with trio.move_on_after(patient(seconds)):
             while True:
                 with contextlib.suppress(NotAnswering):
@@ -205,7 +223,8 @@ class Site(Node):
                             return last
                     except Refused as error:
                         last = error.message
-                await trio.sleep(ASK_EVERY_SECONDS)
+                waited = trio.current_time() - began
+                await trio.sleep(min(max(ASK_EVERY_SECONDS, waited / 20), ASK_SELDOM_SECONDS))
         shown = json.dumps(last, indent=1) if isinstance(last, dict) else str(last)
         link = f"{self.name}: the link to {peer}"
         raise WaitTimeout(f"{link} is not {what} after {seconds:g} s; it was last:\n{shown}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal
@@ -130,25 +129,6 @@ async def settled(lab: Lab) -> KeyPair:
     for site, peer in (("fra", "ams"), ("ams", "fra")):
         await lab.site(site).wait_link(peer, calm, what="at rest", seconds=60)
     return await installed(lab, "fra", "ams")
-
-
-@pytest.mark.parametrize("victim", ["fra", "ams"])
-async def test_a_killed_daemon_comes_back_without_loss(case: Case, victim: str) -> None:
-    async with linked() as lab, counted(lab) as meter:
-        before = await settled(lab)
-        old = await in_force(lab, "fra", "ams")
-        await lab.site(victim).kill_daemon(signal.SIGKILL)
-        await meter.wait_received(50)
-        await lab.site(victim).start_daemon()
-        peer = "ams" if victim == "fra" else "fra"
-        status = await lab.site(victim).link_status(peer)
-        assert status["state"] == "active"
-        await wait_new_key(lab, "fra", "ams", before=before)
-        await wait_in_force(lab, "fra", "ams", before=old, seconds=HANDSHAKE_SECONDS)
-        await meter.wait_received(50)
-        traffic = await meter.stop()
-        case.traffic(traffic)
-        await prove(lab, "fra", "ams", traffic)
 
 
 async def test_the_proof_fails_when_one_end_has_a_wrong_preshared_key() -> None:

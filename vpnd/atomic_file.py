@@ -67,6 +67,13 @@ def remove_durably(path: Path) -> None:
         raise FileFault(path, f"cannot be removed: {error.strerror or 'unknown error'}") from None
 
 
+def discard_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder that nobody else writes to."""
+    with suppress(OSError):  # a few small files; nothing reads them
+        for path in folder.glob(".*"):
+            path.unlink()
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

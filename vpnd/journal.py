@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -70,7 +71,8 @@ class Journal:
             about = {"peer": peer, **fields}
         if exc_info is not None:
             about["exc_info"] = exc_info
-        getattr(self._log, level)(event, **about)
+        with suppress(OSError):  # a log on a full disk: nothing else may depend on it
+            getattr(self._log, level)(event, **about)
         self._feed.publish(_event(event, peer, fields))
 
     def forget_link(self, peer: str) -> None:

@@ -62,6 +62,8 @@ class WireGuardPeer:
         """Of the PSK on the interface, as it was set; None where that is not known."""
         self._configured_anew = False
         """Whether somebody changed where the peer is, and no exchange was completed since."""
+        self.record_fault = ""
+        """Why the record on disk is not the one it should be; it is tried again."""
 
     # ---- what is configured
 
@@ -143,8 +145,7 @@ class WireGuardPeer:
         """Set the PSK, and read it back; the record comes first, so that a daemon that dies in
         between knows which peer is its own.
 
-        Raises TunError, FileFault, OSError, ValueError; Superseded when the peer was forgotten
-        meanwhile.
+        Raises TunError, OSError, ValueError; Superseded when the peer was forgotten meanwhile.
         """
         generation, peer = self._generation, self._peer
         spec = PeerSpec(
@@ -167,6 +168,8 @@ class WireGuardPeer:
             # Nobody knows whether it was set
             self.watch.doubt()
             self._psk_mark = None
+            if self._record is not None:
+                self._record = replace(self._record, pending_key_id=event.key_id)
             if self.public_key != spec.public_key:
                 self._tunnel.discard(spec.public_key)
             raise
@@ -246,7 +249,10 @@ class WireGuardPeer:
         )
 
     def _remember_pending(self, event: KeyEstablished, now: float) -> None:
-        """Before a PSK is set. Raises FileFault."""
+        """Before a PSK is set. Where that cannot be written, the key is set all the same: a full
+        disk must not keep it from being renewed. The record goes then, lest the next start
+        believes an older one; it takes the peer for unknown, and begins an exchange.
+        """
         if self._record is None or event.peer.wireguard_key != self.public_key:
             # A first key, or a peer with a new WireGuard key: there is just this one to be found
             fresh = replace(
@@ -257,9 +263,10 @@ class WireGuardPeer:
                 in_force_since=0.0,
                 in_force_installed_at=0.0,
             )
-            self._records.store(self._peer.name, fresh)
         else:
-            self._records.store(self._peer.name, replace(self._record, pending_key_id=event.key_id))
+            fresh = replace(self._record, pending_key_id=event.key_id)
+        if not self._store(fresh):
+            self.forget_record()
 
     def remember(self) -> None:
         """After a change; that it cannot be written matters at the next start only."""
@@ -272,9 +279,21 @@ class WireGuardPeer:
             in_force_installed_at=0.0 if in_force is None else in_force.installed_at,
             in_force_since=0.0 if in_force is None else in_force.since,
         )
+        self._store(self._record)
+
+    def _store(self, record: LinkRecord) -> bool:
+        """Write a record; whether it was written. What went wrong is told once."""
         try:
-            self._records.store(self._peer.name, self._record)
+            self._records.store(self._peer.name, record)
         except FileFault as fault:
+            self._not_written(fault)
+            return False
+        self.record_fault = ""
+        return True
+
+    def _not_written(self, fault: FileFault) -> None:
+        if self.record_fault != str(fault):
+            self.record_fault = str(fault)
             self._journal.record(
                 "record_not_written", peer=self._peer.name, level="warning", reason=str(fault)
             )
@@ -291,7 +310,7 @@ class WireGuardPeer:
         before = self.watch.in_force
         fresh = self.watch.observe(status.handshake_stamp, status.rx_bytes, status.tx_bytes, now)
         taken_up = self.watch.in_force if self.watch.in_force != before else None
-        if taken_up is not None:
+        if taken_up is not None or self.record_fault:
             self.remember()
         return fresh, taken_up
 
@@ -325,6 +344,7 @@ class WireGuardPeer:
         """The peer is no longer on the interface."""
         self._generation += 1
         self.public_key = self.expires_at = self.status = self._record = self._psk_mark = None
+        self.record_fault = ""
         self.watch.reset()
 
     async def take_off(self) -> None:
@@ -345,6 +365,4 @@ class WireGuardPeer:
         try:
             self._records.forget(self._peer.name)
         except FileFault as fault:
-            self._journal.record(
-                "record_not_written", peer=self._peer.name, level="warning", reason=str(fault)
-            )
+            self._not_written(fault)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from vpnd.atomic_file import remove_durably, write_atomically
+from vpnd.atomic_file import discard_leftovers, remove_durably, write_atomically
 from vpnd.file_trust import FileFault, FileMissing, read_public
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -66,6 +66,7 @@ class LinkRecords:
     def __init__(self, runtime_dir: Path) -> None:
         self._folder = runtime_dir / "links"
         self._boot_id = boot_id()
+        discard_leftovers(self._folder)
 
     def store(self, peer: str, record: LinkRecord) -> None:
         """Keep a record; FileFault where it cannot be written."""
@@ -74,8 +75,14 @@ class LinkRecords:
         except OSError as error:
             reason = f"cannot be made: {error.strerror}"
             raise FileFault(self._folder, reason, "look at node.runtime_dir") from None
-        content = json.dumps({"boot_id": self._boot_id, **asdict(record)}) + "\n"
-        write_atomically(self._path(peer), content.encode(), mode=_MODE, replace=True)
+        path = self._path(peer)
+        content = (json.dumps({"boot_id": self._boot_id, **asdict(record)}) + "\n").encode()
+        try:
+            write_atomically(path, content, mode=_MODE, replace=True)
+        except FileFault:
+            # On a full disk there is still the room that the record has; a torn one is not believed
+            if not _written_over(path, content):
+                raise
 
     def load(self, peer: str) -> LinkRecord | None:
         """The record of a link from this boot; None where there is none that can be believed."""
@@ -94,6 +101,16 @@ class LinkRecords:
 
     def _path(self, peer: str) -> Path:
         return self._folder / f"{peer}.json"
+
+
+def _written_over(path: Path, content: bytes) -> bool:
+    try:
+        with path.open("r+b", buffering=0) as file:
+            # Blanks over the rest of a longer one: JSON may end with them
+            before = os.fstat(file.fileno()).st_size
+            return (file.write(content.ljust(before)) or 0) >= len(content)
+    except OSError:
+        return False
 
 
 def stamp_text(stamp: tuple[int, int] | None) -> str:

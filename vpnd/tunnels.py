@@ -124,6 +124,8 @@ class ManagedTunnel:
         self._look_took = 0.0
         self._pause = DUMP_WHEN_AWAITED
         self._wanted = trio.Event()
+        self._gone: Tunnel | None = None
+        """What was found to be deleted."""
         self._unwanted: dict[bytes, float] = {}
         """Peers that have to go, and when; an entry leaves only once the peer has."""
         self.users: list[TunnelUser] = []
@@ -236,8 +238,11 @@ class ManagedTunnel:
 
     async def _look(self) -> None:
         """One dump, told to every link; an interface that is gone is made anew."""
-        tunnel = self._tunnel
+        tunnel, gone, self._gone = self._tunnel, self._gone, None
         try:
+            # wireguard-go answers for a moment after its link was deleted
+            if gone is not None and gone is tunnel:
+                raise InterfaceMissing(f"{self.spec.interface} was deleted")  # noqa: TRY301
             await self.refresh(at_most=0.0)
         except InterfaceMissing as error:
             if self._tunnel is tunnel:
@@ -446,6 +451,7 @@ class ManagedTunnel:
             try:
                 changed = await self._tunnel.restore()
             except InterfaceMissing:
+                self._gone = self._tunnel
                 return self.look_soon()
             except BackendErrors as error:
                 if str(error) != self._restore_error:

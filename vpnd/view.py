@@ -54,7 +54,7 @@ def link_status(link: ManagedLink, exchange: Link | None, counters: dict[str, in
         ),
         counters=counters,
         allowed_ips=[str(prefix) for prefix in link.peer.allowed_ips],
-        warnings=list(link.warnings),
+        warnings=[*link.warnings, *filter(None, [link.wireguard.record_fault])],
     )
     if last is not None:
         status["role"] = last.role.value

@@ -37,6 +37,15 @@ def test_what_is_stored_is_loaded(tmp_path: Path) -> None:
     assert records.load("ams") is None
 
 
+def test_what_a_killed_writer_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    LinkRecords(tmp_path).store("ams", RECORD)
+    left = tmp_path / "links" / ".ams.json.x1y2z3ab"
+    left.write_text("{")
+    records = LinkRecords(tmp_path)
+    assert not left.exists()
+    assert records.load("ams") == RECORD
+
+
 @pytest.mark.parametrize(
     "content",
     [

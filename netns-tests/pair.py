@@ -1,0 +1,111 @@
+"""Two linked sites under counted traffic: what the tests of faults have in common.
+
+fra-host ── fra ══ internet ══ ams ── ams-host
+             └──── wg0 ────────┘
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+from report import Case
+
+from lab.lab import Lab, open_lab
+from lab.meter import Meter
+from lab.patience import patient
+from lab.proof import KeyPair, in_force, installed, prove, wait_in_force, wait_new_key
+from lab.site import Site
+from lab.spec import LabSpec
+
+BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
+HANDSHAKE_SECONDS = 160.0
+"""WireGuard makes its next handshake when a session is 120 s old; from 165 s on either end does."""
+ENDS = (("fra", "ams"), ("ams", "fra"))
+TWO = f"""
+[sites.fra]
+[sites.ams]
+[tunnels.backbone]
+backend = "{BACKEND}"
+"""
+
+
+@asynccontextmanager
+async def linked(text: str = TWO) -> AsyncIterator[Lab]:
+    """The lab, with every link of it active at both ends."""
+    async with open_lab(LabSpec.parse(text, name="pair"), start="links") as lab:
+        for link in lab.plan.links:
+            one, other = link.sites
+            await lab.site(one).wait_state(other, "active")
+            await lab.site(other).wait_state(one, "active")
+        yield lab
+
+
+@asynccontextmanager
+async def counted(lab: Lab, *, rate: float = 50) -> AsyncIterator[Meter]:
+    """Traffic between the hosts of fra and ams, which has begun to arrive."""
+    async with lab.traffic("fra-host", "ams-host", rate=rate) as meter:
+        await meter.wait_received(20)
+        yield meter
+
+
+async def settled(lab: Lab) -> KeyPair:
+    """The key, once no exchange is under way or owed any more; the same at both ends."""
+
+    def calm(status: Any) -> bool:
+        due = status["next_renewal_seconds"]
+        return due is not None and bool(due > 30)
+
+    for site, peer in ENDS:
+        await lab.site(site).wait_link(peer, calm, what="at rest", seconds=90)
+    return await installed(lab, "fra", "ams")
+
+
+@asynccontextmanager
+async def nothing_lost(lab: Lab, case: Case) -> AsyncIterator[Meter]:
+    """Traffic over what the block does, and on until WireGuard has made a handshake with a key
+    that came after it; then all that is to hold of the link is proved."""
+    async with counted(lab) as meter:
+        before, old = await settled(lab), await in_force(lab, "fra", "ams")
+        yield meter
+        await wait_new_key(lab, "fra", "ams", before=before, seconds=HANDSHAKE_SECONDS)
+        await wait_in_force(lab, "fra", "ams", before=old, seconds=HANDSHAKE_SECONDS)
+        await meter.wait_received(50)
+        traffic = await meter.stop()
+        case.traffic(traffic)
+        await prove(lab, "fra", "ams", traffic)
+
+
+async def passes_again(meter: Meter, seconds: float) -> float:
+    """Wait until traffic arrives in both directions; how long that took. Raises WaitTimeout."""
+    began = trio.current_time()
+    await meter.wait_received(1, seconds=seconds)
+    return trio.current_time() - began
+
+
+async def logged(site: Site, words: str, seconds: float = 30) -> None:
+    """Wait until the site's daemon has written these words."""
+    with trio.fail_after(patient(seconds)):
+        while True:
+            if words in site.daemon_log.read_text(encoding="utf-8"):
+                return
+            await trio.sleep(0.05)
+
+
+def processes(site: Site) -> dict[int, str]:
+    """The names of the processes in a site, by pid; but for the one that holds it open."""
+    found = {}
+    daemon = site.daemon
+    assert daemon is not None
+    own = Path(f"/proc/{daemon.pid}/ns/net").stat().st_ino
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "ns/net").stat().st_ino == own:
+                found[int(folder.name)] = (folder / "comm").read_text().strip()
+        except OSError:
+            continue  # it has ended
+    return {pid: name for pid, name in found.items() if name != "sleep"}
