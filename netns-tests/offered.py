@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import trio
 from report import Case
 
+from lab.capture import Capture, Seen
 from lab.lab import Lab
 from lab.meter import Meter, Report
 
@@ -55,6 +56,18 @@ def tell(
 def longest_gap(reports: Sequence[Report]) -> float:
     """Seconds."""
     return max(report.longest_gap for report in reports)
+
+
+async def refused_since(lan: Capture, before: Seen) -> None:
+    """Wait until the host was told, in both families, that what it sends goes nowhere."""
+
+    def told(seen: Seen) -> bool:
+        new = [word for word, n in seen.words.items() if n > before.words.get(word, 0)]
+        return all(
+            any(w.startswith(f"{icmp} unreachable") for w in new) for icmp in ("ICMP", "ICMPv6")
+        )
+
+    await lan.wait(told, what="ICMP and ICMPv6 unreachable")
 
 
 @asynccontextmanager

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import pytest
 import trio
-from offered import Offered, longest_gap, offered, tell
+from offered import Offered, longest_gap, offered, refused_since, tell
 from report import Case
 
-from lab.capture import Capture, Seen
+from lab.capture import Capture
 from lab.lab import Lab, open_lab
 from lab.patience import patient
 from lab.programs import endpoint, program
@@ -99,18 +99,6 @@ def write_peer(lab: Lab, at: str, peer: str, *more: str) -> None:
     folder = lab.site(at).config_path.parent / "peers.d"
     folder.mkdir(mode=0o755, exist_ok=True)
     (folder / f"{peer}.toml").write_text("\n".join(lines) + "\n")
-
-
-async def refused_since(lan: Capture, before: Seen) -> None:
-    """The host is told, in both families, that what it sends goes nowhere."""
-
-    def told(seen: Seen) -> bool:
-        new = [word for word, n in seen.words.items() if n > before.words.get(word, 0)]
-        return all(
-            any(w.startswith(f"{icmp} unreachable") for w in new) for icmp in ("ICMP", "ICMPv6")
-        )
-
-    await lan.wait(told, what="ICMP and ICMPv6 unreachable")
 
 
 @pytest.mark.kernel
@@ -194,11 +182,11 @@ async def test_wireguard_go_is_killed(case: Case) -> None:
 
 # A process of this site, and of no other lab: told by its network namespace.
 KILL_WIREGUARD_GO = """
-for pid in $(pgrep -x wireguard-go); do
-    if [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ]; then
-        kill -9 "$pid" && found=yes
-    fi
-done
+here=$(readlink /proc/self/ns/net)
+for process in /proc/[0-9]*; do
+    [ "$(cat $process/comm)" = wireguard-go ] || continue
+    [ "$(readlink $process/ns/net)" = "$here" ] && kill -9 "${process#/proc/}" && found=yes
+done 2>/dev/null
 [ "$found" = yes ]
 """
 
