@@ -69,6 +69,9 @@ class TunnelUser(Protocol):
     def wanted(self) -> tuple[tuple[Prefix, ...], int]:
         """Allowed IPs and keepalive, as configured."""
 
+    def routed(self) -> tuple[Prefix, ...]:
+        """What leads into the interface: nothing without a peer there, or one that comes next."""
+
 
 @dataclass(frozen=True, slots=True)
 class Installed:
@@ -322,13 +325,8 @@ class ManagedTunnel:
     # ---- routes
 
     async def set_routes(self) -> None:
-        """Routes into the interface for every peer that is on it."""
-        prefixes = {
-            prefix
-            for user in self.users
-            if user.peer_key() is not None
-            for prefix in user.wanted()[0]
-        }
+        """Routes into the interface for every peer that is on it, or comes next."""
+        prefixes = {prefix for user in self.users for prefix in user.routed()}
         async with self._changing:
             if self._tunnel is None:
                 return
