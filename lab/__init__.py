@@ -5,7 +5,7 @@
 
 The library behind `vpnctl lab`, the project's own network tests, and other people's harnesses: see
 lab.spec for the lab file, lab.lab for a running lab, lab.meter for measuring traffic,
-lab.pytest_plugin for the fixture.
+lab.capture for what passes an interface, lab.pytest_plugin for the fixture.
 
 Names are looked up when they are asked for: pytest loads the plugin in every run of every project
 where vpnd is installed, and the traffic processes are to stay small.
@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lab.capture import Capture, Seen
     from lab.errors import (
         CommandFailed,
         DaemonFailed,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lab.spec import LabSpec
 
 _MODULES = {
+    "lab.capture": ("Capture", "Seen"),
     "lab.errors": (
         "CommandFailed",
         "DaemonFailed",
@@ -48,6 +50,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "Capture",
     "CommandFailed",
     "Completed",
     "DaemonFailed",
@@ -61,6 +64,7 @@ __all__ = [
     "Node",
     "Problem",
     "Report",
+    "Seen",
     "Site",
     "WaitTimeout",
     "open_lab",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,11 @@ import trio
 
 from lab import programs
 from lab.build import build, check_host
+from lab.capture import Capture, open_capture
 from lab.errors import LabError, last_lines
 from lab.meter import Meter, open_meter
 from lab.node import Node
+from lab.packets import Ports
 from lab.plan import Address, LinkPlan, Network, Plan, make_plan
 from lab.process import ProcessId
 from lab.site import Site
@@ -148,6 +150,29 @@ class Lab:
             rate=rate,
             size=size,
             silence=silence,
+        )
+
+    def capture(
+        self, node: str, *interfaces: str, protected: Collection[Network] | None = None
+    ) -> AbstractAsyncContextManager[Capture]:
+        """Count what passes a node's interfaces, all of its cables unless named: see lab.capture.
+
+        `protected` are the prefixes whose traffic must not be seen between sites; unless given,
+        all that lies behind the sites and in their tunnels.
+        """
+        plans = self.plan.sites.values()
+        tunnels = [tunnel for site in plans for tunnel in site.tunnels]
+        if protected is None:
+            inside = {address.network for tunnel in tunnels for address in tunnel.addresses}
+            protected = inside.union(*(site.lan for site in plans))
+        return open_capture(
+            self.node(node),
+            interfaces=interfaces or self.plan.interfaces(node),
+            ports=Ports(
+                exchange=frozenset(site.listen_port for site in plans),
+                wireguard=frozenset(tunnel.listen_port for tunnel in tunnels),
+            ),
+            protected=protected,
         )
 
     def daemon_words(self) -> str:

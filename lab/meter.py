@@ -16,24 +16,22 @@ datagrams still under way count as lost.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import secrets
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import trio
 
-from lab.errors import LabError, WaitTimeout, last_lines
+from lab.errors import LabError, WaitTimeout
 from lab.node import Node
 from lab.patience import patient
 from lab.plan import Address
+from lab.talker import Talker
 from lab.traffic import NUMBER_LIMIT, SIZE_MAX, SIZE_MIN, Gap
 
 DRAIN_SECONDS = 5.0
-_ANSWER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,45 +102,10 @@ class Mark:
     backward: int
 
 
-class _Talker:
-    """A traffic process in a node, and the pipes to it."""
-
-    def __init__(self, node: Node, process: trio.Process) -> None:
-        self._node = node
-        self._process = process
-        self._buffer = b""
-        self._lock = trio.Lock()
-
-    async def ask(self, do: str, **arguments: Any) -> Any:
-        """One command, one answer."""
-        line = json.dumps({"do": do, **arguments}).encode() + b"\n"
-        async with self._lock:
-            assert self._process.stdin is not None  # noqa: S101 given by Node.background
-            with contextlib.suppress(trio.BrokenResourceError):  # read() says why
-                await self._process.stdin.send_all(line)
-            return await self.read()
-
-    async def read(self) -> Any:
-        """The next answer. Raises LabError with its stderr where the process has ended."""
-        assert self._process.stdout is not None  # noqa: S101 given by Node.background
-        assert self._process.stderr is not None  # noqa: S101
-        with trio.move_on_after(patient(_ANSWER_SECONDS)):
-            while b"\n" not in self._buffer:
-                data = await self._process.stdout.receive_some()
-                if not data:
-                    said = await self._process.stderr.receive_some()
-                    quoted = last_lines(said.decode(errors="replace"))
-                    raise LabError(f"a traffic process in {self._node.name} ended:\n{quoted}")
-                self._buffer += data
-            line, self._buffer = self._buffer.split(b"\n", 1)
-            return json.loads(line)
-        raise WaitTimeout(f"a traffic process in {self._node.name} does not answer")
-
-
 @dataclass(slots=True)
 class _Flow:
-    sender: _Talker
-    receiver: _Talker
+    sender: Talker
+    receiver: Talker
 
     async def drain(self, seconds: float) -> None:
         sender = await self.sender.ask("stop")
@@ -264,9 +227,9 @@ async def open_meter(
     silence = max(0.05, 2.5 / rate) if silence is None else silence
     async with contextlib.AsyncExitStack() as stack:
 
-        async def talker(node: Node, *arguments: object) -> _Talker:
+        async def talker(node: Node, *arguments: object) -> Talker:
             argv = [sys.executable, "-m", "lab.traffic", *map(str, arguments)]
-            return _Talker(node, await stack.enter_async_context(node.background(argv)))
+            return Talker(node, await stack.enter_async_context(node.background(argv)))
 
         async def flow(source: Node, target: Node, address: Address) -> _Flow:
             stream = secrets.randbits(63)

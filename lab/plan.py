@@ -135,6 +135,12 @@ class Plan:
             for address in end.addresses
         )
 
+    def interfaces(self, node: str) -> tuple[str, ...]:
+        """A node's ends of cables."""
+        return tuple(
+            end.interface for cable in self.cables for end, _ in cable.ends() if end.node == node
+        )
+
     def address(self, node: str, family: Literal[4, 6]) -> Address | None:
         """A node's main address of a family, if it has one."""
         for address in self.addresses(node):

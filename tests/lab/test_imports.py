@@ -8,7 +8,9 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["lab.pytest_plugin", "lab.traffic", "lab.commands"])
+@pytest.mark.parametrize(
+    "module", ["lab.pytest_plugin", "lab.traffic", "lab.sniffer", "lab.commands"]
+)
 def test_nothing_heavy_is_loaded(module: str) -> None:
     # pytest loads its other plugins itself: only what `lab` brings counts.
     heavy = {"trio", "pydantic", "httpx", "cryptography", "pyroute2", "typer", "kex", "tun", "vpnd"}
