@@ -6,6 +6,8 @@ Knows nothing of key exchanges, links or configuration files. Everything here ru
 from tun.errors import (
     BackendUnavailable,
     InterfaceMissing,
+    NamespaceMissing,
+    NamespaceOutOfReach,
     NotOurs,
     PeerMissing,
     ReadBackMismatch,
@@ -38,6 +40,8 @@ __all__ = [
     "InterfaceAddress",
     "InterfaceMissing",
     "KeyPair",
+    "NamespaceMissing",
+    "NamespaceOutOfReach",
     "NotOurs",
     "PeerMissing",
     "PeerSpec",

@@ -11,6 +11,8 @@ __all__ = [
     "BackendUnavailable",
     "InterfaceMissing",
     "MalformedAnswer",
+    "NamespaceMissing",
+    "NamespaceOutOfReach",
     "NotOurs",
     "PeerMissing",
     "ReadBackMismatch",
@@ -39,6 +41,19 @@ class InterfaceMissing(TunError):
 
     Make it anew with ``open_tunnel``: it gets a new private key.
     """
+
+
+class NamespaceMissing(TunError):
+    """There is no network namespace of that name (yet); it is made by somebody else."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"there is no network namespace {name} yet, and it is waited for: ip netns add {name}"
+        )
+
+
+class NamespaceOutOfReach(TunError):
+    """This process has no way into another network namespace; the message says what to install."""
 
 
 class PeerMissing(TunError):

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tun.model import Prefix
+from tun.netlink import Netlink
 from tun.routing import add_routes, delete_routes
-from tun.rtnl import MAIN_TABLE, Route, Rtnl, with_rtnl
+from tun.rtnl import MAIN_TABLE, Route, Rtnl
 
 __all__ = ["GUARD_METRIC", "guard_routes", "remove_guard_routes", "set_guard_routes"]
 
@@ -19,26 +20,34 @@ GUARD_METRIC = 4294967294
 """The worst but one: any other route to the same prefix goes before a guard route."""
 
 
-async def set_guard_routes(prefixes: Iterable[Prefix], *, table: int | None = None) -> None:
+async def set_guard_routes(
+    prefixes: Iterable[Prefix], *, table: int | None = None, netns: str | None = None
+) -> None:
     """Add the guard routes that are missing; others that stand already are left alone.
 
     0.0.0.0/0 and ::/0 get none: it would cut the host off, and mean nothing for the rest.
     Raises NotOurs where a route that is not ours has the same prefix and metric; none of them
-    was added then. `table` None is the main table.
+    was added then. `table` None is the main table, `netns` None this process's namespace. Raises
+    NamespaceMissing, TunError.
     """
     wanted = {_guard(prefix, table) for prefix in prefixes if prefix.prefixlen > 0}
-    await with_rtnl(lambda rtnl: add_routes(rtnl, wanted - _standing(rtnl, table)))
+    with await Netlink.open(netns) as netlink:
+        await netlink.run(lambda rtnl: add_routes(rtnl, wanted - _standing(rtnl, table)))
 
 
-async def remove_guard_routes(prefixes: Iterable[Prefix], *, table: int | None = None) -> None:
+async def remove_guard_routes(
+    prefixes: Iterable[Prefix], *, table: int | None = None, netns: str | None = None
+) -> None:
     """Remove the guard routes of these prefixes; one that is not there is no error."""
     unwanted = {_guard(prefix, table) for prefix in prefixes}
-    await with_rtnl(lambda rtnl: delete_routes(rtnl, unwanted & _standing(rtnl, table)))
+    with await Netlink.open(netns) as netlink:
+        await netlink.run(lambda rtnl: delete_routes(rtnl, unwanted & _standing(rtnl, table)))
 
 
-async def guard_routes(*, table: int | None = None) -> tuple[Prefix, ...]:
+async def guard_routes(*, table: int | None = None, netns: str | None = None) -> tuple[Prefix, ...]:
     """The prefixes whose guard routes stand in a table, sorted, IPv4 first."""
-    standing = await with_rtnl(lambda rtnl: _standing(rtnl, table))
+    with await Netlink.open(netns) as netlink:
+        standing = await netlink.run(lambda rtnl: _standing(rtnl, table))
     prefixes = [route.prefix for route in standing]
     return tuple(sorted(prefixes, key=lambda p: (p.version, p.network_address.packed, p.prefixlen)))
 
