@@ -27,12 +27,12 @@ __all__ = [
     "OK",
     "NamespaceId",
     "NetlinkKind",
+    "ask_helper",
     "enter_and_open",
     "id_of_name",
     "id_of_socket",
     "namespace_of_socket",
     "open_in_namespace",
-    "require_way_into_namespaces",
 ]
 
 NAMESPACES = "/run/netns"
@@ -49,7 +49,6 @@ MAX_PACKET = 512
 _PATIENCE = 20.0  # seconds; a first start of Python from a cold disk takes a few
 
 _CLONE_NEWNET = 0x40000000
-_CAP_SYS_ADMIN = 21
 _SIOCGSKNS = 0x894C
 
 NamespaceId = tuple[int, int]
@@ -74,23 +73,12 @@ def open_in_namespace(name: str, kind: NetlinkKind) -> socket.socket:
     Raises NamespaceMissing where there is none, NamespaceOutOfReach where this process has no way
     into it, TunError.
     """
-    if _may_enter():
-        try:
-            return enter_and_open(name, kind)
-        except PermissionError as error:
-            raise NamespaceOutOfReach(
-                f"entering the network namespace {name}: {error.strerror} (is this a container "
-                "that may not? start vpnd without CAP_SYS_ADMIN and with vpnd-nsfd)"
-            ) from None
-        except OSError as error:
-            raise TunError(f"entering the network namespace {name}: {error.strerror}") from error
-    return _ask_helper(name, kind)
-
-
-def require_way_into_namespaces() -> None:
-    """Raise NamespaceOutOfReach where this process can open no namespace, whatever its name."""
-    if not _may_enter() and not HELPER_SOCKET.is_socket():
-        raise NamespaceOutOfReach(_no_helper())
+    try:
+        return enter_and_open(name, kind)
+    except PermissionError:
+        return ask_helper(name, kind)
+    except OSError as error:
+        raise TunError(f"entering the network namespace {name}: {error.strerror}") from error
 
 
 def enter_and_open(name: str, kind: NetlinkKind) -> socket.socket:
@@ -164,25 +152,21 @@ def _set_namespace(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def _may_enter() -> bool:
-    """Whether this process has CAP_SYS_ADMIN."""
-    for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
-    return False
-
-
-def _ask_helper(name: str, kind: NetlinkKind) -> socket.socket:
+def ask_helper(name: str, kind: NetlinkKind, path: Path = HELPER_SOCKET) -> socket.socket:
+    """The same by `vpnd-nsfd`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_PATIENCE)
         try:
-            connection.connect(str(HELPER_SOCKET))
+            connection.connect(str(path))
             connection.send(kind.value + b" " + name.encode("ascii"))
             answer, descriptors, _, _ = socket.recv_fds(
                 connection, MAX_PACKET, 1, socket.MSG_CMSG_CLOEXEC
             )
         except (FileNotFoundError, ConnectionRefusedError):
-            raise NamespaceOutOfReach(_no_helper()) from None
+            raise NamespaceOutOfReach(
+                f"the network namespace {name} is out of reach: this process has no CAP_SYS_ADMIN, "
+                f"and nobody answers at {path}: systemctl enable --now vpnd-nsfd.socket"
+            ) from None
         except OSError as error:
             raise TunError(
                 f"entering the network namespace {name}: vpnd-nsfd does not answer: "
@@ -194,13 +178,6 @@ def _ask_helper(name: str, kind: NetlinkKind) -> socket.socket:
         raise NamespaceMissing(name)
     reason = answer.removeprefix(FAILED).decode("utf-8", "replace")
     raise TunError(f"entering the network namespace {name}: vpnd-nsfd: {reason or 'no answer'}")
-
-
-def _no_helper() -> str:
-    return (
-        "network namespaces are out of reach: this process has no CAP_SYS_ADMIN, and nobody "
-        f"answers at {HELPER_SOCKET}: systemctl enable --now vpnd-nsfd.socket (make install has it)"
-    )
 
 
 def namespace_of_socket(opened: socket.socket) -> _Descriptor:

@@ -1,7 +1,7 @@
 """`vpnd-nsfd`: opens netlink sockets in named network namespaces, for who asks over a socket.
 
-Started by the service manager with the listening socket, as a user of its own with CAP_SYS_ADMIN
-and no other capability. The packets are described in `tun.namespace`. It keeps nothing, and ends
+Started by the service manager with the listening socket, with CAP_SYS_ADMIN and no other
+capability. The packets are described in `tun.namespace`. It keeps nothing, and ends
 when nobody has asked for a while: the service manager starts it again.
 """
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from tun import TunError, set_guard_routes
+from tun import NamespaceMissing, TunError, set_guard_routes
 from vpnd.api import DEFAULT_CONFIG_PATH, ExitCode
 from vpnd.config import Config, load_config
 from vpnd.config_errors import ConfigErrors
@@ -83,14 +83,23 @@ def _arguments() -> argparse.Namespace:
 
 
 def _set_guards(config: Config) -> ExitCode:
-    """Set the guard routes of every peer that they can be set for; tell the others."""
+    """Set the guard routes of every peer that they can be set for; tell the others.
+
+    A namespace that is not there yet is no fault: nothing leaves it, and the daemon sets them in
+    it, once it is there, before anything else.
+    """
+    waiting = []
 
     async def set_all() -> list[str]:
         faults = []
         for peer in config.peers.values():
             tunnel = config.tunnels[peer.tunnel]
             try:
-                await set_guard_routes(guarded_prefixes(peer, tunnel), table=tunnel.table)
+                await set_guard_routes(
+                    guarded_prefixes(peer, tunnel), table=tunnel.table, netns=tunnel.netns
+                )
+            except NamespaceMissing as missing:
+                waiting.append(f"{peer.name}: {missing}")
             except (TunError, OSError) as error:
                 faults.append(f"{peer.name}: {error}")
         return faults
@@ -98,7 +107,9 @@ def _set_guards(config: Config) -> ExitCode:
     faults = trio.run(set_all)
     for fault in faults:
         print(f"vpnd: error: {fault}", file=sys.stderr)
-    print(f"guard routes of {len(config.peers) - len(faults)} peer(s) stand")
+    for reason in waiting:
+        print(f"vpnd: note: {reason}", file=sys.stderr)
+    print(f"guard routes of {len(config.peers) - len(faults) - len(waiting)} peer(s) stand")
     return ExitCode.FAILED if faults else ExitCode.DONE
 
 

@@ -161,6 +161,9 @@ class TunnelSettings(Table):
     # The two worst metrics stay free: the guard routes have one of them (docs/operations.md)
     metric: Annotated[int, PlainValidator(fields.whole_number(0, 2**32 - 3))] | None = None
     fwmark: Annotated[int, PlainValidator(fields.whole_number(1, 2**32 - 1))] | None = None
+    netns: Name | None = None
+    """Network namespace (below /run/netns) that interface, routes and guards are in; None is the
+    daemon's. WireGuard's UDP socket is in the daemon's."""
     announce: Prefixes = ()
     """Prefixes behind this node, told to the peers of the tunnel for comparison only."""
 
@@ -315,10 +318,6 @@ _MISSING: Final[Mapping[str | int, str]] = {
 }
 
 _SPECIAL: Final[Mapping[tuple[type[Table], str], tuple[str, str]]] = {
-    (TunnelSettings, "netns"): (
-        "interfaces in another network namespace are not in this version",
-        "leave it out: the interface is made in the namespace that vpnd runs in",
-    ),
     (TunnelSettings, "name"): ("unknown key", "a tunnel's name is its table's: [tunnels.NAME]"),
     (PeerSettings, "name"): ("unknown key", "a peer's name is its file's: peers.d/NAME.toml"),
 }

@@ -72,9 +72,9 @@ class Node:
         self._records = LinkRecords(config.node.runtime_dir)
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
-        self.tunnels = {
-            name: ManagedTunnel(tunnel, journal) for name, tunnel in config.tunnels.items()
-        }
+        self.tunnels: dict[str, ManagedTunnel] = {}
+        for tunnel in config.tunnels.values():
+            self.make_tunnel(tunnel)
         self.links: dict[str, ManagedLink] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._tunnel_scopes: dict[str, trio.CancelScope] = {}
@@ -153,7 +153,9 @@ class Node:
 
     def make_tunnel(self, config: TunnelConfig) -> None:
         """A further tunnel, not opened yet: guards and links can have it from now on."""
-        self.tunnels[config.name] = ManagedTunnel(config, self._journal)
+        self.tunnels[config.name] = ManagedTunnel(
+            config, self._journal, guard_links=self._guard_links
+        )
 
     async def open_tunnel(self, name: str) -> None:
         """Open it, and keep it open; what goes wrong is told, and tried again."""
@@ -211,6 +213,11 @@ class Node:
         self._guard_faults[peer.name] = await self.guard(peer)
         if not self._guard_faults[peer.name]:
             del self._guard_faults[peer.name]
+
+    async def _guard_links(self, tunnel: str) -> None:
+        for link in tuple(self.links.values()):
+            if link.tunnel.name == tunnel:
+                await self._guard_in_time(link.peer)
 
     async def _retry_guards(self) -> None:
         while True:

@@ -6,7 +6,7 @@ anew, and the links are told that it is another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -16,6 +16,7 @@ import trio
 from tun import (
     HandshakeStamp,
     InterfaceMissing,
+    NamespaceMissing,
     PeerMissing,
     PeerSpec,
     PeerStatus,
@@ -81,8 +82,16 @@ class Installed:
 class ManagedTunnel:
     """One tunnel of the configuration, with or without its interface."""
 
-    def __init__(self, config: TunnelConfig, journal: Journal) -> None:
+    def __init__(
+        self,
+        config: TunnelConfig,
+        journal: Journal,
+        *,
+        guard_links: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """`guard_links` sets the guard routes of all links of the tunnel of that name."""
         self.config = config
+        self._guard_links = guard_links
         self.spec = TunnelSpec(
             interface=config.interface,
             tunnel_name=config.name,
@@ -94,6 +103,7 @@ class ManagedTunnel:
             table=config.table,
             metric=config.metric,
             fwmark=config.fwmark,
+            netns=config.netns,
         )
         self._journal = journal
         self._tunnel: Tunnel | None = None
@@ -111,9 +121,9 @@ class ManagedTunnel:
         return self.config.name
 
     @property
-    def table(self) -> int:
-        """The routing table of its routes and guards."""
-        return MAIN_TABLE if self.config.table is None else self.config.table
+    def table(self) -> tuple[str | None, int]:
+        """Namespace and number of the routing table of its routes and guards."""
+        return self.config.netns, MAIN_TABLE if self.config.table is None else self.config.table
 
     @property
     def open(self) -> Tunnel | None:
@@ -124,6 +134,9 @@ class ManagedTunnel:
 
     async def try_open(self) -> None:
         """Open the interface, or adopt it; a failure is kept in `error`, and told once."""
+        if self.config.netns is not None:
+            # It may have come just now, or have been made anew, without any of our guards
+            await self._guard_links(self.name)
         try:
             tunnel = await open_tunnel(self.spec)
             peers = await tunnel.peers()
@@ -338,12 +351,17 @@ class ManagedTunnel:
                 self._trouble("routes_failed", error)
 
     async def set_guards(self, prefixes: Iterable[Prefix]) -> None:
-        """Guard routes for these prefixes, in the tunnel's table. Raises TunError."""
-        await set_guard_routes(prefixes, table=self.config.table)
+        """Guard routes for these prefixes, in the tunnel's table. Raises TunError.
+
+        Nothing leaves a namespace that is not there; once it is, they come before the interface.
+        """
+        with suppress(NamespaceMissing):
+            await set_guard_routes(prefixes, table=self.config.table, netns=self.config.netns)
 
     async def remove_guards(self, prefixes: Iterable[Prefix]) -> None:
         """Take guard routes away. Raises TunError."""
-        await remove_guard_routes(prefixes, table=self.config.table)
+        with suppress(NamespaceMissing):
+            await remove_guard_routes(prefixes, table=self.config.table, netns=self.config.netns)
 
     async def delete(self) -> None:
         """Take the interface away, and what is on it; its task has ended. Raises TunError."""

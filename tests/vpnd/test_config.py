@@ -110,9 +110,9 @@ REFUSED: list[tuple[str, Change, str, str]] = [
     ),
     (
         "netns",
-        lambda site: site.main["tunnels"]["backbone"].update(netns="blue"),
+        lambda site: site.main["tunnels"]["backbone"].update(netns="../1/ns/net"),
         "tunnels.backbone.netns",
-        "not in this version",
+        "cannot be a name",
     ),
     (
         "bad tunnel name",
