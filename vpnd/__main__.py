@@ -39,6 +39,8 @@ def main() -> None:
     except ConfigErrors as errors:
         for problem in errors.problems:
             print(f"vpnd: error: {problem}", file=sys.stderr)
+            if problem.hint:
+                print(f"vpnd: hint: {problem.hint}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
     if arguments.check:
         print(f"{arguments.config}: {len(config.peers)} peer(s), no errors")

@@ -39,7 +39,7 @@ def helper(tmp_path: Path) -> Iterator[Path]:
 def running(listener: socket.socket) -> Iterator[subprocess.Popen[bytes]]:
     # As systemd does it: the number of the process is known only once there is one
     start = (
-        f"import os, sys; os.dup2({listener.fileno()}, 3); "
+        f"import os, sys; os.dup2({listener.fileno()}, 3); os.set_inheritable(3, True); "
         "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); "
         "os.execv(sys.executable, [sys.executable, '-m', 'tun.nsfd'])"
     )
