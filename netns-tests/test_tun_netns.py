@@ -132,9 +132,9 @@ def test_a_namespace_that_is_not_there_changes_nothing(site: Site) -> None:
         with pytest.raises(Refused, match="ip netns add blue") as refused:
             site.call("open", **spec(1, netns="blue"))
         assert refused.value.name == "NamespaceMissing"
-        # As `ip netns delete` leaves it where it was cut short: a file, and nothing behind it
+        # As `ip netns` leaves it where it was cut short: a file, and nothing behind it
         site.run("mkdir", "-p", "/run/netns")
-        site.run("touch", "/run/netns/blue")
+        site.run("install", "-m", "0", "/dev/null", "/run/netns/blue")
     site.run("rm", "/run/netns/blue")
     site.run("ln", "-s", "/proc/1/ns/net", "/run/netns/blue")
     with pytest.raises(Refused, match="ip netns attach blue"):

@@ -137,6 +137,9 @@ def _open_namespace(name: str) -> _Descriptor:
     except FileNotFoundError:
         raise NamespaceMissing(name) from None
     except OSError as error:
+        if error.errno == errno.EACCES:
+            # Everybody may read a namespace, nobody the file that `ip netns` mounts it on
+            raise NamespaceMissing(name) from None
         if error.errno == errno.ELOOP:
             raise TunError(
                 f"{NAMESPACES}/{name} is a symbolic link: give the namespace its name by "
