@@ -87,6 +87,28 @@ def test_one_that_cannot_stand_keeps_no_other_away(site: Site, config: Path) -> 
     assert "10.30.0.0/16" in guards(site)
 
 
+def test_those_of_a_namespace_stand_in_it_once_it_is_there(site: Site, config: Path) -> None:
+    config.write_text(config.read_text() + '[tunnels.inner]\ninterface = "wg1"\n'
+                      'listen_port = 51830\nnetns = "blue"\n')  # fmt: skip
+    for name, tunnel in (("ams", "inner"), ("ber", "backbone")):
+        file = config.parent / "peers.d" / f"{name}.toml"
+        file.write_text(file.read_text() + f'tunnel = "{tunnel}"\n')
+    done = guard_only(site, config)
+    # Nothing leaves a namespace that is not there: no reason to call the boot a failed one
+    assert (done.returncode, done.stdout) == (0, "guard routes of 1 peer(s) stand\n")
+    assert done.stderr.startswith("vpnd: note: ams: ")
+    assert "ip netns add blue" in done.stderr
+    site.run("ip", "netns", "add", "blue")
+    done = guard_only(site, config)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "guard routes of 2 peer(s) stand\n"
+    assert guards(site) == {"10.30.0.0/16"}
+    for family, prefix in (("-4", "10.20.0.0/16"), ("-6", "fd00:20::/48")):
+        shown = site.run("ip", "-n", "blue", family, "route")
+        assert f"unreachable {prefix}" in shown
+        assert GUARD in shown
+
+
 def test_a_configuration_with_errors_sets_none(site: Site, config: Path) -> None:
     (config.parent / "peers.d" / "ams.toml").write_text("identity = 1\n")
     done = guard_only(site, config)

@@ -47,6 +47,7 @@ def test_from_install_to_purge(guest: Guest) -> None:
     assert_unprivileged(guest)
     link_both(guest)
     survive_restarts(guest)
+    another_namespace(guest)
     guards_at_boot(guest)
     upgrade(guest)
     uninstall(guest, before)
@@ -59,7 +60,8 @@ def install(guest: Guest) -> None:
         assert not guest.succeeds("systemctl", "is-active", unit)
     said = guest.run(
         "systemd-analyze", "verify", "--recursive-errors=no", "vpnd.service", "vpnd-guard.service",
-        "vpnd-wireguard-go.socket", "vpnd-wireguard-go@test.service",
+        "vpnd-wireguard-go.socket", "vpnd-wireguard-go@test.service", "vpnd-nsfd.socket",
+        "vpnd-nsfd.service",
     )  # fmt: skip
     assert not said, said
     for shell, file in (
@@ -179,6 +181,43 @@ def has_other_key(guest: Guest, before: set[str | None], *places: str) -> bool:
     return any((status.get(place) or {}).get("key_id") not in before for place in places)
 
 
+def another_namespace(guest: Guest) -> None:
+    """An interface in a namespace that is made while vpnd runs, which may not enter it itself."""
+    table = '[tunnels.inner]\ninterface = "wg-inner"\nlisten_port = 51830\nnetns = "blue"'
+    guest.run("sh", "-c", f"printf '%s\n' '{table}' >>/etc/vpnd/vpnd.toml")
+    peer = "/etc/vpnd/peers.d/far.toml"
+    # With two tunnels a peer has to name its own
+    guest.run("sed", "-i", '1i tunnel = "backbone"', peer)
+    guest.run("vpnctl", "reload")
+    assert "ip netns add blue" in tunnel_error(guest)
+    guest.run("ip", "netns", "add", "blue")
+    guest.wait("the tunnel in blue", 30, lambda: not tunnel_error(guest))
+    assert "alias vpnd:inner" in guest.run("ip", "-n", "blue", "link", "show", "wg-inner")
+    assert not guest.succeeds("ip", "link", "show", "wg-inner")
+    pid = guest.run("systemctl", "show", "--property=MainPID", "--value", "vpnd-nsfd").strip()
+    status = guest.run("cat", f"/proc/{pid}/status")
+    for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert re.search(rf"^{kind}:\s+0000000000200000$", status, re.MULTILINE), status
+    guest.run("systemctl", "restart", "vpnd")
+    assert tunnel(guest)["adopted"]
+    # The guards of a peer in there, from the unit for the boot
+    guest.run("cp", "-p", peer, "/root/far.toml")
+    guest.run("sed", "-i", 's/^tunnel.*/tunnel = "inner"/', peer)
+    guest.run("systemctl", "restart", "vpnd-guard")
+    assert GUARD in guest.run("ip", "-n", "blue", "route", "show")
+    guest.run("mv", "/root/far.toml", peer)
+
+
+def tunnel(guest: Guest) -> dict[str, Any]:
+    status = guest.json("vpnctl", "status", "--json")
+    (found,) = (one for one in status["tunnels"] if one["netns"] == "blue")
+    return dict(found)
+
+
+def tunnel_error(guest: Guest) -> str:
+    return tunnel(guest)["error"] or ""
+
+
 def guards_at_boot(guest: Guest) -> None:
     """The unit alone sets them, and it comes before all that brings up the network."""
     guest.run("systemctl", "stop", "vpnd")
@@ -205,6 +244,8 @@ def uninstall(guest: Guest, before: set[str]) -> None:
     guest.run("rm", "-r", "/etc/far", "/var/lib/far", "/run/far")
     assert "kept: /etc/vpnd /var/lib/vpnd" in guest.run("make", "-C", "/src", "uninstall")
     assert "wg-backbone" not in guest.run("ip", "link")
+    assert "wg-inner" not in guest.run("ip", "-n", "blue", "link")
+    assert "proto 157" not in guest.run("ip", "-n", "blue", "route")
     assert not guest.succeeds("pgrep", "wireguard-go")
     for family in ("-4", "-6"):
         assert not guest.run("ip", family, "route", "show", "table", "all", "proto", "157")

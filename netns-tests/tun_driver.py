@@ -89,7 +89,7 @@ class Driver:
 
     async def set_guards(self, values: Values) -> None:
         prefixes = [ip_network(text) for text in values["prefixes"]]
-        await tun.set_guard_routes(prefixes, table=values.get("table"))
+        await tun.set_guard_routes(prefixes, table=values.get("table"), netns=values.get("netns"))
 
     async def remove_guards(self, values: Values) -> None:
         prefixes = [ip_network(text) for text in values["prefixes"]]

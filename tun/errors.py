@@ -12,6 +12,8 @@ __all__ = [
     "InterfaceMissing",
     "KeyChanged",
     "MalformedAnswer",
+    "NamespaceMissing",
+    "NamespaceOutOfReach",
     "NotOurs",
     "PeerMissing",
     "ReadBackMismatch",
@@ -45,6 +47,19 @@ class InterfaceMissing(TunError):
 class KeyChanged(InterfaceMissing):
     """The interface has another private key than it was given: it is not the one any more that
     the peers know. ``Tunnel.give_new_key`` makes it a new one."""
+
+
+class NamespaceMissing(TunError):
+    """There is no network namespace of that name (yet); it is made by somebody else."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"there is no network namespace {name} yet, and it is waited for: ip netns add {name}"
+        )
+
+
+class NamespaceOutOfReach(TunError):
+    """This process has no way into another network namespace; the message says what to install."""
 
 
 class PeerMissing(TunError):

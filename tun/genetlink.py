@@ -16,7 +16,6 @@ from tun.errors import MalformedAnswer
 
 __all__ = ["DumpInterrupted", "GenericNetlink"]
 
-_NETLINK_GENERIC = 16
 _NLMSG_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 _GENL_HEADER = struct.Struct("=BBH")  # command, version, reserved
 _ERROR = struct.Struct("=i")
@@ -46,13 +45,11 @@ class DumpInterrupted(Exception):
 class GenericNetlink:
     """An open socket. Its methods raise OSError with the kernel's error number."""
 
-    def __init__(self, family_name: str) -> None:
-        """Open the socket in the current network namespace; ENOENT if there is no such family."""
+    def __init__(self, socket_: socket.socket, family_name: str) -> None:
+        """Take over a new socket for generic netlink; ENOENT if there is no such family."""
         self._sequence = 0
         self._buffer = bytearray(_RECEIVE_BUFFER)
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC
-        )
+        self._socket = socket_
         try:
             self._socket.settimeout(_TIMEOUT)
             self._socket.bind((0, 0))

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tun.model import Prefix
+from tun.netlink import Netlink
 from tun.routing import add_routes, delete_routes
-from tun.rtnl import MAIN_TABLE, Route, Rtnl, with_rtnl
+from tun.rtnl import MAIN_TABLE, Route, Rtnl
 from tun.vrf import routing_table
 
 __all__ = ["GUARD_METRIC", "guard_routes", "remove_guard_routes", "set_guard_routes"]
@@ -21,15 +22,19 @@ GUARD_METRIC = 4294967294
 
 
 async def set_guard_routes(
-    prefixes: Iterable[Prefix], *, table: int | None = None, vrf: str | None = None
+    prefixes: Iterable[Prefix],
+    *,
+    table: int | None = None,
+    vrf: str | None = None,
+    netns: str | None = None,
 ) -> frozenset[Prefix]:
     """Add the guard routes that are missing, and return their prefixes; others that stand already
     are left alone.
 
     0.0.0.0/0 and ::/0 get none: it would cut the host off, and mean nothing for the rest.
     Raises NotOurs where a route that is not ours has the same prefix and metric; none of them
-    was added then. Raises TunError for a VRF that is not there. `table` None is that of the VRF,
-    or the main table.
+    was added then. `table` None is that of the VRF, or the main table; `netns` None is this
+    process's namespace. Raises NamespaceMissing, and TunError also for a VRF that is not there.
     """
 
     def set_missing(rtnl: Rtnl) -> frozenset[Prefix]:
@@ -39,11 +44,16 @@ async def set_guard_routes(
         add_routes(rtnl, missing)
         return frozenset(route.prefix for route in missing)
 
-    return await with_rtnl(set_missing)
+    with await Netlink.open(netns) as netlink:
+        return await netlink.run(set_missing)
 
 
 async def remove_guard_routes(
-    prefixes: Iterable[Prefix], *, table: int | None = None, vrf: str | None = None
+    prefixes: Iterable[Prefix],
+    *,
+    table: int | None = None,
+    vrf: str | None = None,
+    netns: str | None = None,
 ) -> None:
     """Remove the guard routes of these prefixes; one that is not there is no error."""
 
@@ -52,13 +62,15 @@ async def remove_guard_routes(
         unwanted = {_guard(prefix, number) for prefix in prefixes}
         delete_routes(rtnl, unwanted & _standing(rtnl, number))
 
-    await with_rtnl(remove)
+    with await Netlink.open(netns) as netlink:
+        await netlink.run(remove)
 
 
-async def guard_routes(*, table: int | None = None) -> tuple[Prefix, ...]:
+async def guard_routes(*, table: int | None = None, netns: str | None = None) -> tuple[Prefix, ...]:
     """The prefixes whose guard routes stand in a table, sorted, IPv4 first."""
     number = MAIN_TABLE if table is None else table
-    standing = await with_rtnl(lambda rtnl: _standing(rtnl, number))
+    with await Netlink.open(netns) as netlink:
+        standing = await netlink.run(lambda rtnl: _standing(rtnl, number))
     prefixes = [route.prefix for route in standing]
     return tuple(sorted(prefixes, key=lambda p: (p.version, p.network_address.packed, p.prefixlen)))
 

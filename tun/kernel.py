@@ -13,7 +13,8 @@ from tun.device import DeviceChange, DeviceState
 from tun.errors import BackendUnavailable, InterfaceMissing, TunError, tun_error
 from tun.genetlink import DumpInterrupted, GenericNetlink
 from tun.model import BackendName, TunnelSpec
-from tun.rtnl import Link, Rtnl, with_rtnl
+from tun.netlink import HERE, Netlink
+from tun.rtnl import Link, Rtnl
 from tun.wgmessage import CMD_GET_DEVICE, CMD_SET_DEVICE, DeviceReader, build_get, build_set
 
 __all__ = ["HALF_MADE_GROUP", "KernelDevice", "create_device", "require_kernel"]
@@ -47,10 +48,11 @@ class KernelDevice:
         self._limiter = trio.CapacityLimiter(1)
 
     @classmethod
-    async def open(cls, *, name: str, index: int) -> KernelDevice:
-        """Open the netlink socket to an interface that exists."""
+    async def open(cls, namespace: Netlink, *, name: str, index: int) -> KernelDevice:
+        """Open the netlink socket to an interface that exists in a namespace."""
         try:
-            netlink = await trio.to_thread.run_sync(GenericNetlink, "wireguard")
+            opened = await namespace.generic_socket()
+            netlink = await trio.to_thread.run_sync(GenericNetlink, opened, "wireguard")
         except OSError as error:
             if error.errno == errno.ENOENT:
                 raise BackendUnavailable(_MISSING) from None
@@ -99,26 +101,28 @@ class KernelDevice:
             raise tun_error(error, doing) from error
 
 
-async def create_device(spec: TunnelSpec) -> tuple[Link, KernelDevice]:
-    """Create the interface, marked as ours, down and without a key.
+async def create_device(spec: TunnelSpec, netlink: Netlink) -> tuple[Link, KernelDevice]:
+    """Create the interface in a namespace, marked as ours, down and without a key.
 
+    From here, wherever it is to be: its UDP socket is in the namespace that it is created from.
     Raises BackendUnavailable where the kernel has no WireGuard: creating is the only sure test.
     """
 
-    def create(rtnl: Rtnl) -> Link:
-        _create(rtnl, spec.interface)
+    def mark(rtnl: Rtnl) -> Link:
         link = rtnl.link(spec.interface)
         if link is None:
             raise InterfaceMissing(f"{spec.interface} vanished while it was made")
         rtnl.mark_link(link.index, spec.alias)
         return link
 
-    link = await with_rtnl(create)
+    with netlink.descriptor() as there:
+        await HERE.run(lambda rtnl: _create(rtnl, spec.interface, there))
+    link = await netlink.run(mark)
     try:
-        return link, await KernelDevice.open(name=link.name, index=link.index)
+        return link, await KernelDevice.open(netlink, name=link.name, index=link.index)
     except BaseException:
         with trio.CancelScope(shield=True):
-            await with_rtnl(lambda rtnl: rtnl.delete_link(link.index))
+            await netlink.run(lambda rtnl: rtnl.delete_link(link.index))
         raise
 
 
@@ -132,12 +136,12 @@ async def require_kernel() -> None:
         if link is not None:
             rtnl.delete_link(link.index)
 
-    await with_rtnl(probe)
+    await HERE.run(probe)
 
 
-def _create(rtnl: Rtnl, name: str) -> None:
+def _create(rtnl: Rtnl, name: str, namespace: int | None = None) -> None:
     try:
-        rtnl.create_wireguard(name, group=HALF_MADE_GROUP)
+        rtnl.create_wireguard(name, group=HALF_MADE_GROUP, namespace=namespace)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             raise BackendUnavailable(_MISSING) from None

@@ -55,6 +55,8 @@ HandshakeStamp = tuple[int, int]
 """Seconds and nanoseconds of the data plane's wall clock: to compare for change, no more."""
 
 _INTERFACE_NAME = re.compile(r"[A-Za-z0-9_=+.-]{1,15}", re.ASCII)  # IFNAMSIZ - 1
+# A file below /run/netns. `ip netns` takes more; what could be a path, or hidden, is left out.
+_NAMESPACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _MAX_U32 = 2**32 - 1
 # Linux keeps 256 bytes for an alias; the prefix takes some of them.
 _MAX_TUNNEL_NAME = 128
@@ -134,6 +136,9 @@ class TunnelSpec:
     fwmark: int | None = None
     vrf: str | None = None
     """The VRF device that the interface is to be part of; routes go to its table."""
+    netns: str | None = None
+    """Name of the network namespace that the interface lives in; None is this process's. Its UDP
+    socket is this process's in either case."""
 
     def __post_init__(self) -> None:
         if not _INTERFACE_NAME.fullmatch(self.interface) or self.interface in (".", ".."):
@@ -149,6 +154,11 @@ class TunnelSpec:
             _check_range("mtu", self.mtu, 576, 65535)
             if self.mtu < 1280 and any(address.version == 6 for address in self.addresses):
                 raise ValueError(f"mtu {self.mtu}: IPv6 needs at least 1280")
+        if self.netns is not None and not is_namespace_name(self.netns):
+            raise ValueError(
+                f"network namespace {self.netns!r}: 1 to 64 letters, digits, or any of ._-, with a "
+                "letter or a digit at the front"
+            )
         if self.table is not None:
             _check_range("table", self.table, 1, _MAX_U32)
         if self.metric is not None:
@@ -197,6 +207,11 @@ class PeerStatus:
     """Only filled where keys were asked for; None also when the peer has none."""
     psk_mark: bytes = b""
     """What `psk_mark` makes of the PSK; empty where the peer has none."""
+
+
+def is_namespace_name(name: str) -> bool:
+    """Whether a network namespace can have this name here."""
+    return bool(_NAMESPACE_NAME.fullmatch(name))
 
 
 def check_public_key(public_key: bytes) -> None:

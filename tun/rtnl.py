@@ -8,14 +8,14 @@ of work in one thread: opening it takes less than a millisecond.
 from __future__ import annotations
 
 import errno
+import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
-from typing import Any, TypeVar
+from typing import Any
 
-import trio
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
@@ -31,7 +31,8 @@ __all__ = [
     "Rtnl",
     "Way",
     "default_metric",
-    "with_rtnl",
+    "open_rtnl",
+    "prepare_rtnl",
 ]
 
 OUR_PROTOCOL = 157
@@ -59,20 +60,47 @@ _NO_WAY = (
     errno.EPERM,
 )
 
-_T = TypeVar("_T")
+_SOL_NETLINK = 270
+_STRICT_CHECK = 12  # NETLINK_GET_STRICT_CHK
 
-_limiter = trio.CapacityLimiter(4)
+
+@contextmanager
+def open_rtnl(standing: socket.socket | None = None) -> Iterator[Rtnl]:
+    """An open socket in this process's namespace, or one that stands (prepared; it is left open).
+
+    Blocking, and for one thread at a time.
+    """
+    chosen = {} if standing is None else {"use_socket": _Borrowed(standing)}
+    # groups=0: without it, the socket subscribes to every change of every route of the host.
+    with _as_oserror(), IPRoute(strict_check=True, groups=0, **chosen) as iproute:
+        yield Rtnl(iproute)
 
 
-async def with_rtnl(work: Callable[[Rtnl], _T]) -> _T:
-    """Run `work` in a worker thread with an open socket; a cancelled call is finished first."""
+def prepare_rtnl(standing: socket.socket) -> None:
+    """Make a socket that somebody else opened fit for `open_rtnl`. Raises OSError."""
+    standing.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
+    standing.bind((0, 0))
 
-    def run() -> _T:
-        # groups=0: without it, the socket subscribes to every change of every route of the host.
-        with _as_oserror(), IPRoute(strict_check=True, groups=0) as socket_:
-            return work(Rtnl(socket_))
 
-    return await trio.to_thread.run_sync(run, limiter=_limiter)
+class _Borrowed(socket.socket):
+    """A copy of a socket that stands, for pyroute2 to use and to close."""
+
+    def __init__(self, standing: socket.socket) -> None:
+        super().__init__(fileno=os.dup(standing.fileno()))
+        self.setblocking(False)
+        try:
+            while True:  # what an earlier piece of work did not wait for
+                self.recv(65536)
+        except BlockingIOError:
+            pass
+
+    def bind(self, address: Any, /) -> None:
+        """It is bound: a second time is refused."""
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        """To the kernel, by its address: with none, Linux asks whether who opened the socket had
+        CAP_NET_ADMIN as well (netlink_ns_capable in net/netlink/af_netlink.c)."""
+        return self.sendto(data, flags, (0, 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +179,15 @@ class Rtnl:
         with _as_oserror():
             return [_link(message) for message in self._iproute.get_links()]
 
-    def create_wireguard(self, name: str, *, group: int) -> None:
-        """Create a kernel WireGuard interface; EOPNOTSUPP where the kernel has none."""
-        self._link("add", ifname=name, kind="wireguard", group=group)
+    def create_wireguard(self, name: str, *, group: int, namespace: int | None = None) -> None:
+        """Create a kernel WireGuard interface, in another namespace where its descriptor is given:
+        its UDP socket will be in this one. EOPNOTSUPP where the kernel has none."""
+        where = {} if namespace is None else {"net_ns_fd": namespace}
+        self._link("add", ifname=name, kind="wireguard", group=group, **where)
+
+    def move_link(self, index: int, namespace: int) -> None:
+        """Move an interface to the namespace behind a descriptor; it is down and bare then."""
+        self._link("set", index=index, net_ns_fd=namespace)
 
     def mark_link(self, index: int, alias: str) -> None:
         """Set the alias, and in the same step the default group."""

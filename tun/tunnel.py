@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 import trio
@@ -40,8 +41,9 @@ from tun.model import (
     check_keepalive,
     check_public_key,
 )
+from tun.netlink import HERE, Netlink
 from tun.routing import add_routes, set_routes_into
-from tun.rtnl import Link, Route, Rtnl, default_metric, with_rtnl
+from tun.rtnl import Link, Route, Rtnl, default_metric
 from tun.vrf import routing_table
 
 __all__ = ["Tunnel", "open_tunnel"]
@@ -57,7 +59,14 @@ class Tunnel:
     """
 
     def __init__(
-        self, spec: TunnelSpec, device: Device, *, index: int, public_key: bytes, adopted: bool
+        self,
+        spec: TunnelSpec,
+        device: Device,
+        netlink: Netlink,
+        *,
+        index: int,
+        public_key: bytes,
+        adopted: bool,
     ) -> None:
         self.spec = spec
         self.backend: BackendName = device.backend
@@ -66,6 +75,7 @@ class Tunnel:
         self.adopted = adopted
         """True where the interface was found running, with its peers and sessions."""
         self._device = device
+        self._netlink = netlink
         self._index = index
         self._shown = (spec.listen_port, spec.fwmark or 0)
 
@@ -157,7 +167,17 @@ class Tunnel:
         await self._device.apply(DeviceChange(peers=(change,)))
 
     async def peers(self, *, with_keys: bool = False) -> dict[bytes, PeerStatus]:
-        """All peers by public key, from one dump of the interface. Raises KeyChanged."""
+        """All peers by public key, from one dump of the interface. Raises KeyChanged.
+
+        InterfaceMissing also where its namespace was deleted: nobody finds the interface there any
+        more, whatever else keeps that namespace alive, so it is taken away.
+        """
+        try:
+            self._netlink.require_name()
+        except InterfaceMissing:
+            with suppress(TunError, OSError):
+                await self._netlink.run(lambda rtnl: delete_link(rtnl, self.spec, self._index))
+            raise
         state = await self._device.read(keys=with_keys)
         if state.public_key != self.public_key:
             raise KeyChanged(f"{self.spec.interface}: its private key was changed by another hand")
@@ -204,7 +224,7 @@ class Tunnel:
                 raise NotOurs(f"{link.name} is not ours any more: its alias was changed")
             return configure_link(rtnl, spec, self._index)
 
-        return changed + await with_rtnl(configure)
+        return changed + await self._netlink.run(configure)
 
     async def peer(self, public_key: bytes) -> PeerStatus | None:
         """One peer, None where it is not there; cheap also among many."""
@@ -239,7 +259,7 @@ class Tunnel:
             table = routing_table(rtnl, table=spec.table, vrf=spec.vrf)
             return set_routes_into(rtnl, self._index, wanted, table=table, metric=spec.metric)
 
-        return await with_rtnl(set_them)
+        return await self._netlink.run(set_them)
 
     async def add_routes(self, prefixes: Iterable[Prefix]) -> None:
         """Add routes for these prefixes and look at no others: what `set_routes` comes to for a
@@ -266,18 +286,22 @@ class Tunnel:
             ]
             add_routes(rtnl, routes)
 
-        await with_rtnl(add_them)
+        await self._netlink.run(add_them)
 
     async def delete(self) -> None:
         """Remove the interface, and with it its routes and its wireguard-go process.
 
         Raises NotOurs if somebody took our alias off it; one that is gone is no error.
         """
-        await _delete(self.spec, self._index, self._device)
+        try:
+            await _delete(self.spec, self._index, self._device, self._netlink)
+        finally:
+            self._netlink.close()
 
     async def aclose(self) -> None:
         """Close our sockets; the interface runs on."""
         await self._device.aclose()
+        self._netlink.close()
 
 
 async def open_tunnel(spec: TunnelSpec) -> Tunnel:
@@ -286,43 +310,76 @@ async def open_tunnel(spec: TunnelSpec) -> Tunnel:
     An adopted one is brought to the spec where it differs; its key, peers and sessions stay. One
     of another backend than the spec insists on is made anew. Raises NotOurs for an interface of
     that name without our alias and for an address that another interface has; nothing was
-    changed then. Raises BackendUnavailable where the backend cannot be had.
+    changed then. Raises BackendUnavailable where the backend cannot be had, NamespaceMissing and
+    NamespaceOutOfReach.
     """
-    link = await with_rtnl(lambda rtnl: find_link(rtnl, spec))
-    if link is not None:
-        device = await _adopt(spec, link)
-        if device is not None:
-            try:
-                return await _set_up(spec, link, device)
-            except BaseException:
-                await device.aclose()
-                raise
-    await _wait_free_port(spec.listen_port)
-    link, device = await _create(spec)
+    netlink = await Netlink.open(spec.netns)
     try:
-        return await _set_up(spec, link, device)
+        return await _open(spec, netlink)
     except BaseException:
-        with trio.CancelScope(shield=True):
-            await _delete(spec, link.index, device)
+        netlink.close()
         raise
 
 
-async def _adopt(spec: TunnelSpec, link: Link) -> Device | None:
+async def _open(spec: TunnelSpec, netlink: Netlink) -> Tunnel:
+    link = await netlink.run(lambda rtnl: find_link(rtnl, spec))
+    if link is not None:
+        device = await _adopt(spec, link, netlink)
+        if device is not None:
+            try:
+                return await _set_up(spec, link, device, netlink)
+            except BaseException:
+                await device.aclose()
+                raise
+    if netlink is not HERE:
+        await _clear_here(spec)
+    await _wait_free_port(spec.listen_port)
+    link, device = await _create(spec, netlink)
+    try:
+        return await _set_up(spec, link, device, netlink)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await _delete(spec, link.index, device, netlink)
+        raise
+
+
+async def _clear_here(spec: TunnelSpec) -> None:
+    """Delete what was never moved to its namespace, or is from before it was to live there.
+
+    It is not moved now: a wireguard-go that has been running would not hear that its link is up.
+    """
+
+    def find(rtnl: Rtnl) -> Link | None:
+        link = rtnl.link(spec.interface)
+        return link if link is not None and link.alias == spec.alias else None
+
+    link = await HERE.run(find)
+    if link is None:
+        return
+    index = link.index
+    if BACKENDS.get(link.kind) == "userspace":
+        with suppress(InterfaceMissing):  # then there is no process, and the link alone is left
+            await _delete(spec, index, await userspace.attach(link.name), HERE)
+            return
+    await HERE.run(lambda rtnl: delete_link(rtnl, spec, index))
+
+
+async def _adopt(spec: TunnelSpec, link: Link, netlink: Netlink) -> Device | None:
     """The device of a link of ours; None after deleting one that cannot be used."""
     backend = BACKENDS[link.kind]
     device: Device
     if is_half_made(link):
-        await with_rtnl(lambda rtnl: delete_link(rtnl, spec, link.index))
+        await netlink.run(lambda rtnl: delete_link(rtnl, spec, link.index))
         return None
     if backend == "kernel":
-        device = await kernel.KernelDevice.open(name=link.name, index=link.index)
+        device = await kernel.KernelDevice.open(netlink, name=link.name, index=link.index)
     else:
         try:
             device = await userspace.attach(link.name)
         except InterfaceMissing:
             # Its process cannot be reached any more: its socket file is gone. The link is ours by
             # its alias, and the process ends without it.
-            await with_rtnl(lambda rtnl: delete_link(rtnl, spec, link.index))
+            await netlink.run(lambda rtnl: delete_link(rtnl, spec, link.index))
             return None
     if spec.backend in ("auto", backend):
         return device
@@ -335,7 +392,7 @@ async def _adopt(spec: TunnelSpec, link: Link) -> Device | None:
     except BaseException:
         await device.aclose()
         raise
-    await _delete(spec, link.index, device)
+    await _delete(spec, link.index, device, netlink)
     return None
 
 
@@ -350,21 +407,21 @@ async def _wait_free_port(port: int) -> None:
     return require_free_port(port)
 
 
-async def _create(spec: TunnelSpec) -> tuple[Link, Device]:
+async def _create(spec: TunnelSpec, netlink: Netlink) -> tuple[Link, Device]:
     if spec.backend == "userspace":
-        return await userspace.create_device(spec)
+        return await userspace.create_device(spec, netlink)
     try:
-        return await kernel.create_device(spec)
+        return await kernel.create_device(spec, netlink)
     except BackendUnavailable as no_kernel:
         if spec.backend == "kernel":
             raise
         try:
-            return await userspace.create_device(spec)
+            return await userspace.create_device(spec, netlink)
         except BackendUnavailable as no_userspace:
             raise BackendUnavailable(f"{no_kernel}; and {no_userspace}") from None
 
 
-async def _set_up(spec: TunnelSpec, link: Link, device: Device) -> Tunnel:
+async def _set_up(spec: TunnelSpec, link: Link, device: Device, netlink: Netlink) -> Tunnel:
     """Give the device a key unless it has one, and bring device and link to the spec."""
     state = await device.read()
     fwmark = spec.fwmark or 0
@@ -388,7 +445,7 @@ async def _set_up(spec: TunnelSpec, link: Link, device: Device) -> Tunnel:
             await device.apply(DeviceChange(listen_port=spec.listen_port, fwmark=fwmark))
     if state.public_key is None and spec.mtu is None:
         spec = replace(spec, mtu=DEFAULT_MTU)
-    await with_rtnl(lambda rtnl: configure_link(rtnl, spec, link.index))
+    await netlink.run(lambda rtnl: configure_link(rtnl, spec, link.index))
     after = await device.read()
     if (after.public_key, after.listen_port) != (public_key, spec.listen_port):
         raise ReadBackMismatch(
@@ -398,15 +455,16 @@ async def _set_up(spec: TunnelSpec, link: Link, device: Device) -> Tunnel:
     return Tunnel(
         spec,
         device,
+        netlink,
         index=link.index,
         public_key=public_key,
         adopted=state.public_key is not None,
     )
 
 
-async def _delete(spec: TunnelSpec, index: int, device: Device) -> None:
+async def _delete(spec: TunnelSpec, index: int, device: Device, netlink: Netlink) -> None:
     try:
-        await with_rtnl(lambda rtnl: delete_link(rtnl, spec, index))
+        await netlink.run(lambda rtnl: delete_link(rtnl, spec, index))
         await device.wait_gone()
     finally:
         await device.aclose()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tun.rtnl import Rtnl, with_rtnl
+from tun.netlink import HERE
+from tun.rtnl import Rtnl
 
 __all__ = ["path_mtus"]
 
@@ -28,4 +29,4 @@ async def path_mtus(hosts: Iterable[str], *, fwmark: int | None, not_by: str) ->
                 found[host] = min(way.mtu or link.mtu, link.mtu)
         return found
 
-    return await with_rtnl(look_up)
+    return await HERE.run(look_up)

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 import trio
 
 from tun.errors import BackendUnavailable, InterfaceMissing, NotOurs, TunError, tun_error
-from tun.model import TunnelSpec
-from tun.rtnl import Link, with_rtnl
+from tun.model import DEFAULT_MTU, TunnelSpec
+from tun.netlink import HERE, Netlink
+from tun.rtnl import Link, Rtnl
 from tun.starters import PROGRAM, UNIT_SOCKET_VARIABLE, InSession, InUnit, Starter
 from tun.uapi_socket import UserspaceDevice, bind_socket, socket_path
 
@@ -27,8 +28,12 @@ _LOG_SIZE = 16384
 _MISSING_PROGRAM = f"{PROGRAM} is not installed (Debian: apt-get install wireguard-go)"
 
 
-async def create_device(spec: TunnelSpec) -> tuple[Link, UserspaceDevice]:
+async def create_device(spec: TunnelSpec, netlink: Netlink) -> tuple[Link, UserspaceDevice]:
     """Start wireguard-go on a new TUN link, marked as ours, down and without a key.
+
+    It starts here, and the link is moved where it is to be: the process looks for it in its own
+    namespace, once, and has its UDP socket there. What it is told of the link here is all that it
+    hears: so the MTU is set before, and nobody brings the link up.
 
     Raises BackendUnavailable where the program or the TUN device is missing. Link and socket are
     made here and handed over, so that a link without its mark cannot outlive a killed daemon.
@@ -36,10 +41,7 @@ async def create_device(spec: TunnelSpec) -> tuple[Link, UserspaceDevice]:
     name = spec.interface
     program = require_program()
     with await trio.to_thread.run_sync(_starter, name, program) as starter, _bounded_log() as log:
-        link = await with_rtnl(lambda rtnl: rtnl.link(name))
-        if link is None:
-            raise InterfaceMissing(f"{name} vanished while it was made")
-        await with_rtnl(lambda rtnl: rtnl.mark_link(link.index, spec.alias))
+        link = await HERE.run(lambda rtnl: _mark(rtnl, spec))
         listener = await trio.to_thread.run_sync(_listen, name)
         with listener:
             await trio.to_thread.run_sync(starter.start, listener, log)
@@ -50,7 +52,40 @@ async def create_device(spec: TunnelSpec) -> tuple[Link, UserspaceDevice]:
             socket_path(name).unlink(missing_ok=True)
             said = os.pread(log, _LOG_SIZE, 0).rstrip(b"\0").decode("utf-8", "replace").strip()
             raise TunError(f"{PROGRAM} ended at once: {said or 'it said nothing'}") from None
-    return link, device
+    try:
+        return await _move(link, netlink), device
+    except BaseException:
+        await device.aclose()
+        with trio.CancelScope(shield=True):
+            await HERE.run(lambda rtnl: _delete(rtnl, link))
+        raise
+
+
+def _mark(rtnl: Rtnl, spec: TunnelSpec) -> Link:
+    link = rtnl.link(spec.interface)
+    if link is None:
+        raise InterfaceMissing(f"{spec.interface} vanished while it was made")
+    rtnl.mark_link(link.index, spec.alias)
+    rtnl.set_mtu(link.index, DEFAULT_MTU if spec.mtu is None else spec.mtu)
+    return link
+
+
+async def _move(link: Link, netlink: Netlink) -> Link:
+    """The link as it is in its namespace, where its index may be another one."""
+    with netlink.descriptor() as there:
+        if there is None:
+            return link
+        namespace = there
+        await HERE.run(lambda rtnl: rtnl.move_link(link.index, namespace))
+    moved = await netlink.run(lambda rtnl: rtnl.link(link.name))
+    if moved is None:
+        raise InterfaceMissing(f"{link.name} vanished while it was moved")
+    return moved
+
+
+def _delete(rtnl: Rtnl, link: Link) -> None:
+    with contextlib.suppress(OSError):  # it has been moved, or is gone
+        rtnl.delete_link(link.index)
 
 
 async def attach(name: str) -> UserspaceDevice:

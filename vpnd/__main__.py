@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from tun import TunError, set_guard_routes
+from tun import NamespaceMissing, TunError, set_guard_routes
 from vpnd.api import DEFAULT_CONFIG_PATH, ExitCode
 from vpnd.config import Config, load_config
 from vpnd.config_errors import ConfigErrors
@@ -42,6 +42,8 @@ def main() -> None:
     except ConfigErrors as errors:
         for problem in errors.problems:
             print(f"vpnd: error: {problem}", file=sys.stderr)
+            if problem.hint:
+                print(f"vpnd: hint: {problem.hint}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
     if arguments.check:
         print(f"{arguments.config}: {len(config.peers)} peer(s), no errors")
@@ -90,7 +92,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _set_guards(config: Config) -> ExitCode:
-    """Set the guard routes of every peer that they can be set for; tell the others."""
+    """Set the guard routes of every peer that they can be set for; tell the others.
+
+    A namespace that is not there yet is no fault: nothing leaves it, and the daemon sets them in
+    it, once it is there, before anything else.
+    """
+    waiting = []
 
     async def set_all() -> list[str]:
         faults = []
@@ -98,8 +105,13 @@ def _set_guards(config: Config) -> ExitCode:
             tunnel = config.tunnels[peer.tunnel]
             try:
                 await set_guard_routes(
-                    guarded_prefixes(peer, tunnel), table=tunnel.table, vrf=tunnel.vrf
+                    guarded_prefixes(peer, tunnel),
+                    table=tunnel.table,
+                    vrf=tunnel.vrf,
+                    netns=tunnel.netns,
                 )
+            except NamespaceMissing as missing:
+                waiting.append(f"{peer.name}: {missing}")
             except (TunError, OSError) as error:
                 faults.append(f"{peer.name}: {error}")
         return faults
@@ -107,7 +119,9 @@ def _set_guards(config: Config) -> ExitCode:
     faults = trio.run(set_all)
     for fault in faults:
         print(f"vpnd: error: {fault}", file=sys.stderr)
-    print(f"guard routes of {len(config.peers) - len(faults)} peer(s) stand")
+    for reason in waiting:
+        print(f"vpnd: note: {reason}", file=sys.stderr)
+    print(f"guard routes of {len(config.peers) - len(faults) - len(waiting)} peer(s) stand")
     return ExitCode.FAILED if faults else ExitCode.DONE
 
 

@@ -190,6 +190,8 @@ class TunnelStatus(TypedDict):
     addresses: list[str]
     mtu: int
     routes: str
+    netns: str | None
+    """The network namespace that the interface is in; null is the daemon's."""
     error: str | None
     """Why there is no interface, with what to do."""
 

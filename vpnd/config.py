@@ -36,6 +36,7 @@ from vpnd.file_trust import FileFault, FileUnreadable, folder_fault, folder_file
 from vpnd.identity_store import load_identities
 from vpnd.local_identity import link_identities
 from vpnd.ml_kem import MlKemUnavailable, ml_kem_provider
+from vpnd.namespaces import namespaces_fault
 from vpnd.peer_file import SUFFIX, peer_path
 
 _TOP_LEVEL: Final = ("node", "crypto", "defaults", "tunnels")
@@ -113,7 +114,8 @@ def load_config(path: Path, *, with_identities: bool = True) -> Config:
     """Read and check a whole configuration; ConfigErrors, and no other exception, if it is bad.
 
     With `with_identities` this node itself is looked at as well: whether its identity files are
-    kept secret, whether a peer has one of them, whether what `[crypto]` asks for is installed.
+    kept secret, whether a peer has one of them, whether what `[crypto]` and `netns` ask for is
+    installed.
     """
     return _Loader(path.absolute()).load(with_identities)
 
@@ -166,6 +168,8 @@ class _Loader:
         defaults = self._valid(Defaults, table, self.main, ("defaults",)) or Defaults()
         crypto = self._crypto(installed=with_identities)
         tunnels = dict(self._tunnels())
+        if with_identities:
+            self._check_namespaces(tunnels)
         self._unknown_keys()
         sources: dict[str, Source] = {}
         peers = dict(self._peers(self._peers_dir(node), defaults, sources))
@@ -221,6 +225,14 @@ class _Loader:
             settings = self._valid(TunnelSettings, values, self.main, ("tunnels", name))
             if settings is not None and valid_name:
                 yield name, TunnelConfig.model_construct(name=name, **settings.__dict__)
+
+    def _check_namespaces(self, tunnels: Mapping[str, TunnelConfig]) -> None:
+        """Whether there is a way into namespaces; whether one is there yet does not matter."""
+        for tunnel in tunnels.values():
+            if tunnel.netns is not None:
+                fault = namespaces_fault()
+                if fault is not None:
+                    self._tell(self.main, ("tunnels", tunnel.name, "netns"), *fault)
 
     def _unknown_keys(self) -> None:
         for key in self.values:

@@ -90,7 +90,7 @@ def _check_marks(draft: Draft) -> Iterator[ConfigProblem]:
 
 def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
     interfaces: dict[str, str] = {}
-    addresses: dict[object, str] = {}
+    addresses: dict[tuple[object, str | None], str] = {}
     # Every port of the key exchange is taken, whatever address it is bound to: WireGuard
     # binds all of them
     ports = {} if draft.node is None else {one.port: "node.listen" for one in draft.node.listen}
@@ -114,13 +114,14 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
         interfaces.setdefault(tunnel.interface, tunnel.name)
         ports.setdefault(tunnel.listen_port, f"{here}.listen_port")
         for index, address in enumerate(tunnel.addresses):
-            if address.ip in addresses:
+            place = (address.ip, tunnel.netns)
+            if place in addresses:
                 yield draft.main.problem(
                     (*at, "addresses", index),
-                    f"{address.ip} is already at {addresses[address.ip]}",
+                    f"{address.ip} is already at {addresses[place]}",
                     value=str(address),
                 )
-            addresses.setdefault(address.ip, f"{here}.addresses")
+            addresses.setdefault(place, f"{here}.addresses")
         if len(tunnel.announced) > MAX_ANNOUNCED_PREFIXES:
             yield draft.main.problem(
                 (*at, "announce"),
@@ -156,12 +157,14 @@ def _check_listen(node: NodeConfig, main: Source) -> Iterator[ConfigProblem]:
 def _check_prefixes(draft: Draft) -> Iterator[ConfigProblem]:
     owners: dict[Prefix, list[PeerConfig]] = {}
     own_addresses = {
-        ip_network(address.ip): tunnel.name
+        (ip_network(address.ip), tunnel.netns): tunnel.name
         for tunnel in draft.tunnels.values()
         for address in tunnel.addresses
     }
     for peer in draft.peers.values():
         source = draft.sources[peer.name]
+        tunnel = draft.tunnels.get(peer.tunnel)
+        netns = None if tunnel is None else tunnel.netns
         seen: set[Prefix] = set()
         for index, prefix in enumerate(peer.allowed_ips):
             at = ("allowed_ips", index)
@@ -169,10 +172,11 @@ def _check_prefixes(draft: Draft) -> Iterator[ConfigProblem]:
                 yield source.problem(at, f"{prefix} stands in the list twice", value=str(prefix))
                 continue
             seen.add(prefix)
-            if prefix in own_addresses:
+            if (prefix, netns) in own_addresses:
+                own = own_addresses[prefix, netns]
                 yield source.problem(
                     at,
-                    f"{prefix} is this node's own address in tunnel {own_addresses[prefix]}",
+                    f"{prefix} is this node's own address in tunnel {own}",
                     "allowed_ips are the peer's addresses and the networks behind it",
                     value=str(prefix),
                 )
@@ -196,7 +200,7 @@ def _collision(
     mine, theirs = tunnels.get(peer.tunnel), tunnels.get(other.tunnel)
     if mine is None or theirs is None or "none" in (mine.routes, theirs.routes):
         return None
-    if mine.routing_table != theirs.routing_table:
+    if (mine.netns, mine.routing_table) != (theirs.netns, theirs.routing_table):
         return None
     return (
         f"is also at peer {other.name} of tunnel {other.tunnel}, and both tunnels' routes are in "
@@ -254,8 +258,8 @@ def _check_routes(
             "protect = [prefixes that must never leave in the clear]; [] says that there are none",
         )
     address = None if peer.endpoint is None else peer.endpoint.address
-    own_table = tunnel.routing_table != MAIN_TABLE
-    if address is None or tunnel.routes == "none" or own_table or tunnel.fwmark is not None:
+    apart = tunnel.netns is not None or tunnel.routing_table != MAIN_TABLE
+    if address is None or tunnel.routes == "none" or apart or tunnel.fwmark is not None:
         return
     for index, prefix in enumerate(peer.allowed_ips):
         if address in prefix:

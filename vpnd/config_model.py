@@ -166,6 +166,9 @@ class TunnelSettings(Table):
     fwmark: Annotated[int, PlainValidator(fields.whole_number(1, 2**32 - 1))] | None = None
     vrf: Annotated[str, PlainValidator(fields.device_name)] | None = None
     """The VRF device that the interface is made a part of; its table has the routes and guards."""
+    netns: Name | None = None
+    """Network namespace (below /run/netns) that interface, routes and guards are in; None is the
+    daemon's. WireGuard's UDP socket is in the daemon's."""
     announce: Prefixes = ()
     """Prefixes behind this node, told to the peers of the tunnel for comparison only."""
 
@@ -330,10 +333,6 @@ _MISSING: Final[Mapping[str | int, str]] = {
 }
 
 _SPECIAL: Final[Mapping[tuple[type[Table], str], tuple[str, str]]] = {
-    (TunnelSettings, "netns"): (
-        "interfaces in another network namespace are not in this version",
-        "leave it out: the interface is made in the namespace that vpnd runs in",
-    ),
     (TunnelSettings, "name"): ("unknown key", "a tunnel's name is its table's: [tunnels.NAME]"),
     (PeerSettings, "name"): ("unknown key", "a peer's name is its file's: peers.d/NAME.toml"),
 }

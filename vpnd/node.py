@@ -78,15 +78,15 @@ class Node:
         self._records = LinkRecords(config.node.runtime_dir)
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
-        self.tunnels = {
-            name: ManagedTunnel(tunnel, journal) for name, tunnel in config.tunnels.items()
-        }
+        self._upkeep = Upkeep(self, journal)
+        self.tunnels: dict[str, ManagedTunnel] = {}
+        for tunnel in config.tunnels.values():
+            self.make_tunnel(tunnel)
         self.links: dict[str, ManagedLink] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._tunnel_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._changing = trio.Lock()
-        self._upkeep = Upkeep(self, journal)
 
     def _load_identities(self) -> Mapping[str, Identity]:
         stored = load_identities(self.config.node.state_dir, suite_of=self._suites.__getitem__)
@@ -169,7 +169,9 @@ class Node:
 
     def make_tunnel(self, config: TunnelConfig) -> None:
         """A further tunnel, not opened yet: guards and links can have it from now on."""
-        self.tunnels[config.name] = ManagedTunnel(config, self._journal)
+        self.tunnels[config.name] = ManagedTunnel(
+            config, self._journal, guard_links=self._upkeep.guard_tunnel
+        )
 
     async def open_tunnel(self, name: str) -> None:
         """Open it, and keep it open; what goes wrong is told, and tried again."""

@@ -6,7 +6,7 @@ anew, and the links are told that it is another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -18,6 +18,7 @@ from tun import (
     HandshakeStamp,
     InterfaceMissing,
     KeyChanged,
+    NamespaceMissing,
     NotOurs,
     PeerMissing,
     PeerSpec,
@@ -98,8 +99,16 @@ class Installed:
 class ManagedTunnel:
     """One tunnel of the configuration, with or without its interface."""
 
-    def __init__(self, config: TunnelConfig, journal: Journal) -> None:
+    def __init__(
+        self,
+        config: TunnelConfig,
+        journal: Journal,
+        *,
+        guard_links: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """`guard_links` sets the guard routes of all links of the tunnel of that name."""
         self.config = config
+        self._guard_links = guard_links
         self.spec = TunnelSpec(
             interface=config.interface,
             tunnel_name=config.name,
@@ -112,6 +121,7 @@ class ManagedTunnel:
             metric=config.metric,
             fwmark=config.fwmark,
             vrf=config.vrf,
+            netns=config.netns,
         )
         self._auto_mtu = AutoMtu(config.interface, config.fwmark)
         self._journal = journal
@@ -139,9 +149,10 @@ class ManagedTunnel:
         return self.config.name
 
     @property
-    def table(self) -> int | str:
-        """The routing table of its routes and guards, or the name of the VRF that has it."""
-        return self.config.routing_table
+    def table(self) -> tuple[str | None, int | str]:
+        """Namespace of its routes and guards, and their routing table, or the name of the VRF that
+        has it."""
+        return self.config.netns, self.config.routing_table
 
     @property
     def mtu(self) -> int:
@@ -158,6 +169,9 @@ class ManagedTunnel:
     async def try_open(self) -> None:
         """Open the interface, or adopt it; a failure is kept in `error`, and told once. Links go by
         it either way."""
+        if self.config.netns is not None:
+            # It may have come just now, or have been made anew, without any of our guards
+            await self._guard_links(self.name)
         try:
             tunnel = await open_tunnel(self.spec)
             peers = await tunnel.peers()
@@ -433,13 +447,23 @@ class ManagedTunnel:
     async def set_guards(self, prefixes: Iterable[Prefix]) -> frozenset[Prefix]:
         """Guard routes for these prefixes, in the tunnel's table; those that were missing.
 
+        Nothing leaves a namespace that is not there; once it is, they come before the interface.
         Raises TunError.
         """
-        return await set_guard_routes(prefixes, table=self.config.table, vrf=self.config.vrf)
+        config = self.config
+        with suppress(NamespaceMissing):
+            return await set_guard_routes(
+                prefixes, table=config.table, vrf=config.vrf, netns=config.netns
+            )
+        return frozenset()
 
     async def remove_guards(self, prefixes: Iterable[Prefix]) -> None:
         """Take guard routes away. Raises TunError."""
-        await remove_guard_routes(prefixes, table=self.config.table, vrf=self.config.vrf)
+        config = self.config
+        with suppress(NamespaceMissing):
+            await remove_guard_routes(
+                prefixes, table=config.table, vrf=config.vrf, netns=config.netns
+            )
 
     # ---- what somebody else changed
 

@@ -55,8 +55,12 @@ class Upkeep:
 
     async def guard_all(self) -> None:
         """Set the guard routes of all peers, as the first thing: none is expected to stand."""
-        for tunnel in tuple(self._node.tunnels.values()):
-            await self._guards(tunnel)
+        for tunnel in tuple(self._node.tunnels):
+            await self.guard_tunnel(tunnel)
+
+    async def guard_tunnel(self, name: str) -> None:
+        """Set the guard routes of all peers of a tunnel, where none is expected to stand."""
+        await self._guards(self._node.tunnels[name])
 
     async def run(self) -> None:
         """Check until cancelled."""

@@ -73,6 +73,7 @@ def tunnel_status(tunnel: ManagedTunnel) -> TunnelStatus:
         addresses=[str(address) for address in tunnel.config.addresses],
         mtu=tunnel.mtu,
         routes=tunnel.config.routes,
+        netns=tunnel.config.netns,
         error=tunnel.error,
     )
 

@@ -10,11 +10,16 @@ from configparser import ConfigParser
 import pytest
 
 from tests.architecture.imports import ROOT
+from tun.namespace import HELPER_SOCKET
 
 UNITS = ROOT / "systemd"
 WITH_NETWORK = 1.5
 """What is left with CAP_NET_ADMIN, the host's network and a user of its own."""
 WITH_TUN_DEVICE = 1.7
+WITHOUT_NETWORK = 1.0
+"""CAP_SYS_ADMIN, but neither a network nor a device."""
+CAPABILITIES = {"vpnd-nsfd.service": "CAP_SYS_ADMIN"}
+"""Of those that have another one than CAP_NET_ADMIN."""
 
 
 @pytest.mark.parametrize(
@@ -23,6 +28,7 @@ WITH_TUN_DEVICE = 1.7
         ("vpnd.service", WITH_NETWORK),
         ("vpnd-guard.service", WITH_NETWORK),
         ("vpnd-wireguard-go@.service", WITH_TUN_DEVICE),
+        ("vpnd-nsfd.service", WITHOUT_NETWORK),
     ],
 )
 def test_exposure(unit: str, most: float) -> None:
@@ -44,7 +50,8 @@ def test_exposure(unit: str, most: float) -> None:
 def test_one_capability_and_one_user(unit: str) -> None:
     service = parsed(unit)["Service"]
     assert service["User"] == service["Group"] == "vpnd"
-    assert service["AmbientCapabilities"] == service["CapabilityBoundingSet"] == "CAP_NET_ADMIN"
+    capability = CAPABILITIES.get(unit, "CAP_NET_ADMIN")
+    assert service["AmbientCapabilities"] == service["CapabilityBoundingSet"] == capability
     assert service["NoNewPrivileges"] == "yes"
 
 
@@ -56,6 +63,18 @@ def test_a_restart_takes_nothing_along() -> None:
     assert socket["ListenSequentialPacket"] == "/run/vpnd-wireguard-go.sock"
     assert socket["SocketMode"] == "0600"
     assert socket["Accept"] == "yes"
+
+
+def test_the_way_into_namespaces_is_for_the_daemon_alone_and_there_before_the_guards() -> None:
+    socket = parsed("vpnd-nsfd.socket")
+    assert socket["Socket"]["ListenSequentialPacket"] == str(HELPER_SOCKET)
+    assert socket["Socket"]["SocketUser"] == "vpnd"
+    assert socket["Socket"]["SocketMode"] == "0600"
+    # vpnd-guard.service is part of sysinit.target: by default, sockets wait for that
+    assert socket["Unit"]["DefaultDependencies"] == "no"
+    for unit in ("vpnd.service", "vpnd-guard.service"):
+        for when in ("Wants", "After"):
+            assert "vpnd-nsfd.socket" in parsed(unit)["Unit"][when].split()
 
 
 def parsed(unit: str) -> ConfigParser:

@@ -7,10 +7,11 @@ import errno
 import pytest
 
 from tun.genetlink import GenericNetlink
+from tun.namespace import NetlinkKind, open_here
 
 
 def test_a_family_is_found_and_dumped() -> None:
-    netlink = GenericNetlink("nlctrl")
+    netlink = GenericNetlink(open_here(NetlinkKind.GENERIC), "nlctrl")
     try:
         messages: list[bytes] = []
         for _ in range(2):  # the socket stays usable
@@ -24,12 +25,12 @@ def test_a_family_is_found_and_dumped() -> None:
 
 def test_a_missing_family_is_an_error_with_its_number() -> None:
     with pytest.raises(OSError, match="No such file") as caught:
-        GenericNetlink("vpnd-has-none")
+        GenericNetlink(open_here(NetlinkKind.GENERIC), "vpnd-has-none")
     assert caught.value.errno == errno.ENOENT
 
 
 def test_a_refused_command_is_an_error_and_the_next_one_works() -> None:
-    netlink = GenericNetlink("nlctrl")
+    netlink = GenericNetlink(open_here(NetlinkKind.GENERIC), "nlctrl")
     try:
         with pytest.raises(OSError, match=r".") as caught:
             netlink.request(250, bytearray())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from kex.identity import Fingerprint, Identity
 from tests.vpnd.config_files import AMS1, LON1, LON1_NEXT, Site, problem_at, problems_of
 from vpnd.config import load_config
+from vpnd.config_errors import ConfigErrors
 from vpnd.config_fields import Endpoint, ListenAddress
 from vpnd.identity_store import create_identity, system_suite
 
@@ -110,9 +112,9 @@ REFUSED: list[tuple[str, Change, str, str]] = [
     ),
     (
         "netns",
-        lambda site: site.main["tunnels"]["backbone"].update(netns="blue"),
+        lambda site: site.main["tunnels"]["backbone"].update(netns="../1/ns/net"),
         "tunnels.backbone.netns",
-        "not in this version",
+        "cannot be a name",
     ),
     (
         "bad tunnel name",
@@ -545,6 +547,27 @@ def test_did_you_mean(site: Site) -> None:
     assert problem_at(problems, "tunnels.backbone.backend").hint.startswith(
         'did you mean "kernel"?'
     )
+
+
+def test_what_is_in_different_namespaces_does_not_meet(site: Site) -> None:
+    """The same prefix in the same table, the same address, a route over the endpoint."""
+    site.main["tunnels"]["backbone"]["netns"] = "blue"
+    site.main["tunnels"]["two"] = second_tunnel(addresses=["10.255.0.1/24"], netns="red.2")
+    site.peers["ams1"].update(endpoint="10.20.3.4:51821")
+    site.peers["lon1"] = lon1(tunnel="two", allowed_ips=["10.20.0.0/16"])
+    # Not with a look at this node, which may have no way into namespaces
+    load = partial(load_config, site.path, with_identities=False)
+    site.write()
+    config = load()
+    assert [tunnel.netns for tunnel in config.tunnels.values()] == ["blue", "red.2"]
+    site.main["tunnels"]["two"]["netns"] = "blue"
+    site.write()
+    with pytest.raises(ConfigErrors) as caught:
+        load()
+    assert {problem.key for problem in caught.value.problems} == {
+        "tunnels.two.addresses[0]",
+        "allowed_ips[0]",
+    }
 
 
 def test_overlaps_are_noted(site: Site) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from kex.identity import Identity
 from tests.vpnd.config_files import LON1, Site
+from vpnd.config import load_config
 from vpnd.config_diff import described, diff, needs_restart
 from vpnd.config_model import PeerSettings, validate
 from vpnd.config_source import Source
@@ -45,6 +46,15 @@ def test_what_needs_a_restart_is_named(site: Site, table: str, values: dict[str,
     (key,) = values
     prefix = "node" if table == "node" else "tunnels.backbone"
     assert f"{prefix}.{key}" in restart_for(site, **{table: values})
+
+
+def test_so_does_another_namespace(site: Site) -> None:
+    old = site.load()
+    site.main["tunnels"]["backbone"]["netns"] = "blue"
+    site.write()
+    # Not with a look at this node, which may have no way into namespaces
+    new = load_config(site.path, with_identities=False)
+    assert needs_restart(old, new) == ("tunnels.backbone.netns",)
 
 
 def test_what_does_not(site: Site) -> None:

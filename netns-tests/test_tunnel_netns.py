@@ -1,0 +1,217 @@
+"""Two tunnels of one daemon, one with its interface in a network namespace.
+
+            ┌───── fra ─────┐
+internet ═══╪═ UDP          │    links: fra ── ams over `backbone`, which is in `blue`
+   ║  ║     │ ┌─── blue ──┐ │           fra ── ber over `second`, which is not
+   ║  ║     │ │ wg0       │ │
+   ║  ║     │ └───────────┘ │
+   ║  ║     │   wg1         │
+   ║  ║     └───────────────┘
+   ║  ╚══ ams ── ams-host
+   ╚═════ ber ── ber-host
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from tun_site import Site as Host
+
+from lab.lab import Lab, open_lab
+from lab.meter import Meter, open_meter
+from lab.node import Node
+from lab.patience import patient
+from lab.proof import in_force, installed, prove, wait_in_force, wait_new_key
+from lab.site import Site
+from lab.spec import LabSpec
+
+pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+
+BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
+HANDSHAKE_SECONDS = 160.0
+INSIDE = ("ip", "netns", "exec", "blue")
+GUARD = "metric 4294967294"
+LAB = f"""
+[sites.fra]
+[sites.ams]
+[sites.ber]
+[tunnels.backbone]
+backend = "{BACKEND}"
+[tunnels.second]
+interface = "wg1"
+listen_port = 51830
+networks = ["10.254.0.0/24", "fd00:254::/64"]
+backend = "{BACKEND}"
+[[links]]
+sites = ["fra", "ams"]
+tunnel = "backbone"
+[[links]]
+sites = ["fra", "ber"]
+tunnel = "second"
+"""
+
+
+class Inside(Node):
+    """What is in the namespace `blue` of a site."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site.name, site._state, site._plan)
+
+    def argv(self, argv: Sequence[str], *, cwd: Path | None = None) -> list[str]:
+        return super().argv([*INSIDE, *argv], cwd=cwd)
+
+
+@asynccontextmanager
+async def lab_with_netns() -> AsyncIterator[Lab]:
+    """Daemons that know of each other; the namespace itself is not there yet."""
+    async with open_lab(LabSpec.parse(LAB, name="netns")) as lab:
+        for site in lab.sites.values():
+            await site.init()
+        config = lab.site("fra").config_path
+        text = config.read_text()
+        assert text.count("[tunnels.backbone]\n") == 1
+        config.write_text(
+            text.replace("[tunnels.backbone]\n", "[tunnels.backbone]\nnetns = 'blue'\n")
+        )
+        for site in lab.sites.values():
+            await site.start_daemon()
+        await lab.link("fra", "ams")
+        await lab.link("fra", "ber")
+        yield lab
+
+
+@asynccontextmanager
+async def counted(lab: Lab) -> AsyncIterator[Meter]:
+    """Traffic between `blue` and the host behind ams."""
+    fra, host = lab.site("fra"), lab.node("ams-host")
+    addresses = fra.tunnel_address(tunnel="backbone"), host.address()
+    async with open_meter(Inside(fra), host, addresses=addresses, rate=50, size=200) as meter:
+        await meter.wait_received(20)
+        yield meter
+
+
+async def wait_tunnel(site: Site, tunnel: str, *, error: str | None, seconds: float = 60) -> None:
+    """Wait until a tunnel is open (None), or its error has these words."""
+    found = "not asked yet"
+    with trio.move_on_after(patient(seconds)):
+        while True:
+            statuses = {one["tunnel"]: one for one in (await site.status())["tunnels"]}
+            found = statuses[tunnel]["error"]
+            if found == error or (error is not None and error in (found or "")):
+                return
+            await trio.sleep(0.1)
+    raise AssertionError(f"tunnel {tunnel}: {found}, and not {error}")
+
+
+async def require_all_inside(lab: Lab) -> None:
+    """Interface, routes and guards are in the namespace; the socket, and no more, is outside."""
+    fra = lab.site("fra")
+    inside, outside = Inside(fra), fra
+    lan = next(str(prefix) for prefix in lab.site("ams").plan.lan if prefix.version == 4)
+    routes = (await inside.run(["ip", "route"])).stdout
+    assert f"{lan} dev wg0 proto 157" in routes
+    guards = [line for line in routes.splitlines() if line.startswith(f"unreachable {lan}")]
+    assert len(guards) == 1
+    assert GUARD in guards[0]
+    underlay = str(lab.site("ams").address())
+    reached = await inside.run(["ip", "route", "get", underlay], check=False)
+    assert reached.returncode != 0, f"{underlay} can be reached from the namespace"
+    assert (await inside.run(["ss", "-Hulna"])).stdout.count(":51820 ") == 0
+    assert ":51820 " in (await outside.run(["ss", "-Hulna"])).stdout
+    assert lan not in (await outside.run(["ip", "route", "show", "table", "all"])).stdout
+    links = json.loads((await outside.run(["ip", "-j", "link"])).stdout)
+    names = {link["ifname"] for link in links}
+    assert "wg0" not in names
+    assert "wg1" in names
+
+
+async def test_a_namespace_that_comes_later_and_a_restart_without_loss() -> None:
+    async with lab_with_netns() as lab:
+        fra = lab.site("fra")
+        # One tunnel waits, and says for what; the other one does not mind
+        await wait_tunnel(fra, "backbone", error="ip netns add blue")
+        assert "namespace blue" in (await fra.link_status("ams"))["reason"]
+        await fra.wait_state("ber", "active")
+        await fra.run(["ip", "netns", "add", "blue"])
+        await fra.wait_state("ams", "active")
+        await require_all_inside(lab)
+        (shown,) = (one for one in (await fra.status())["tunnels"] if one["netns"] == "blue")
+        assert (shown["tunnel"], shown["error"]) == ("backbone", None)
+
+        async with counted(lab) as meter:
+            before = await installed(lab, "fra", "ams")
+            old = await in_force(lab, "fra", "ams")
+            await fra.kill_daemon(signal.SIGKILL)
+            await meter.wait_received(50)
+            await fra.start_daemon()
+            adopted = {one["tunnel"]: one["adopted"] for one in (await fra.status())["tunnels"]}
+            assert adopted == {"backbone": True, "second": True}
+            await wait_new_key(lab, "fra", "ams", before=before)
+            key = await wait_in_force(lab, "fra", "ams", before=old, seconds=HANDSHAKE_SECONDS)
+            await meter.wait_received(50)
+            traffic = await meter.stop()
+            print(
+                f"SIGKILL with an interface in another namespace, {BACKEND}: {traffic.sent} sent, "
+                f"{traffic.lost} lost, {traffic.repeated} repeated, {before} -> {key}"
+            )
+            assert traffic.lost == traffic.repeated == 0
+            assert await prove(lab, "fra", "ams", traffic) == key
+        await require_all_inside(lab)
+
+
+async def test_a_namespace_that_is_made_anew() -> None:
+    async with lab_with_netns() as lab:
+        fra = lab.site("fra")
+        await fra.run(["ip", "netns", "add", "blue"])
+        await fra.wait_state("ams", "active")
+        await fra.wait_state("ber", "active")
+        other = lab.traffic("fra-host", "ber-host", rate=50)
+        async with other as meter:
+            await meter.wait_received(20)
+            await fra.run(["ip", "netns", "delete", "blue"])
+            await wait_tunnel(fra, "backbone", error="ip netns add blue")
+            assert (await fra.link_status("ams"))["state"] == "down"
+            gone = trio.current_time()
+            await fra.run(["ip", "netns", "add", "blue"])
+            await wait_tunnel(fra, "backbone", error=None)
+            await fra.wait_state("ams", "active")
+            print(f"active again {trio.current_time() - gone:.1f} s after the namespace was there")
+            await require_all_inside(lab)
+            async with counted(lab) as through:
+                await through.wait_received(50)
+            traffic = await meter.stop()
+        assert traffic.lost == traffic.repeated == 0, "the other tunnel's"
+
+
+def test_without_a_way_into_namespaces_the_configuration_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "vpnd.toml"
+    config.write_text(
+        '[node]\nname = "fra"\n'
+        f'state_dir = "{tmp_path}/state"\nruntime_dir = "{tmp_path}/run"\n'
+        '[tunnels.backbone]\ninterface = "wg0"\nlisten_port = 51820\nnetns = "blue"\n'
+    )
+    config.chmod(0o644)
+    (tmp_path / "peers.d").mkdir(mode=0o755)
+    limits = ("setpriv", "--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin")
+    with Host("weak") as host:
+        for program, arguments in (("vpnd", []), ("vpnd", ["--check"]), ("vpnctl", ["check"])):
+            # Without an identity the daemon ends anyway, but not for this
+            otherwise = 1 if (program, arguments) == ("vpnd", []) else 0
+            for limit, status in ((limits, 2), ((), otherwise)):
+                command = [str(Path(sys.executable).with_name(program)), "--config", str(config)]
+                done = subprocess.run(
+                    host.command(*limit, *command, *arguments),
+                    capture_output=True, text=True, check=False,
+                )  # fmt: skip
+                assert done.returncode == status, done.stderr
+                assert ("tunnels.backbone.netns" in done.stderr) == bool(limit)
+                assert ("enable --now vpnd-nsfd.socket" in done.stderr) == bool(limit)

@@ -1,0 +1,121 @@
+"""A network namespace as the rest of `tun` has it: a way to what is in it.
+
+``HERE`` is the one that this process is in, and where all sockets of WireGuard stay. Another one
+is held by an open socket: it remains the same one whatever becomes of its name, and nobody is
+asked for it again.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Self, TypeVar
+
+import trio
+
+from tun.errors import InterfaceMissing, NamespaceMissing, TunError, tun_error
+from tun.namespace import (
+    NetlinkKind,
+    id_of_name,
+    id_of_socket,
+    namespace_of_socket,
+    open_here,
+    open_in_namespace,
+)
+from tun.rtnl import Rtnl, open_rtnl, prepare_rtnl
+
+__all__ = ["HERE", "Netlink"]
+
+_T = TypeVar("_T")
+
+
+class Netlink:
+    """The links, addresses and routes of one namespace; ``Netlink.open`` makes one."""
+
+    def __init__(self, name: str | None = None, route: socket.socket | None = None) -> None:
+        """Take over the socket of a named one."""
+        self.name = name
+        self._route = route
+        self._id = None if route is None else id_of_socket(route)
+        # On one socket one piece of work at a time; several where each opens its own
+        self._limiter = trio.CapacityLimiter(4 if route is None else 1)
+
+    @classmethod
+    async def open(cls, name: str | None) -> Netlink:
+        """The namespace of that name, or ``HERE``; to be closed.
+
+        Raises NamespaceMissing, NamespaceOutOfReach, TunError.
+        """
+        if name is None:
+            return HERE
+        return await trio.to_thread.run_sync(cls._open, name)
+
+    @classmethod
+    def _open(cls, name: str) -> Netlink:
+        route = open_in_namespace(name, NetlinkKind.ROUTE)
+        try:
+            prepare_rtnl(route)
+            found = cls(name, route)
+            found.require_name()
+        except OSError as error:
+            route.close()
+            raise tun_error(error, f"entering the network namespace {name}") from error
+        except InterfaceMissing:
+            route.close()
+            raise NamespaceMissing(name) from None
+        return found
+
+    async def run(self, work: Callable[[Rtnl], _T]) -> _T:
+        """Run `work` in a worker thread with an open socket; a cancelled call is finished first."""
+
+        def run() -> _T:
+            with open_rtnl(self._route) as rtnl:
+                return work(rtnl)
+
+        return await trio.to_thread.run_sync(run, limiter=self._limiter)
+
+    async def generic_socket(self) -> socket.socket:
+        """A new socket for generic netlink. Raises InterfaceMissing where the name of the
+        namespace is another one's by now, TunError, OSError."""
+        return await trio.to_thread.run_sync(self._generic_socket)
+
+    def _generic_socket(self) -> socket.socket:
+        if self.name is None:
+            return open_here(NetlinkKind.GENERIC)
+        opened = open_in_namespace(self.name, NetlinkKind.GENERIC)
+        if id_of_socket(opened) != self._id:
+            opened.close()
+            raise self._renamed()
+        return opened
+
+    @contextmanager
+    def descriptor(self) -> Iterator[int | None]:
+        """The namespace as a descriptor, for making or moving a link; None is here."""
+        if self._route is None:
+            yield None
+        else:
+            with namespace_of_socket(self._route) as namespace:
+                yield namespace.fileno()
+
+    def require_name(self) -> None:
+        """Raise InterfaceMissing unless the name still is this namespace's."""
+        if self.name is not None and id_of_name(self.name) != self._id:
+            raise self._renamed()
+
+    def _renamed(self) -> TunError:
+        return InterfaceMissing(f"the network namespace {self.name} was deleted, or made anew")
+
+    def close(self) -> None:
+        """Let go of the namespace."""
+        if self._route is not None:
+            self._route.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+HERE: Final = Netlink()
