@@ -26,6 +26,8 @@ COST = "A datagram that is refused"
 FLOOD = "Exchanges under a flood"
 GOAL_US = 15.0
 RATE = 20_000
+RATES = (200, 2_000, 20_000)
+RATE_SECONDS = 3.0
 EXCHANGES = 40
 MOST_REPETITIONS = 2
 STRANGER = Address("192.0.2.99", 4000)
@@ -42,8 +44,11 @@ def measure() -> Iterator[Row | NotRun]:
     for name in ("random bytes", "INIT_HELLO", "INIT_CONF", "RESP_HELLO"):
         cost = trio.run(_through_socket, kinds[name], 64) * 1e6
         yield _cost_row(f"{name}, through the socket, 64 at a time", cost, decapsulation)
-    cost = trio.run(_through_socket, kinds["INIT_HELLO"], 1) * 1e6
-    yield _cost_row("INIT_HELLO, through the socket, one at a time", cost, decapsulation)
+    for rate in RATES:
+        cost = trio.run(_at_rate, kinds["INIT_HELLO"], rate) * 1e6
+        yield _cost_row(
+            f"INIT_HELLO, through the socket, {rate:,} a second, one by one", cost, decapsulation
+        )
     right, hello = _answered_hello()
     for name, messages in (("its first datagram", hello[:1]), ("all of it", hello)):
         cost = _replayed(right, messages) * 1e6
@@ -116,6 +121,29 @@ async def _through_socket(datagram: bytes, burst: int) -> float:
         cost = (time.process_time() - before - sending) / (rounds * burst)
         source.close()
     return cost
+
+
+async def _at_rate(datagram: bytes, rate: int) -> float:
+    """CPU of the engine's thread for each datagram, waking up and the system's share included."""
+    _, right = pair(1, "openssl", unlimited=False)
+    async with right.running():
+        flooder = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "bench.flooder", str(right.port), str(rate), "60", "0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            assert flooder.stdin is not None  # noqa: S101
+            await flooder.stdin.send_all(datagram.hex().encode())
+            await flooder.stdin.aclose()
+            while _refused(right) < 100:  # noqa: ASYNC110  # junk makes no event
+                await trio.sleep(0.01)
+            before, refused = time.thread_time(), _refused(right)
+            await trio.sleep(RATE_SECONDS)
+            return (time.thread_time() - before) / (_refused(right) - refused)
+        finally:
+            flooder.kill()
+            await flooder.wait()
 
 
 def _refused(node: BenchNode) -> int:
