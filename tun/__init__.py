@@ -6,6 +6,7 @@ Knows nothing of key exchanges, links or configuration files. Everything here ru
 from tun.errors import (
     BackendUnavailable,
     InterfaceMissing,
+    KeyChanged,
     NotOurs,
     PeerMissing,
     ReadBackMismatch,
@@ -14,6 +15,7 @@ from tun.errors import (
 from tun.guard import GUARD_METRIC, guard_routes, remove_guard_routes, set_guard_routes
 from tun.keys import KeyPair, PrivateKey, generate_keypair
 from tun.model import (
+    DEFAULT_MTU,
     BackendChoice,
     BackendName,
     Endpoint,
@@ -25,18 +27,24 @@ from tun.model import (
     PresharedKey,
     RoutePolicy,
     TunnelSpec,
+    psk_mark,
 )
 from tun.tunnel import Tunnel, open_tunnel
+from tun.underlay import path_mtus
+from tun.watch import ChangeWatch
 
 __all__ = [
+    "DEFAULT_MTU",
     "GUARD_METRIC",
     "BackendChoice",
     "BackendName",
     "BackendUnavailable",
+    "ChangeWatch",
     "Endpoint",
     "HandshakeStamp",
     "InterfaceAddress",
     "InterfaceMissing",
+    "KeyChanged",
     "KeyPair",
     "NotOurs",
     "PeerMissing",
@@ -53,6 +61,8 @@ __all__ = [
     "generate_keypair",
     "guard_routes",
     "open_tunnel",
+    "path_mtus",
+    "psk_mark",
     "remove_guard_routes",
     "set_guard_routes",
 ]

@@ -10,6 +10,7 @@ import errno
 __all__ = [
     "BackendUnavailable",
     "InterfaceMissing",
+    "KeyChanged",
     "MalformedAnswer",
     "NotOurs",
     "PeerMissing",
@@ -39,6 +40,11 @@ class InterfaceMissing(TunError):
 
     Make it anew with ``open_tunnel``: it gets a new private key.
     """
+
+
+class KeyChanged(InterfaceMissing):
+    """The interface has another private key than it was given: it is not the one any more that
+    the peers know. ``Tunnel.give_new_key`` makes it a new one."""
 
 
 class PeerMissing(TunError):

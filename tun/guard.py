@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from tun.model import Prefix
 from tun.routing import add_routes, delete_routes
 from tun.rtnl import MAIN_TABLE, Route, Rtnl, with_rtnl
+from tun.vrf import routing_table
 
 __all__ = ["GUARD_METRIC", "guard_routes", "remove_guard_routes", "set_guard_routes"]
 
@@ -19,39 +20,53 @@ GUARD_METRIC = 4294967294
 """The worst but one: any other route to the same prefix goes before a guard route."""
 
 
-async def set_guard_routes(prefixes: Iterable[Prefix], *, table: int | None = None) -> None:
-    """Add the guard routes that are missing; others that stand already are left alone.
+async def set_guard_routes(
+    prefixes: Iterable[Prefix], *, table: int | None = None, vrf: str | None = None
+) -> frozenset[Prefix]:
+    """Add the guard routes that are missing, and return their prefixes; others that stand already
+    are left alone.
 
     0.0.0.0/0 and ::/0 get none: it would cut the host off, and mean nothing for the rest.
     Raises NotOurs where a route that is not ours has the same prefix and metric; none of them
-    was added then. `table` None is the main table.
+    was added then. Raises TunError for a VRF that is not there. `table` None is that of the VRF,
+    or the main table.
     """
-    wanted = {_guard(prefix, table) for prefix in prefixes if prefix.prefixlen > 0}
-    await with_rtnl(lambda rtnl: add_routes(rtnl, wanted - _standing(rtnl, table)))
+
+    def set_missing(rtnl: Rtnl) -> frozenset[Prefix]:
+        number = routing_table(rtnl, table=table, vrf=vrf)
+        wanted = {_guard(prefix, number) for prefix in prefixes if prefix.prefixlen > 0}
+        missing = wanted - _standing(rtnl, number)
+        add_routes(rtnl, missing)
+        return frozenset(route.prefix for route in missing)
+
+    return await with_rtnl(set_missing)
 
 
-async def remove_guard_routes(prefixes: Iterable[Prefix], *, table: int | None = None) -> None:
+async def remove_guard_routes(
+    prefixes: Iterable[Prefix], *, table: int | None = None, vrf: str | None = None
+) -> None:
     """Remove the guard routes of these prefixes; one that is not there is no error."""
-    unwanted = {_guard(prefix, table) for prefix in prefixes}
-    await with_rtnl(lambda rtnl: delete_routes(rtnl, unwanted & _standing(rtnl, table)))
+
+    def remove(rtnl: Rtnl) -> None:
+        number = routing_table(rtnl, table=table, vrf=vrf)
+        unwanted = {_guard(prefix, number) for prefix in prefixes}
+        delete_routes(rtnl, unwanted & _standing(rtnl, number))
+
+    await with_rtnl(remove)
 
 
 async def guard_routes(*, table: int | None = None) -> tuple[Prefix, ...]:
     """The prefixes whose guard routes stand in a table, sorted, IPv4 first."""
-    standing = await with_rtnl(lambda rtnl: _standing(rtnl, table))
+    number = MAIN_TABLE if table is None else table
+    standing = await with_rtnl(lambda rtnl: _standing(rtnl, number))
     prefixes = [route.prefix for route in standing]
     return tuple(sorted(prefixes, key=lambda p: (p.version, p.network_address.packed, p.prefixlen)))
 
 
-def _guard(prefix: Prefix, table: int | None) -> Route:
-    return Route(
-        prefix=prefix,
-        table=MAIN_TABLE if table is None else table,
-        metric=GUARD_METRIC,
-        index=None,
-    )
+def _guard(prefix: Prefix, table: int) -> Route:
+    return Route(prefix=prefix, table=table, metric=GUARD_METRIC, index=None)
 
 
-def _standing(rtnl: Rtnl, table: int | None) -> set[Route]:
-    routes = rtnl.unreachable_routes(MAIN_TABLE if table is None else table)
+def _standing(rtnl: Rtnl, table: int) -> set[Route]:
+    routes = rtnl.unreachable_routes(table)
     return {route for route in routes if route.metric == GUARD_METRIC}

@@ -12,6 +12,7 @@ from tun.errors import InterfaceMissing, NotOurs, TunError, tun_error
 from tun.kernel import HALF_MADE_GROUP
 from tun.model import ALIAS_PREFIX, BackendName, InterfaceAddress, TunnelSpec
 from tun.rtnl import Link, Rtnl
+from tun.vrf import find_vrf
 
 __all__ = [
     "BACKENDS",
@@ -61,8 +62,8 @@ def is_half_made(link: Link) -> bool:
     return link.alias is None and link.group == HALF_MADE_GROUP and link.kind == "wireguard"
 
 
-def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> None:
-    """Bring MTU, addresses and state to what is wanted; changes only what differs.
+def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> list[str]:
+    """Bring VRF, MTU, addresses and state to what is wanted; what differed, in words.
 
     Addresses that somebody else added to the interface stay; those that we added once and that
     are not wanted any more go (where the kernel remembers who added one: Linux 5.18).
@@ -71,22 +72,46 @@ def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> None:
     if link is None:
         raise InterfaceMissing(f"the interface {spec.interface} is gone")
     try:
-        if link.mtu != spec.mtu:
+        # First: a change of VRF takes routes and IPv6 addresses away
+        changed = _set_master(rtnl, spec, link)
+        if spec.mtu is not None and link.mtu != spec.mtu:
             rtnl.set_mtu(index, spec.mtu)
-        if not link.is_up:
+            changed.append(f"MTU {link.mtu}")
+        is_up = link.is_up
+        if not is_up:
             _without_link_local(rtnl, index)
-        standing = rtnl.addresses(index)
-        present = {found.address for found in standing}
-        for address in spec.addresses:
-            if address not in present:
-                _add_address(rtnl, index, address)
-        for found in standing:
-            if found.is_ours and found.address not in spec.addresses:
-                rtnl.delete_address(index, found.address)
-        if not link.is_up:
+        changed += _set_addresses(rtnl, spec, index)
+        if not is_up:
             rtnl.set_up(index)
+            changed.append("down")
     except OSError as error:
         raise tun_error(error, f"configuring the interface {spec.interface}") from error
+    return changed
+
+
+def _set_master(rtnl: Rtnl, spec: TunnelSpec, link: Link) -> list[str]:
+    if spec.vrf is None:
+        return []  # whoever made it a part of something had a reason
+    vrf = find_vrf(rtnl, spec.vrf)
+    if link.master == vrf.index:
+        return []
+    rtnl.set_master(link.index, vrf.index)
+    return [f"not in the VRF {spec.vrf}"]
+
+
+def _set_addresses(rtnl: Rtnl, spec: TunnelSpec, index: int) -> list[str]:
+    changed = []
+    standing = rtnl.addresses(index)
+    present = {found.address for found in standing}
+    for address in spec.addresses:
+        if address not in present:
+            _add_address(rtnl, index, address)
+            changed.append(f"address {address} missing")
+    for found in standing:
+        if found.is_ours and found.address not in spec.addresses:
+            rtnl.delete_address(index, found.address)
+            changed.append(f"address {found.address} left over")
+    return changed
 
 
 def _without_link_local(rtnl: Rtnl, index: int) -> None:

@@ -6,14 +6,17 @@ preshared key (PSK), and it is a type of its own.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
+import secrets
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address
 from typing import Literal, NoReturn
 
 __all__ = [
     "ALIAS_PREFIX",
+    "DEFAULT_MTU",
     "KEY_LENGTH",
     "BackendChoice",
     "BackendName",
@@ -26,10 +29,14 @@ __all__ = [
     "PresharedKey",
     "RoutePolicy",
     "TunnelSpec",
+    "psk_mark",
 ]
 
 KEY_LENGTH = 32
 """Bytes in a WireGuard private, public or preshared key."""
+
+DEFAULT_MTU = 1420
+"""Bytes: of an underlay of 1,500, less IPv6, UDP and WireGuard around a packet."""
 
 ALIAS_PREFIX = "vpnd:"
 """An interface is ours if its alias is this prefix and the name of its tunnel."""
@@ -94,6 +101,19 @@ class PresharedKey:
         return self
 
 
+_mark_key = secrets.token_bytes(32)
+
+
+def psk_mark(key: bytes | bytearray | memoryview) -> bytes:
+    """16 bytes by which to see whether a PSK is still the one that was set, without keeping it.
+
+    Empty for all zeros, which is none. It means nothing to another process.
+    """
+    if hmac.compare_digest(key, bytes(KEY_LENGTH)):
+        return b""
+    return hashlib.blake2b(key, digest_size=16, key=_mark_key).digest()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelSpec:
     """A WireGuard interface as it is wanted; raises ValueError for what cannot be."""
@@ -103,7 +123,8 @@ class TunnelSpec:
     listen_port: int
     """UDP port of WireGuard."""
     addresses: tuple[InterfaceAddress, ...] = ()
-    mtu: int = 1420
+    mtu: int | None = DEFAULT_MTU
+    """Bytes; None leaves the MTU of an interface that is found as it is."""
     backend: BackendChoice = "auto"
     routes: RoutePolicy = "allowed-ips"
     table: int | None = None
@@ -111,6 +132,8 @@ class TunnelSpec:
     metric: int | None = None
     """Metric of the tunnel's routes; None is the kernel's default."""
     fwmark: int | None = None
+    vrf: str | None = None
+    """The VRF device that the interface is to be part of; routes go to its table."""
 
     def __post_init__(self) -> None:
         if not _INTERFACE_NAME.fullmatch(self.interface) or self.interface in (".", ".."):
@@ -122,9 +145,10 @@ class TunnelSpec:
                 f"tunnel name {self.tunnel_name!r}: 1 to {_MAX_TUNNEL_NAME} printable characters"
             )
         _check_range("listen_port", self.listen_port, 1, 65535)
-        _check_range("mtu", self.mtu, 576, 65535)
-        if self.mtu < 1280 and any(address.version == 6 for address in self.addresses):
-            raise ValueError(f"mtu {self.mtu}: IPv6 needs at least 1280")
+        if self.mtu is not None:
+            _check_range("mtu", self.mtu, 576, 65535)
+            if self.mtu < 1280 and any(address.version == 6 for address in self.addresses):
+                raise ValueError(f"mtu {self.mtu}: IPv6 needs at least 1280")
         if self.table is not None:
             _check_range("table", self.table, 1, _MAX_U32)
         if self.metric is not None:
@@ -171,6 +195,8 @@ class PeerStatus:
     keepalive: int
     psk: PresharedKey | None = field(default=None)
     """Only filled where keys were asked for; None also when the peer has none."""
+    psk_mark: bytes = b""
+    """What `psk_mark` makes of the PSK; empty where the peer has none."""
 
 
 def check_public_key(public_key: bytes) -> None:

@@ -14,8 +14,9 @@ __all__ = ["add_routes", "delete_routes", "set_routes_into"]
 
 def set_routes_into(
     rtnl: Rtnl, index: int, prefixes: Iterable[Prefix], *, table: int, metric: int | None
-) -> None:
+) -> frozenset[Prefix]:
     """Make these our only routes into an interface; adds first, so that none is missed.
+    Returns the prefixes that had none.
 
     A prefix for which the kernel has its own route there, from an address, needs none of ours.
     Raises NotOurs where another's route stands in the way, and TunError; nothing was added then.
@@ -36,8 +37,10 @@ def set_routes_into(
         for prefix in set(prefixes) - connected
     }
     ours = {route for route in standing if route.protocol == OUR_PROTOCOL}
-    add_routes(rtnl, wanted - ours)
+    missing = wanted - ours
+    add_routes(rtnl, missing)
     delete_routes(rtnl, ours - wanted)
+    return frozenset(route.prefix for route in missing)
 
 
 def add_routes(rtnl: Rtnl, routes: Iterable[Route]) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "Link",
     "Route",
     "Rtnl",
+    "Way",
     "default_metric",
     "with_rtnl",
 ]
@@ -47,6 +48,16 @@ _UNICAST = 1
 _UNREACHABLE = 7
 _CLONED = 0x200  # RTM_F_CLONED: a cache entry, no route
 _NO_LINK_LOCAL = 1  # IN6_ADDR_GEN_MODE_NONE
+
+# What the kernel says where it would not send a packet: no route, and routes of such types
+_NO_WAY = (
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.EACCES,
+    errno.EINVAL,
+    errno.ENODEV,
+    errno.EPERM,
+)
 
 _T = TypeVar("_T")
 
@@ -75,6 +86,10 @@ class Link:
     group: int
     mtu: int
     is_up: bool
+    master: int | None
+    """The index of the VRF (or bridge) that it is part of."""
+    vrf_table: int | None
+    """The routing table, of a VRF."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +99,16 @@ class Address:
     index: int
     address: InterfaceAddress
     is_ours: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """What the kernel says of the way to an address."""
+
+    index: int
+    """Of the interface that leads there."""
+    mtu: int | None
+    """Where the kernel knows of another one than the interface's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +161,10 @@ class Rtnl:
 
     def set_mtu(self, index: int, mtu: int) -> None:
         self._link("set", index=index, mtu=mtu)
+
+    def set_master(self, index: int, master: int) -> None:
+        """Make it a part of a VRF; what routes it had are lost."""
+        self._link("set", index=index, master=master)
 
     def set_up(self, index: int) -> None:
         self._link("set", index=index, state="up")
@@ -198,6 +227,26 @@ class Rtnl:
                 found += [_route(message) for message in answer if not message["flags"] & _CLONED]
         return found
 
+    def way_to(self, host: str, mark: int) -> Way | None:
+        """By where a packet with a mark leaves for a numeric address; None where it does not."""
+        plain, _, zone = host.partition("%")
+        chosen: dict[str, Any] = {"dst": plain, "mark": mark}
+        if zone:
+            chosen["oif"] = int(zone)
+        try:
+            with _as_oserror():
+                (message,) = self._iproute.route(
+                    "get", family=socket.AF_INET6 if ":" in plain else socket.AF_INET, **chosen
+                )
+        except OSError as error:
+            if error.errno in _NO_WAY:
+                return None
+            raise
+        index, metrics = message.get_attr("RTA_OIF"), message.get_attr("RTA_METRICS")
+        if index is None:
+            return None
+        return Way(index=index, mtu=None if metrics is None else metrics.get_attr("RTAX_MTU"))
+
     def add_route(self, route: Route) -> None:
         """Add a route as ours; EEXIST where one of the same prefix and metric stands."""
         self._route("add", route)
@@ -238,14 +287,18 @@ def default_metric(prefix: Prefix) -> int:
 
 def _link(message: Any) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
+    vrf = info.get_attr("IFLA_INFO_DATA") if kind == "vrf" else None
     return Link(
         index=message["index"],
         name=message.get_attr("IFLA_IFNAME"),
-        kind=info.get_attr("IFLA_INFO_KIND") if info is not None else None,
+        kind=kind,
         alias=message.get_attr("IFLA_IFALIAS"),
         group=message.get_attr("IFLA_GROUP") or 0,
         mtu=message.get_attr("IFLA_MTU"),
         is_up=bool(message["flags"] & _IFF_UP),
+        master=message.get_attr("IFLA_MASTER"),
+        vrf_table=None if vrf is None else vrf.get_attr("IFLA_VRF_TABLE"),
     )
 
 

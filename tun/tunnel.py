@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import trio
 
 from tun import kernel, userspace
 from tun.device import Device, DeviceChange, PeerChange
-from tun.errors import BackendUnavailable, InterfaceMissing, PeerMissing, ReadBackMismatch, TunError
+from tun.errors import (
+    BackendUnavailable,
+    InterfaceMissing,
+    KeyChanged,
+    NotOurs,
+    PeerMissing,
+    ReadBackMismatch,
+    TunError,
+)
 from tun.interface import (
     BACKENDS,
     configure_link,
@@ -19,6 +28,7 @@ from tun.interface import (
 )
 from tun.keys import generate_keypair
 from tun.model import (
+    DEFAULT_MTU,
     BackendName,
     Endpoint,
     PeerSpec,
@@ -31,7 +41,8 @@ from tun.model import (
     check_public_key,
 )
 from tun.routing import set_routes_into
-from tun.rtnl import MAIN_TABLE, Link, with_rtnl
+from tun.rtnl import Link, Rtnl, with_rtnl
+from tun.vrf import routing_table
 
 __all__ = ["Tunnel", "open_tunnel"]
 
@@ -56,6 +67,7 @@ class Tunnel:
         """True where the interface was found running, with its peers and sessions."""
         self._device = device
         self._index = index
+        self._shown = (spec.listen_port, spec.fwmark or 0)
 
     async def add_peer(self, peer: PeerSpec) -> None:
         """Put a peer on the interface, with its first PSK, in one call; read back.
@@ -145,8 +157,54 @@ class Tunnel:
         await self._device.apply(DeviceChange(peers=(change,)))
 
     async def peers(self, *, with_keys: bool = False) -> dict[bytes, PeerStatus]:
-        """All peers by public key, from one dump of the interface."""
-        return (await self._device.read(keys=with_keys)).peers
+        """All peers by public key, from one dump of the interface. Raises KeyChanged."""
+        state = await self._device.read(keys=with_keys)
+        if state.public_key != self.public_key:
+            raise KeyChanged(f"{self.spec.interface}: its private key was changed by another hand")
+        self._shown = (state.listen_port, state.fwmark)
+        return state.peers
+
+    @property
+    def is_altered(self) -> bool:
+        """Whether the last `peers()` showed another UDP port or fwmark than the spec's."""
+        return self._shown != (self.spec.listen_port, self.spec.fwmark or 0)
+
+    async def give_new_key(self) -> None:
+        """Replace the private key by a new one, which nobody else knows; sessions end.
+
+        It is another interface then: open it again.
+        """
+        keys = generate_keypair()
+        try:
+            await self._device.apply(DeviceChange(private_key=keys.private_key))
+        finally:
+            keys.private_key.wipe()
+
+    async def restore(self) -> list[str]:
+        """Bring the interface back to its spec, but for peers and routes; what differed, in words.
+
+        Raises NotOurs if somebody took our alias off it. Port and fwmark are those of the last
+        `peers()`.
+        """
+        spec, changed = self.spec, []
+        wanted = (spec.listen_port, spec.fwmark or 0)
+        if self._shown != wanted:
+            port, mark = self._shown
+            if port != spec.listen_port:
+                require_free_port(spec.listen_port)
+                changed.append(f"UDP port {port}")
+            if mark != wanted[1]:
+                changed.append(f"fwmark {mark:#x}")
+            await self._device.apply(DeviceChange(listen_port=wanted[0], fwmark=wanted[1]))
+            self._shown = wanted
+
+        def configure(rtnl: Rtnl) -> list[str]:
+            link = rtnl.link_at(self._index)
+            if link is not None and link.alias != spec.alias:
+                raise NotOurs(f"{link.name} is not ours any more: its alias was changed")
+            return configure_link(rtnl, spec, self._index)
+
+        return changed + await with_rtnl(configure)
 
     async def preshared_key_matches(self, public_key: bytes, psk: PresharedKey) -> bool:
         """Whether the peer on the interface has this PSK; raises PeerMissing."""
@@ -162,19 +220,21 @@ class Tunnel:
                 f"{self.spec.interface} has no such peer: it was removed by hand, or never there"
             ) from None
 
-    async def set_routes(self, prefixes: Iterable[Prefix]) -> None:
+    async def set_routes(self, prefixes: Iterable[Prefix]) -> frozenset[Prefix]:
         """Make these the only routes of ours into the interface; changes only what differs.
+        Returns the prefixes that had none.
 
         With ``routes = "none"`` in the spec there are none, whatever is given. Raises NotOurs
         where a route that is not ours stands in the way; none was added then.
         """
         wanted = list(prefixes) if self.spec.routes == "allowed-ips" else []
-        table = MAIN_TABLE if self.spec.table is None else self.spec.table
-        await with_rtnl(
-            lambda rtnl: set_routes_into(
-                rtnl, self._index, wanted, table=table, metric=self.spec.metric
-            )
-        )
+        spec = self.spec
+
+        def set_them(rtnl: Rtnl) -> frozenset[Prefix]:
+            table = routing_table(rtnl, table=spec.table, vrf=spec.vrf)
+            return set_routes_into(rtnl, self._index, wanted, table=table, metric=spec.metric)
+
+        return await with_rtnl(set_them)
 
     async def delete(self) -> None:
         """Remove the interface, and with it its routes and its wireguard-go process.
@@ -294,6 +354,8 @@ async def _set_up(spec: TunnelSpec, link: Link, device: Device) -> Tunnel:
             require_free_port(spec.listen_port)
         if (state.listen_port, state.fwmark) != (spec.listen_port, fwmark):
             await device.apply(DeviceChange(listen_port=spec.listen_port, fwmark=fwmark))
+    if state.public_key is None and spec.mtu is None:
+        spec = replace(spec, mtu=DEFAULT_MTU)
     await with_rtnl(lambda rtnl: configure_link(rtnl, spec, link.index))
     after = await device.read()
     if (after.public_key, after.listen_port) != (public_key, spec.listen_port):

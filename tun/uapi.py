@@ -14,14 +14,13 @@ from ipaddress import ip_address, ip_network
 from tun.device import DeviceChange, DeviceState, PeerChange
 from tun.errors import MalformedAnswer
 from tun.keys import public_key_of
-from tun.model import KEY_LENGTH, Endpoint, PeerStatus, Prefix, PresharedKey
+from tun.model import KEY_LENGTH, Endpoint, PeerStatus, Prefix, PresharedKey, psk_mark
 
 __all__ = ["GET_REQUEST", "UapiRefused", "build_set", "parse_get", "parse_set"]
 
 GET_REQUEST = b"get=1\n\n"
 
 _KEY_DIGITS = 2 * KEY_LENGTH
-_NO_KEY = b"0" * _KEY_DIGITS
 _MAX_U64_DIGITS = 20
 
 
@@ -96,6 +95,7 @@ def parse_get(answer: bytearray, *, only: bytes | None = None, keys: bool = Fals
 class _Peer:
     public_key: bytes
     psk: PresharedKey | None = None
+    psk_mark: bytes = b""
     endpoint: Endpoint | None = None
     seconds: int = 0
     nanoseconds: int = 0
@@ -115,6 +115,7 @@ class _Peer:
             allowed_ips=tuple(self.allowed_ips),
             keepalive=self.keepalive,
             psk=self.psk,
+            psk_mark=self.psk_mark,
         )
 
 
@@ -185,10 +186,11 @@ class _Answer:
         self, peer: _Peer, name: bytes, answer: bytearray, start: int, stop: int
     ) -> None:
         match name:
-            case b"preshared_key" if self._keys:
-                # The key is cut out in the call, so that no name here holds it.
-                is_set = stop - start != _KEY_DIGITS or not answer.startswith(_NO_KEY, start)
-                peer.psk = PresharedKey(_key(answer, start, stop)) if is_set else None
+            case b"preshared_key":
+                # The key is cut out in the calls, so that no name here holds it.
+                peer.psk_mark = psk_mark(_key(answer, start, stop))
+                if self._keys:
+                    peer.psk = PresharedKey(_key(answer, start, stop)) if peer.psk_mark else None
             case b"endpoint":
                 peer.endpoint = _endpoint(_text(answer, start, stop))
             case b"last_handshake_time_sec":

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from tun.device import DeviceChange, DeviceState, PeerChange
 from tun.errors import MalformedAnswer
-from tun.model import KEY_LENGTH, Endpoint, PeerStatus, Prefix, PresharedKey
+from tun.model import KEY_LENGTH, Endpoint, PeerStatus, Prefix, PresharedKey, psk_mark
 
 __all__ = ["CMD_GET_DEVICE", "CMD_SET_DEVICE", "DeviceReader", "build_get", "build_set"]
 
@@ -178,6 +178,7 @@ def _wipe(buffer: bytearray) -> None:
 class _Peer:
     public_key: bytes
     psk: PresharedKey | None = None
+    psk_mark: bytes = b""
     endpoint: Endpoint | None = None
     handshake_stamp: tuple[int, int] | None = None
     rx_bytes: int = 0
@@ -228,8 +229,9 @@ class DeviceReader:
 
     def _peer_attribute(self, peer: _Peer, kind: int, value: memoryview) -> None:
         if kind == _PEER_PRESHARED_KEY:
+            peer.psk_mark = psk_mark(_sized(value, KEY_LENGTH))
             # The key is copied in the call only, so that no name here holds it.
-            if self._keys and any(_sized(value, KEY_LENGTH)):
+            if self._keys and peer.psk_mark:
                 peer.psk = PresharedKey(bytes(value))
         elif kind == _PEER_ENDPOINT:
             peer.endpoint = _unpack_endpoint(value)
@@ -262,6 +264,7 @@ class DeviceReader:
                     allowed_ips=tuple(peer.allowed_ips),
                     keepalive=peer.keepalive,
                     psk=peer.psk,
+                    psk_mark=peer.psk_mark,
                 )
                 for key, peer in self._peers.items()
             },

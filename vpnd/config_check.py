@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
+from itertools import combinations
 from typing import Final
 
 from kex.identity import Fingerprint
 from vpnd.config_errors import ConfigProblem, Location, shown
 from vpnd.config_fields import Prefix, did_you_mean
 from vpnd.config_model import (
+    MAIN_TABLE,
     MAX_ANNOUNCED_PREFIXES,
     MIN_LIFETIME_MARGIN,
     NodeConfig,
@@ -24,8 +26,8 @@ from vpnd.config_model import (
 from vpnd.config_source import Source
 from vpnd.local_identity import check_identities
 
-MAIN_TABLE: Final = 254
 _MIN_IPV6_MTU: Final = 1280
+_ALL_HOSTS: Final = ("::", "0.0.0.0")  # noqa: S104
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
                 f"at most {MAX_ANNOUNCED_PREFIXES} fit into an exchange; prefixes that make up a "
                 "wider one can be given as that",
             )
-        if tunnel.mtu < _MIN_IPV6_MTU and any(one.version == 6 for one in tunnel.addresses):
+        if tunnel.least_mtu < _MIN_IPV6_MTU and any(one.version == 6 for one in tunnel.addresses):
             yield draft.main.problem(
                 (*at, "mtu"),
                 f"{tunnel.mtu} is too small for the tunnel's IPv6 addresses",
@@ -136,18 +138,19 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
 
 
 def _check_listen(node: NodeConfig, main: Source) -> Iterator[ConfigProblem]:
-    seen: dict[tuple[str, int], set[str]] = {}
-    for entry in node.listen:
-        devices = seen.setdefault((entry.host, entry.port), set())
-        if entry.device in devices:
-            yield main.problem(("node", "listen"), f"{entry} stands there twice")
-        elif devices and "" in (*devices, entry.device):
+    """What the kernel would refuse as a port that is taken."""
+    for one, other in combinations(node.listen, 2):
+        same_family = (":" in one.host) == (":" in other.host)
+        on_one_device = one.device == other.device or "" in (one.device, other.device)
+        same_host = one.host == other.host or any(e.host in _ALL_HOSTS for e in (one, other))
+        if one == other:
+            yield main.problem(("node", "listen"), f"{one} stands there twice")
+        elif same_family and one.port == other.port and on_one_device and same_host:
             yield main.problem(
                 ("node", "listen"),
-                f"{entry.host} port {entry.port} stands there with and without a device",
-                "with a device for each, or once without",
+                f"{other} cannot be had beside {one}, which takes the port for it as well",
+                "leave one of them out, or give each another device or another address",
             )
-        devices.add(entry.device)
 
 
 def _check_prefixes(draft: Draft) -> Iterator[ConfigProblem]:
@@ -193,7 +196,7 @@ def _collision(
     mine, theirs = tunnels.get(peer.tunnel), tunnels.get(other.tunnel)
     if mine is None or theirs is None or "none" in (mine.routes, theirs.routes):
         return None
-    if (mine.table or MAIN_TABLE) != (theirs.table or MAIN_TABLE):
+    if mine.routing_table != theirs.routing_table:
         return None
     return (
         f"is also at peer {other.name} of tunnel {other.tunnel}, and both tunnels' routes are in "
@@ -224,7 +227,7 @@ def _check_peer(
         return
     yield from _check_routes(peer, tunnel, source)
     if (
-        tunnel.mtu < _MIN_IPV6_MTU
+        tunnel.least_mtu < _MIN_IPV6_MTU
         and all(address.version == 4 for address in tunnel.addresses)  # else it is told there
         and any(prefix.version == 6 for prefix in peer.allowed_ips)
     ):
@@ -251,7 +254,7 @@ def _check_routes(
             "protect = [prefixes that must never leave in the clear]; [] says that there are none",
         )
     address = None if peer.endpoint is None else peer.endpoint.address
-    own_table = tunnel.table not in (None, MAIN_TABLE)
+    own_table = tunnel.routing_table != MAIN_TABLE
     if address is None or tunnel.routes == "none" or own_table or tunnel.fwmark is not None:
         return
     for index, prefix in enumerate(peer.allowed_ips):

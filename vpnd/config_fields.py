@@ -22,7 +22,7 @@ from ipaddress import (
     ip_network,
 )
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from kex.errors import InvalidIdentity
 from kex.identity import Fingerprint
@@ -140,6 +140,16 @@ def whole_number(low: int, high: int, unit: str = "", hint: str = "") -> Callabl
         return value
 
     return parse
+
+
+def mtu(value: object) -> int | Literal["auto"]:
+    """Bytes of a packet in the tunnel, or "auto"."""
+    if value == "auto":
+        return "auto"
+    hint = '576 to 65535 bytes, or "auto": what the way to the peers allows'
+    if isinstance(value, str):
+        raise FieldError(f"{shown(value)} is not known", hint)
+    return whole_number(576, 65535, "bytes", hint)(value)
 
 
 def choice(*options: str) -> Callable[[object], str]:

@@ -219,6 +219,8 @@ def _why(entry: ListenAddress, error: OSError) -> str:
         reason += ": no interface has this address (yet)"
     elif error.errno == errno.ENODEV:
         reason = f"there is no device {entry.device} (yet)"
+    elif error.errno == errno.EAFNOSUPPORT:
+        reason += f": this host has no IPv6; listen on 0.0.0.0:{entry.port}"
     elif error.errno == errno.EACCES and entry.port < 1024:
         reason += ": ports below 1024 are out of the daemon's reach; change node.listen"
     return f"cannot listen on {entry}: {reason}"
