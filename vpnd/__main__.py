@@ -90,7 +90,9 @@ def _set_guards(config: Config) -> ExitCode:
         for peer in config.peers.values():
             tunnel = config.tunnels[peer.tunnel]
             try:
-                await set_guard_routes(guarded_prefixes(peer, tunnel), table=tunnel.table)
+                await set_guard_routes(
+                    guarded_prefixes(peer, tunnel), table=tunnel.table, vrf=tunnel.vrf
+                )
             except (TunError, OSError) as error:
                 faults.append(f"{peer.name}: {error}")
         return faults

@@ -32,6 +32,9 @@ MAX_REKEY_INTERVAL: Final = 24 * 3600
 MAX_KEY_LIFETIME: Final = 2 * MAX_REKEY_INTERVAL
 MIN_LIFETIME_MARGIN: Final = 300
 """Seconds that a key has to live on after its renewal was due."""
+MAIN_TABLE: Final = 254
+MIN_AUTO_MTU: Final = 1280
+"""Bytes: IPv6 takes no less (RFC 8200, section 5)."""
 MAX_ANNOUNCED_PREFIXES: Final = 16
 MAX_IDENTITIES: Final = 8
 MIN_DATAGRAM: Final = 532  # docs/protocol.md, fragments: a chunk of 500 bytes, 32 around it
@@ -155,12 +158,14 @@ class TunnelSettings(Table):
     routes: Annotated[
         Literal["allowed-ips", "none"], PlainValidator(fields.choice("allowed-ips", "none"))
     ] = "allowed-ips"
-    mtu: Annotated[int, PlainValidator(fields.whole_number(576, 65535, "bytes"))] = 1420
+    mtu: Annotated[int | Literal["auto"], PlainValidator(fields.mtu)] = 1420
     table: Annotated[int, PlainValidator(fields.whole_number(1, 2**32 - 1))] | None = None
     """Routing table of the tunnel's routes and guards; None is the main one."""
     # The two worst metrics stay free: the guard routes have one of them (docs/operations.md)
     metric: Annotated[int, PlainValidator(fields.whole_number(0, 2**32 - 3))] | None = None
     fwmark: Annotated[int, PlainValidator(fields.whole_number(1, 2**32 - 1))] | None = None
+    vrf: Annotated[str, PlainValidator(fields.device_name)] | None = None
+    """The VRF device that the interface is made a part of; its table has the routes and guards."""
     announce: Prefixes = ()
     """Prefixes behind this node, told to the peers of the tunnel for comparison only."""
 
@@ -169,6 +174,16 @@ class TunnelConfig(TunnelSettings):
     """A tunnel with its name."""
 
     name: str
+
+    @property
+    def least_mtu(self) -> int:
+        """Bytes: what the interface has at the least."""
+        return MIN_AUTO_MTU if self.mtu == "auto" else self.mtu
+
+    @property
+    def routing_table(self) -> int | str:
+        """The table of routes and guards, by its number, or by its VRF's name."""
+        return (self.vrf or MAIN_TABLE) if self.table is None else self.table
 
     @property
     def announced(self) -> tuple[Prefix, ...]:

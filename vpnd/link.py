@@ -341,6 +341,10 @@ class ManagedLink:
     def awaits_handshake(self) -> bool:
         return self.wireguard.watch.waiting is not None
 
+    def wireguard_host(self) -> str | None:
+        status = self.wireguard.status
+        return None if status is None or status.endpoint is None else status.endpoint[0]
+
     def wanted(self) -> tuple[tuple[Prefix, ...], int]:
         return self.peer.allowed_ips, self.peer.keepalive
 
@@ -350,6 +354,7 @@ class ManagedLink:
         if status is None:
             self._peer_vanished()
             return
+        self._check_untouched(status)
         if self.wireguard.outdated:
             self._work.set()
         fresh, taken_up = self.wireguard.observe(status, now)
@@ -360,6 +365,18 @@ class ManagedLink:
         if self.wireguard.watch.overdue(self.peer.keepalive, now):
             self._request(StartReason.HANDSHAKE_OVERDUE)
         self.refresh()
+
+    def _check_untouched(self, status: PeerStatus) -> None:
+        """What somebody else changed of the peer on the interface is put right."""
+        changed = self.wireguard.altered(status)
+        if changed:
+            self._journal.record("peer_altered", peer=self.name, level="warning", reason=changed)
+        if self.wireguard.key_altered(status):
+            self.renewal_problem = "the key on the interface was changed by another hand"
+            self._journal.record(
+                "key_altered", peer=self.name, level="error", reason=self.renewal_problem
+            )
+            self._request(StartReason.REQUESTED)
 
     def _tell_session(self, now: float) -> None:
         at = self.wireguard.watch.session_at

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from kex.events import KeyEstablished
-from tun import PeerSpec, PeerStatus, PresharedKey, TunError
+from tun import PeerSpec, PeerStatus, Prefix, PresharedKey, TunError, psk_mark
 from vpnd.clock import boottime, wall
 from vpnd.config_model import PeerConfig
 from vpnd.file_trust import FileFault
@@ -56,6 +56,10 @@ class WireGuardPeer:
         self.expires_at: float | None = None
         self.outdated = False
         """Whether allowed IPs and keepalive on the interface may be others than configured."""
+        self._seen_prefixes: tuple[Prefix, ...] | None = None
+        """As a dump shows them, and as configured: to compare a tuple is cheap."""
+        self._psk_mark: bytes | None = None
+        """Of the PSK on the interface, as it was set; None where that is not known."""
         self._configured_anew = False
         """Whether somebody changed where the peer is, and no exchange was completed since."""
 
@@ -69,6 +73,7 @@ class WireGuardPeer:
     def take(self, peer: PeerConfig) -> None:
         """Go by this configuration from now on; `bring_up_to_date` takes it to the interface."""
         before, self._peer = self._peer, peer
+        self._seen_prefixes = None
         if set(peer.allowed_ips) != set(before.allowed_ips) or peer.keepalive != before.keepalive:
             self.outdated = True
         where = (peer.endpoint, peer.wireguard_endpoint)
@@ -88,6 +93,7 @@ class WireGuardPeer:
                 await self._tunnel.update_peer(
                     self.public_key, allowed_ips=peer.allowed_ips, keepalive=peer.keepalive
                 )
+                self._changed_at = boottime()
             self.outdated = peer is not self._peer
 
     # ---- a restart
@@ -110,6 +116,7 @@ class WireGuardPeer:
             return None
         self._record, self.public_key, self.status = record, key, status
         self.expires_at = record.expires_at
+        self._psk_mark = status.psk_mark
         in_force = None
         if record.in_force_since:
             in_force = KeyInForce(
@@ -159,6 +166,7 @@ class WireGuardPeer:
         except BaseException:
             # Nobody knows whether it was set
             self.watch.doubt()
+            self._psk_mark = None
             if self.public_key != spec.public_key:
                 self._tunnel.discard(spec.public_key)
             raise
@@ -167,6 +175,7 @@ class WireGuardPeer:
         if not before.was_present:
             self.watch.reset()
         self.public_key = spec.public_key
+        self._psk_mark = psk_mark(event.psk.expose())
         self.outdated = self.outdated or peer is not self._peer
         self.expires_at = started_at + self._peer.key_lifetime
         self._changed_at = boottime()
@@ -286,12 +295,36 @@ class WireGuardPeer:
             self.remember()
         return fresh, taken_up
 
+    def altered(self, status: PeerStatus) -> str:
+        """What of a dump's reading is not as configured, and will be: in words, or ''."""
+        if self.outdated:
+            return ""  # it is known, and being done
+        found = []
+        if status.allowed_ips != self._seen_prefixes:
+            if set(status.allowed_ips) != set(self._peer.allowed_ips):
+                shown = ", ".join(sorted(map(str, status.allowed_ips)))
+                found.append(f"allowed IPs were {shown or 'none'}")
+            else:
+                self._seen_prefixes = status.allowed_ips
+        if status.keepalive != self._peer.keepalive:
+            found.append(f"keepalive was {status.keepalive} s")
+        self.outdated = bool(found)
+        return "; ".join(found)
+
+    def key_altered(self, status: PeerStatus) -> bool:
+        """Whether the PSK is another one than was set here; true once."""
+        if self._psk_mark is None or status.psk_mark == self._psk_mark:
+            return False
+        self._psk_mark = None
+        self.watch.doubt()
+        return True
+
     # ---- the end
 
     def forget(self) -> None:
         """The peer is no longer on the interface."""
         self._generation += 1
-        self.public_key = self.expires_at = self.status = self._record = None
+        self.public_key = self.expires_at = self.status = self._record = self._psk_mark = None
         self.watch.reset()
 
     async def take_off(self) -> None:

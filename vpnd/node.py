@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -41,7 +41,8 @@ from vpnd.ml_kem import ml_kem_provider
 from vpnd.node_control import Caller, ControlError, no_such_peer
 from vpnd.peer_file import remove_peer_file, write_peer_file
 from vpnd.transport import Transport
-from vpnd.tunnels import RETRY_SECONDS, BackendErrors, ManagedTunnel
+from vpnd.tunnels import BackendErrors, ManagedTunnel
+from vpnd.upkeep import Upkeep
 from vpnd.view import link_status, peer_info, tunnel_status
 
 STOP_SECONDS: Final = 15.0
@@ -80,7 +81,7 @@ class Node:
         self._tunnel_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._changing = trio.Lock()
-        self._guard_faults: dict[str, str] = {}
+        self._upkeep = Upkeep(self, journal)
 
     def _load_identities(self) -> Mapping[str, Identity]:
         stored = load_identities(self.config.node.state_dir, suite_of=self._suites.__getitem__)
@@ -111,12 +112,12 @@ class Node:
             self._nursery = nursery
             for peer in self.config.peers.values():
                 # Guard routes come first: before any interface, and whatever becomes of it
-                await self._guard_in_time(peer)
+                await self._upkeep.guard(peer)
                 self.start_link(peer)
             for tunnel in self.tunnels.values():
                 await tunnel.try_open()
             nursery.start_soon(self.engine.run)
-            nursery.start_soon(self._retry_guards)
+            nursery.start_soon(self._upkeep.run)
             for tunnel in self.tunnels.values():
                 self._tunnel_scopes[tunnel.name] = self._keep_running(tunnel.run)
             yield
@@ -195,31 +196,21 @@ class Node:
         self._journal.forget_link(name)
         return link
 
-    async def guard(self, peer: PeerConfig) -> str:
-        """Set the guard routes of a peer; what went wrong, which is told, or ''."""
+    async def guard(self, peer: PeerConfig, *, told: str = "") -> str:
+        """Set the guard routes of a peer; what went wrong, or ''. It is told unless it was."""
         tunnel = self.tunnels[peer.tunnel]
         try:
             await tunnel.set_guards(guarded_prefixes(peer, tunnel.config))
         except BackendErrors as error:
-            self._journal.record("guard_failed", peer=peer.name, level="error", reason=str(error))
-            return str(error)
+            reason = str(error)
+            if reason != told:
+                self._journal.record("guard_failed", peer=peer.name, level="error", reason=reason)
+            return reason
         return ""
 
-    async def _guard_in_time(self, peer: PeerConfig) -> None:
-        """The same, tried again by itself: what stands in the way of one guard must not keep
-        other links down."""
-        self._guard_faults[peer.name] = await self.guard(peer)
-        if not self._guard_faults[peer.name]:
-            del self._guard_faults[peer.name]
-
-    async def _retry_guards(self) -> None:
-        while True:
-            await trio.sleep(RETRY_SECONDS)
-            for name in tuple(self._guard_faults):
-                if name in self.config.peers:
-                    await self._guard_in_time(self.config.peers[name])
-                else:
-                    del self._guard_faults[name]
+    def unchanging(self) -> AbstractAsyncContextManager[object]:
+        """No peer comes, goes or changes meanwhile."""
+        return self._changing
 
     def start_link(self, peer: PeerConfig, config: Config | None = None) -> ManagedLink:
         """Make a link and its task; `config` is the one that has the peer, unless it is the
@@ -275,7 +266,7 @@ class Node:
             warnings=[
                 *(str(note) for note in self.config.notes),
                 *self._transport.problems(),
-                *(f"{peer}: {fault}" for peer, fault in self._guard_faults.items()),
+                *self._upkeep.warnings,
             ],
         )
 

@@ -87,6 +87,8 @@ async def reload(
         raise _needs_restart(restart)
     identities = await trio.to_thread.run_sync(_identities_of, new)
     result["problems"] = await apply(node, make_plan(old, new, identities))
+    for tunnel in node.tunnels.values():
+        tunnel.look_up_mtu()
     journal.record(
         "reloaded",
         uid=None if caller is None else caller.uid,

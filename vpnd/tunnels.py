@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import trio
 
 from tun import (
+    DEFAULT_MTU,
     HandshakeStamp,
     InterfaceMissing,
+    KeyChanged,
     PeerMissing,
     PeerSpec,
     PeerStatus,
@@ -28,9 +30,9 @@ from tun import (
     set_guard_routes,
 )
 from vpnd.clock import boottime
-from vpnd.config_check import MAIN_TABLE
 from vpnd.config_model import TunnelConfig
 from vpnd.journal import Journal
+from vpnd.tunnel_mtu import AutoMtu
 
 RETRY_SECONDS: Final = 5.0
 DUMP_WHEN_AWAITED: Final = 1.0
@@ -66,6 +68,9 @@ class TunnelUser(Protocol):
     def tunnel_lost(self) -> None:
         """There is no interface any more."""
 
+    def wireguard_host(self) -> str | None:
+        """The address of the peer's WireGuard, as far as it is known."""
+
     def wanted(self) -> tuple[tuple[Prefix, ...], int]:
         """Allowed IPs and keepalive, as configured."""
 
@@ -88,13 +93,15 @@ class ManagedTunnel:
             tunnel_name=config.name,
             listen_port=config.listen_port,
             addresses=config.addresses,
-            mtu=config.mtu,
+            mtu=None if config.mtu == "auto" else config.mtu,
             backend=config.backend,
             routes=config.routes,
             table=config.table,
             metric=config.metric,
             fwmark=config.fwmark,
+            vrf=config.vrf,
         )
+        self._auto_mtu = AutoMtu(config.interface, config.fwmark)
         self._journal = journal
         self._tunnel: Tunnel | None = None
         self._changing = trio.Lock()
@@ -105,15 +112,23 @@ class ManagedTunnel:
         """Peers that have to go, and when; an entry leaves only once the peer has."""
         self.users: list[TunnelUser] = []
         self.error: str | None = "not opened yet"
+        self._routes: frozenset[Prefix] = frozenset()
+        """What routes were set for last."""
+        self._routes_error = self._restore_error = ""
 
     @property
     def name(self) -> str:
         return self.config.name
 
     @property
-    def table(self) -> int:
-        """The routing table of its routes and guards."""
-        return MAIN_TABLE if self.config.table is None else self.config.table
+    def table(self) -> int | str:
+        """The routing table of its routes and guards, or the name of the VRF that has it."""
+        return self.config.routing_table
+
+    @property
+    def mtu(self) -> int:
+        """Bytes, as the interface has it or is to have it."""
+        return DEFAULT_MTU if self.spec.mtu is None else self.spec.mtu
 
     @property
     def open(self) -> Tunnel | None:
@@ -132,7 +147,7 @@ class ManagedTunnel:
                 self._trouble("tunnel_failed", error)
             self.error = str(error)
             return
-        self._tunnel, self.error = tunnel, None
+        self._tunnel, self.error, self._routes = tunnel, None, frozenset()
         self._journal.record(
             "tunnel_opened",
             tunnel=self.name,
@@ -173,6 +188,9 @@ class ManagedTunnel:
                 self._wanted = trio.Event()
                 await self._look()
                 await self._remove_unwanted()
+                await self._follow_mtu()
+                if self._tunnel is not None and self._tunnel.is_altered:
+                    await self.restore()
 
     def look_soon(self) -> None:
         """Something is waited for from now on: do not sleep out a long interval."""
@@ -191,6 +209,7 @@ class ManagedTunnel:
             await self.refresh(at_most=0.0)
         except InterfaceMissing as error:
             if self._tunnel is tunnel:
+                await self._renew_key(error)
                 await self._lost(str(error))
         except BackendErrors as error:
             self._trouble("tunnel_unreadable", error)
@@ -211,6 +230,14 @@ class ManagedTunnel:
                     user.observe(peers.get(key), now)
 
             self._tell_users(show)
+
+    async def _renew_key(self, error: InterfaceMissing) -> None:
+        """A private key that somebody else has set is known to somebody else."""
+        if isinstance(error, KeyChanged) and self._tunnel is not None:
+            try:
+                await self._tunnel.give_new_key()
+            except BackendErrors as trouble:
+                self._trouble("tunnel_failed", trouble)
 
     async def _lost(self, reason: str) -> None:
         self._journal.record("tunnel_lost", level="error", tunnel=self.name, reason=reason)
@@ -321,8 +348,9 @@ class ManagedTunnel:
 
     # ---- routes
 
-    async def set_routes(self) -> None:
-        """Routes into the interface for every peer that is on it."""
+    async def set_routes(self) -> frozenset[Prefix]:
+        """Routes into the interface for every peer that is on it; those that had been set before
+        and were gone."""
         prefixes = {
             prefix
             for user in self.users
@@ -331,19 +359,80 @@ class ManagedTunnel:
         }
         async with self._changing:
             if self._tunnel is None:
-                return
+                return frozenset()
             try:
-                await self._tunnel.set_routes(sorted(prefixes, key=str))
+                missing = await self._tunnel.set_routes(prefixes)
             except BackendErrors as error:
-                self._trouble("routes_failed", error)
+                if str(error) != self._routes_error:
+                    self._trouble("routes_failed", error)
+                self._routes_error = str(error)
+                return frozenset()
+            self._routes_error = ""
+            gone, self._routes = missing & self._routes, frozenset(prefixes)
+            return gone
 
-    async def set_guards(self, prefixes: Iterable[Prefix]) -> None:
-        """Guard routes for these prefixes, in the tunnel's table. Raises TunError."""
-        await set_guard_routes(prefixes, table=self.config.table)
+    async def set_guards(self, prefixes: Iterable[Prefix]) -> frozenset[Prefix]:
+        """Guard routes for these prefixes, in the tunnel's table; those that were missing.
+
+        Raises TunError.
+        """
+        return await set_guard_routes(prefixes, table=self.config.table, vrf=self.config.vrf)
 
     async def remove_guards(self, prefixes: Iterable[Prefix]) -> None:
         """Take guard routes away. Raises TunError."""
-        await remove_guard_routes(prefixes, table=self.config.table)
+        await remove_guard_routes(prefixes, table=self.config.table, vrf=self.config.vrf)
+
+    # ---- what somebody else changed
+
+    async def restore(self) -> None:
+        """Bring the interface and its routes back to what they should be, and tell of it."""
+        async with self._changing:
+            if self._tunnel is None:
+                return None
+            try:
+                changed = await self._tunnel.restore()
+            except InterfaceMissing:
+                return self.look_soon()
+            except BackendErrors as error:
+                if str(error) != self._restore_error:
+                    self._trouble("tunnel_failed", error)
+                self._restore_error = str(error)
+                return None
+            self._restore_error = ""
+        gone = await self.set_routes()
+        if gone:
+            changed.append("routes missing: " + ", ".join(sorted(map(str, gone))))
+        if changed:
+            self._journal.record(
+                "put_right",
+                level="warning",
+                tunnel=self.name,
+                reason=f"{self.spec.interface}: " + "; ".join(changed),
+            )
+        return None
+
+    async def _follow_mtu(self) -> None:
+        """`mtu = "auto"`: bring the interface to what the ways to its peers allow."""
+        tunnel = self._tunnel
+        if tunnel is None or self.config.mtu != "auto":
+            return
+        hosts = {host for user in self.users if (host := user.wireguard_host()) is not None}
+        try:
+            mtu = await self._auto_mtu.wanted(hosts, boottime())
+            if mtu is None or mtu == self.spec.mtu:
+                return
+            async with self._changing:
+                self.spec = tunnel.spec = replace(self.spec, mtu=mtu)
+                await tunnel.restore()
+        except BackendErrors as error:
+            self._trouble("tunnel_failed", error)
+        else:
+            self._journal.record("mtu_changed", tunnel=self.name, mtu=mtu)
+
+    def look_up_mtu(self) -> None:
+        """The ways to the peers may have changed."""
+        self._auto_mtu.forget()
+        self.look_soon()
 
     async def delete(self) -> None:
         """Take the interface away, and what is on it; its task has ended. Raises TunError."""

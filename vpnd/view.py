@@ -71,7 +71,7 @@ def tunnel_status(tunnel: ManagedTunnel) -> TunnelStatus:
         public_key="" if opened is None else _base64(opened.public_key),
         listen_port=tunnel.config.listen_port,
         addresses=[str(address) for address in tunnel.config.addresses],
-        mtu=tunnel.config.mtu,
+        mtu=tunnel.mtu,
         routes=tunnel.config.routes,
         error=tunnel.error,
     )
