@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from test_tun_tunnel import new_psk, peer, spec
@@ -159,3 +160,50 @@ def test_a_foreign_guard_is_refused_and_untouched(site: Site) -> None:
         site.call("remove_guards", prefixes=PREFIXES)
         assert prefix in site.run("ip", family, "route", "show", "proto", "99")
         site.run("ip", family, "route", "delete", *route)
+
+
+def test_a_watch_is_told_of_links_addresses_and_our_routes_alone(site: Site) -> None:
+    def notices(command: str, seconds: float = 30) -> bool:
+        return bool(site.call("notices", command=command.split(), seconds=seconds))
+
+    assert notices("ip route add unreachable 10.20.0.0/16 proto 157")
+    assert notices("ip -6 route add unreachable fd00:20::/48 proto 157")
+    assert notices("ip route del unreachable 10.20.0.0/16 proto 157")
+    assert notices("ip link set lo down")
+    assert notices("ip link set lo up")
+    assert notices("ip address add 10.20.0.1/32 dev lo")
+    assert notices("ip address del 10.20.0.1/32 dev lo")
+    # The kernel tells before the command has ended, or not at all
+    assert not notices("ip route add unreachable 10.20.0.0/16 proto 99", 0.2)
+    assert not notices("ip -6 route add unreachable fd00:21::/48 proto 99", 0.2)
+
+
+def test_what_the_underlay_takes(site: Site) -> None:
+    def mtus(*hosts: str, **values: Any) -> Any:
+        return site.call("path_mtus", hosts=hosts, not_by="wg0", **values)
+
+    four, six = "198.51.100.1", "2001:db8:5::1"
+    assert mtus(four, six) == {four: 1500, six: 1500}
+    site.run(
+        "ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.2", "mtu", "1400", "proto", "99"
+    )
+    site.run(
+        *("ip", "-6", "route", "add", "2001:db8:5::/48", "via", "2001:db8::2", "mtu", "1300"),
+        *("proto", "99"),
+    )
+    site.run("ip", "route", "add", "unreachable", "203.0.113.0/24", "proto", "99")
+    assert mtus(four, six, "203.0.113.1") == {four: 1400, six: 1300}
+    # By the rule for a mark, as WireGuard's own packets
+    site.run("ip", "rule", "add", "fwmark", "7", "lookup", "77")
+    site.run(
+        *("ip", "route", "add", "default", "via", "192.0.2.2", "mtu", "1350", "table", "77"),
+        *("proto", "99"),
+    )
+    try:
+        assert mtus(four, fwmark=7) == {four: 1350}
+    finally:
+        site.run("ip", "rule", "del", "fwmark", "7")
+    # Not by the tunnel itself
+    site.call("open", **spec(1))
+    site.run("ip", "route", "add", "198.51.100.1", "dev", "wg0", "proto", "99")
+    assert mtus(four) == {}

@@ -98,6 +98,20 @@ class Driver:
     async def guards(self, values: Values) -> list[str]:
         return [str(prefix) for prefix in await tun.guard_routes(table=values.get("table"))]
 
+    async def notices(self, values: Values) -> bool:
+        """Whether a watch is told of what a command does."""
+        with tun.ChangeWatch() as watch:
+            await trio.run_process(values["command"])
+            with trio.move_on_after(values["seconds"]) as scope:
+                await watch.wait_changed()
+        return not scope.cancelled_caught
+
+    async def path_mtus(self, values: Values) -> Values:
+        found = await tun.path_mtus(
+            values["hosts"], fwmark=values.get("fwmark"), not_by=values["not_by"]
+        )
+        return dict(found)
+
     async def delete(self, _: Values) -> None:
         await self._tunnel.delete()
 

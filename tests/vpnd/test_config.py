@@ -174,7 +174,13 @@ REFUSED: list[tuple[str, Change, str, str]] = [
             listen=["[::]:51821", {"address": "[::]:51821", "device": "eth0"}]
         ),
         "node.listen",
-        "stands there with and without a device",
+        "cannot be had beside [::]:51821",
+    ),
+    (
+        "listen on all addresses and on one",
+        lambda site: site.main["node"].update(listen=["0.0.0.0:51821", "192.0.2.1:51821"]),
+        "node.listen",
+        "takes the port for it as well",
     ),
     (
         "listen on what no device is called",
@@ -195,6 +201,18 @@ REFUSED: list[tuple[str, Change, str, str]] = [
         ),
         "node.listen[0]",
         "unknown key",
+    ),
+    (
+        "an mtu that is a word",
+        lambda site: site.main["tunnels"]["backbone"].update(mtu="fast"),
+        "tunnels.backbone.mtu",
+        "is not known",
+    ),
+    (
+        "a VRF that no device can be",
+        lambda site: site.main["tunnels"]["backbone"].update(vrf="a VRF of mine"),
+        "tunnels.backbone.vrf",
+        "cannot be the name of a device",
     ),
     (
         "listen on a name",
@@ -626,3 +644,18 @@ def test_files_beside_the_peers_are_left_alone(site: Site) -> None:
     for name in (".ams1.toml.swp", ".hidden.toml", "ams1.toml~", "README", "lon1.toml.bak"):
         (site.peers_dir / name).write_text("nonsense")
     assert list(load_config(site.path).peers) == ["ams1"]
+
+
+def test_listening_on_devices_a_vrf_and_an_automatic_mtu(site: Site) -> None:
+    devices = [{"address": "[::]:51821", "device": name} for name in ("eth0", "vrf-blue")]
+    site.main["node"].update(listen=[*devices, "192.0.2.1:51821"])
+    site.main["tunnels"]["backbone"].update(vrf="vrf-blue", mtu="auto")
+    config = site.load()
+    assert list(map(str, config.node.listen)) == [
+        "[::]:51821 on eth0",
+        "[::]:51821 on vrf-blue",
+        "192.0.2.1:51821",
+    ]
+    tunnel = config.tunnels["backbone"]
+    assert (tunnel.vrf, tunnel.mtu, tunnel.least_mtu) == ("vrf-blue", "auto", 1280)
+    assert tunnel.routing_table == "vrf-blue"
