@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.backends.openssl import backend
 
-from bench import exchange, junk, status, tunnel
+from bench import exchange, junk, links, status, tunnel
 from bench.liboqs import available
 from bench.result import NotRun, Row, table
 
@@ -30,6 +30,7 @@ PARTS: Final[dict[str, Callable[[], Iterable[Row | NotRun]]]] = {
     "junk": junk.measure,
     "status": status.measure,
     "tunnel": tunnel.measure,
+    "links": links.measure,
 }
 PREFACE: Final = """# Benchmarks
 

@@ -74,6 +74,8 @@ def printable(text: str) -> str:
     Flags, file names and what a peer sent end up in messages: a control character, or a byte that
     was no UTF-8, is shown as its escape.
     """
+    if text.isprintable():
+        return text
     line = " ".join(text.splitlines())
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 

@@ -1,7 +1,7 @@
 """vpnctl's entry point: the tree of commands, and the one place where errors become exit codes.
 
-Every module here is imported on every start; what is slow (rich, pydantic, cryptography) is
-imported inside the function that needs it.
+Every module here is imported on every start; what is slow (pydantic, cryptography) is imported
+inside the function that needs it.
 """
 
 import os

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,14 +13,14 @@ from vpnd.api import LinkState
 NOTHING: Final = "–"
 
 _STATE_STYLES: Final = {
-    LinkState.ACTIVE: "green",
-    LinkState.DEGRADED: "yellow",
-    LinkState.CLOSED: "red",
-    LinkState.DOWN: "red",
+    LinkState.ACTIVE: "32",  # green
+    LinkState.DEGRADED: "33",  # yellow
+    LinkState.CLOSED: "31",  # red
+    LinkState.DOWN: "31",
 }
 
-_WIDE: Final = 10_000
-"""Columns: rich must not break a line or cut a cell by itself."""
+_BOLD: Final = "1"
+_BETWEEN: Final = "  "
 
 
 def print_json(document: object) -> None:
@@ -39,31 +40,43 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     row becomes a block of lines: no cell is ever cut or broken. Cells that are a link's state are
     coloured on a terminal.
     """
-    from rich.console import Console  # 40 ms, so only where a table is drawn
-    from rich.measure import Measurement
-    from rich.table import Table
-    from rich.text import Text
-
-    colour = wants_colour(sys.stdout)
-    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for head in heads:
-        drawn.add_column(head, no_wrap=True)
-    for row in rows:
-        drawn.add_row(*(Text(cell := printable(raw), style=_style(cell)) for raw in row))
-    console = Console(
-        force_terminal=colour,
-        no_color=not colour,
-        highlight=False,
-        width=_WIDE,
-        legacy_windows=False,
-    )
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [
+        max(_columns(head), *(_columns(row[at]) for row in cells)) if cells else _columns(head)
+        for at, head in enumerate(heads)
+    ]
     if sys.stdout.isatty():
-        needed = Measurement.get(console, console.options, drawn).maximum
+        needed = sum(widths) + len(_BETWEEN) * len(widths)
         if needed > shutil.get_terminal_size().columns:
             return "\n".join(fields(list(zip(heads, row, strict=True))) for row in rows)
-    with console.capture() as captured:
-        console.print(drawn)
-    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    colour = wants_colour(sys.stdout)
+    lines = [_line(heads, widths, [_BOLD] * len(heads) if colour else None)]
+    lines += [_line(row, widths, [_style(c) for c in row] if colour else None) for row in cells]
+    return "".join(lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], styles: Sequence[str] | None) -> str:
+    last = max((at for at, cell in enumerate(cells) if cell), default=0)
+    line = ""
+    for at, cell in enumerate(cells[: last + 1]):
+        shown = f"\x1b[{styles[at]}m{cell}\x1b[0m" if styles and styles[at] and cell else cell
+        line += shown
+        if at < last:
+            line += " " * (widths[at] - _columns(cell)) + _BETWEEN
+    return f"{line.rstrip()}\n"
+
+
+def _columns(text: str) -> int:
+    """How wide a text is on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(_width(character) for character in text)
+
+
+def _width(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> str:

@@ -5,6 +5,8 @@ The steps themselves are in kex.responder; here is what they change in the link,
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from kex import initiating, order, responder, timing
 from kex.address import Address
 from kex.errors import KexError, PacketRejected
@@ -25,7 +27,7 @@ def init_conf_untrusted(
     *,
     source: Address,
     digest: bytes,
-    others: frozenset[bytes],
+    others: Container[bytes],
     now: float,
 ) -> None:
     """RC1: an InitConf that is authenticated. PacketRejected before its number is used up.

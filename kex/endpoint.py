@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,8 @@ class Endpoint:
         self._pairs: dict[tuple[Fingerprint, Fingerprint], str] = {}
         self._exchanges: dict[bytes, str] = {}
         self._kept: dict[bytes, str] = {}
-        self._indexed: dict[str, tuple[bytes | None, bytes | None, float | None]] = {}
+        self._wireguard_keys: dict[bytes, frozenset[str]] = {}
+        self._indexed: dict[str, _Indexed] = {}
         self._timers: list[tuple[float, str]] = []
         self._reassembly = Reassembly()
         self._hellos: dict[bytes, tuple[float, tuple[Fragment, ...]]] = {}
@@ -165,7 +166,7 @@ class Endpoint:
     def remove_link(self, name: str) -> None:
         """Forget a link. Raises UnknownLink."""
         link = self._link(name)
-        link.exchange = link.kept = None
+        link.exchange = link.kept = link.peer = link.adopted_wireguard_key = None
         self._note(link)
         del self._links[name], self._indexed[name]
         self._pairs = {pair: owner for pair, owner in self._pairs.items() if owner != name}
@@ -198,9 +199,18 @@ class Endpoint:
             raise ValueError(f"the public key is not sound: {error.reason}") from error
         self._node.public_keys[fingerprint] = public_key
 
+    def knows_public_key(self, fingerprint: Fingerprint) -> bool:
+        """Whether a peer's whole public key is here already."""
+        return fingerprint in self._node.public_keys
+
     def link(self, name: str) -> Link:
         """A copy of a link's state, to read. Raises UnknownLink."""
         return self._link(name).copy()
+
+    def look_at(self, name: str) -> Link:
+        """A link's state as it stands: to read at once, and neither to keep nor to change. Raises
+        UnknownLink."""
+        return self._link(name)
 
     def links(self) -> Sequence[str]:
         return tuple(self._links)
@@ -289,7 +299,6 @@ class Endpoint:
     def _reassembled_untrusted(
         self, fragment: Fragment, source: Address, length: int, now: float
     ) -> bytes | None:
-        self._reassembly.expire(now)
         return self._reassembly.add_untrusted(fragment, source=source, length=length, now=now)
 
     # ---- as the responder
@@ -424,12 +433,8 @@ class Endpoint:
         )
         self._note(link)
 
-    def _wireguard_keys_of_others(self, name: str) -> frozenset[bytes]:
-        return frozenset(
-            link.peer_wireguard_key
-            for link in self._links.values()
-            if link.peer_wireguard_key is not None and link.name != name
-        )
+    def _wireguard_keys_of_others(self, name: str) -> Container[bytes]:
+        return _KeysOfOthers(self._wireguard_keys, name)
 
     # ---- as the initiator
 
@@ -487,15 +492,15 @@ class Endpoint:
             at.append(deadline)
         return min(at)
 
-    def handle_timer(self, now: float) -> None:
-        """Do what is due."""
+    def handle_timer(self, now: float, *, at_most: int | None = None) -> None:
+        """Do what is due; for `at_most` links, where given: what is left stays due."""
         self._node.rotate(now)
         self._reassembly.expire(now)
         self._forget_hellos(now)
         self._drop_stale_timers()
         handled: set[str] = set()
         due_again: list[tuple[float, str]] = []
-        while self._timers and self._timers[0][0] <= now:
+        while self._timers and self._timers[0][0] <= now and len(handled) != at_most:
             # Taken off before it is handled: one link's trouble does not come back at once, and
             # does not keep the others waiting
             entry = heapq.heappop(self._timers)
@@ -528,11 +533,10 @@ class Endpoint:
             heapq.heappop(self._timers)
 
     def _note(self, link: Link, *, again: bool = False) -> None:
-        """Bring the indexes of exchanges, kept answers and timers up to date."""
+        """Bring the indexes of exchanges, kept answers, WireGuard keys and timers up to date."""
         exchange_id = None if link.exchange is None else link.exchange.exchange_id
         kept = None if link.kept is None else link.kept.digest
-        timers = link.timers()
-        at = min(timers, key=lambda timer: timer[0])[0] if timers else None
+        at = link.next_timer()
         before = self._indexed.get(link.name, _NOT_INDEXED)
         if before[0] != exchange_id:
             if before[0] is not None:
@@ -546,7 +550,19 @@ class Endpoint:
                 self._kept[kept] = link.name
         if at is not None and (again or before[2] != at):
             heapq.heappush(self._timers, (at, link.name))
-        self._indexed[link.name] = (exchange_id, kept, at)
+        wireguard_key = link.peer_wireguard_key
+        if before[3] != wireguard_key:
+            self._note_wireguard_key(link.name, before[3], wireguard_key)
+        self._indexed[link.name] = (exchange_id, kept, at, wireguard_key)
+
+    def _note_wireguard_key(self, name: str, before: bytes | None, now: bytes | None) -> None:
+        """A link's peer has another WireGuard key; two links may have the same for a while."""
+        if before is not None:
+            left = self._wireguard_keys.pop(before) - {name}
+            if left:
+                self._wireguard_keys[before] = left
+        if now is not None:
+            self._wireguard_keys[now] = self._wireguard_keys.get(now, frozenset()) | {name}
 
     # ---- what comes out
 
@@ -646,6 +662,7 @@ class Endpoint:
         twin._pairs = dict(self._pairs)
         twin._exchanges = dict(self._exchanges)
         twin._kept = dict(self._kept)
+        twin._wireguard_keys = dict(self._wireguard_keys)
         twin._indexed = dict(self._indexed)
         twin._timers = list(self._timers)
         twin._reassembly = self._reassembly.copy()
@@ -697,7 +714,20 @@ def _claimed(
     return claimed
 
 
-_NOT_INDEXED: tuple[bytes | None, bytes | None, float | None] = (None, None, None)
+@dataclass(frozen=True, slots=True)
+class _KeysOfOthers:
+    """The WireGuard keys of the peers of all links but one."""
+
+    index: Mapping[bytes, frozenset[str]]
+    name: str
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and bool(self.index.get(key, frozenset()) - {self.name})
+
+
+_Indexed = tuple[bytes | None, bytes | None, float | None, bytes | None]
+"""Of a link: exchange id, digest of the kept answer, next timer, the peer's WireGuard key."""
+_NOT_INDEXED: _Indexed = (None, None, None, None)
 _FIXED_LENGTHS = {
     MessageType.INIT_CONF: wire.INIT_CONF_LENGTH,
     MessageType.RESP_CONF: wire.RESP_CONF_PAYLOAD_LENGTH + wire.AEAD_TAG_LENGTH,

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from kex import bech32m, labels
@@ -17,6 +18,12 @@ DIGEST_LENGTH: Final = 32
 TEXT_PREFIX: Final = "vpnd"
 TEXT_LENGTH: Final = 64  # prefix 4, separator 1, 53 for 1 + 32 bytes, checksum 6
 FILE_HEADER: Final = "vpnd-identity-v1"
+
+
+@lru_cache(maxsize=4096)
+def _text(data: bytes) -> str:
+    # Asked for whenever a link is shown, and a hundred times as slow as looking it up
+    return bech32m.encode(TEXT_PREFIX, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,7 @@ class Fingerprint:
 
     def text(self) -> str:
         """64 characters that begin with "vpnd1": Bech32m over suite byte ‖ digest."""
-        return bech32m.encode(TEXT_PREFIX, bytes([self.suite]) + self.digest)
+        return _text(bytes([self.suite]) + self.digest)
 
     @classmethod
     def parse(cls, text: str) -> Fingerprint:

@@ -5,6 +5,7 @@ The steps themselves are in kex.exchange; here is what they change in the link, 
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 
 from kex import exchange as steps
@@ -150,7 +151,7 @@ def resp_hello_untrusted(link: LinkState, node: Node, body: bytes, now: float) -
 
 
 def resp_conf_untrusted(
-    link: LinkState, node: Node, body: bytes, others: frozenset[bytes], now: float
+    link: LinkState, node: Node, body: bytes, others: Container[bytes], now: float
 ) -> None:
     """CO1. `others` are the WireGuard keys of other links."""
     exchange = link.exchange

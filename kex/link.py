@@ -45,6 +45,16 @@ class Link(LinkState):
         )
         return [(at, timer) for at, timer in waiting if at is not None]
 
+    def next_timer(self) -> float | None:
+        """The first of them."""
+        soonest = self._start_at()
+        if self.key is not None and (soonest is None or self.key.expires_at < soonest):
+            soonest = self.key.expires_at
+        for at in (self.retransmit_at, self.exchange_deadline, self.responder_deadline):
+            if at is not None and (soonest is None or at < soonest):
+                soonest = at
+        return soonest
+
     def _start_at(self) -> float | None:
         under_way = self.exchange is not None or self.responding is not None
         if under_way or self.held or self.address is None:

@@ -6,6 +6,7 @@ answer, the exchange in flight.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -152,7 +153,7 @@ class LinkState:
             can_start=self.config.address is not None,
         )
 
-    def conflict(self, peer: Announcement, others: frozenset[bytes]) -> str:
+    def conflict(self, peer: Announcement, others: Container[bytes]) -> str:
         """What is wrong with the peer's WireGuard key; empty if nothing is.
 
         `others` are the WireGuard keys of other links.

@@ -33,13 +33,19 @@ class _Partial:
 
 @dataclass(slots=True)
 class Reassembly:
-    """Messages in the making. Copying it copies one dictionary of immutable entries."""
+    """Messages in the making. Copying it copies two dictionaries of immutable entries.
+
+    An entry stays in its place while chunks come: the first is always the oldest, and the first to
+    expire.
+    """
 
     partials: dict[_Key, _Partial] = field(default_factory=dict)
     held: int = 0
+    per_source: dict[Address, int] = field(default_factory=dict)
+    """How many of them each source has."""
 
     def copy(self) -> Reassembly:
-        return Reassembly(dict(self.partials), self.held)
+        return Reassembly(dict(self.partials), self.held, dict(self.per_source))
 
     def add_untrusted(
         self, fragment: Fragment, *, source: Address, length: int, now: float
@@ -51,6 +57,7 @@ class Reassembly:
         dropped whole, since nobody can tell which of its fragments is false.
         """
         check_fragment_length_untrusted(fragment, length)
+        self.expire(now)
         if fragment.count == 1:
             return self._check_tag(fragment, fragment.chunk)
         key = (source, fragment.type, fragment.suite, fragment.exchange_id, fragment.tag)
@@ -58,25 +65,29 @@ class Reassembly:
         if partial is None:
             self._make_room(source, len(fragment.chunk) + ENTRY_COST)
             partial = _Partial(fragment.count, (), now + MESSAGE_SECONDS, ENTRY_COST)
+            self.per_source[source] = self.per_source.get(source, 0) + 1
+            self.held += ENTRY_COST
         else:
             self._check_place(key, partial, fragment)
             if any(index == fragment.index for index, _ in partial.chunks):
                 return None
             self._make_room(None, len(fragment.chunk), keep=key)
-            self._remove(key)
         chunks = tuple(sorted((*partial.chunks, (fragment.index, fragment.chunk))))
         if len(chunks) == fragment.count:
+            self._remove(key)
             return self._check_tag(fragment, b"".join(chunk for _, chunk in chunks))
-        whole = _Partial(
+        self.partials[key] = _Partial(
             partial.count, chunks, partial.deadline, partial.cost + len(fragment.chunk)
         )
-        self.partials[key] = whole
-        self.held += whole.cost
+        self.held += len(fragment.chunk)
         return None
 
     def expire(self, now: float) -> None:
         """Drop what has waited too long."""
-        for key in [k for k, partial in self.partials.items() if partial.deadline <= now]:
+        while self.partials:
+            key, partial = next(iter(self.partials.items()))
+            if now < partial.deadline:
+                return
             self._remove(key)
 
     def is_crowded(self) -> bool:
@@ -84,7 +95,7 @@ class Reassembly:
         return self.held > MAX_BYTES // 2
 
     def next_deadline(self) -> float | None:
-        return min((partial.deadline for partial in self.partials.values()), default=None)
+        return next((partial.deadline for partial in self.partials.values()), None)
 
     def _check_place(self, key: _Key, partial: _Partial, fragment: Fragment) -> None:
         same_index = dict(partial.chunks).get(fragment.index)
@@ -99,15 +110,18 @@ class Reassembly:
         return body
 
     def _make_room(self, source: Address | None, wanted: int, keep: _Key | None = None) -> None:
-        if source is not None:
-            of_source = [key for key in self.partials if key[0] == source]
-            for key in of_source[: max(0, len(of_source) - MAX_MESSAGES_PER_SOURCE + 1)]:
-                self._remove(key)
-        for key in list(self.partials):
-            if self.held + wanted <= MAX_BYTES:
-                break
-            if key != keep:
-                self._remove(key)
+        if source is not None and self.per_source.get(source, 0) >= MAX_MESSAGES_PER_SOURCE:
+            self._remove(next(key for key in self.partials if key[0] == source))
+        while self.held + wanted > MAX_BYTES:
+            oldest = next((key for key in self.partials if key != keep), None)
+            if oldest is None:
+                return
+            self._remove(oldest)
 
     def _remove(self, key: _Key) -> None:
         self.held -= self.partials.pop(key).cost
+        source = key[0]
+        if self.per_source[source] > 1:
+            self.per_source[source] -= 1
+        else:
+            del self.per_source[source]

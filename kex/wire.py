@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 from kex import labels
 from kex.errors import PacketRejected
@@ -119,6 +120,7 @@ def parse_untrusted(datagram: bytes) -> Fragment:
     )
 
 
+@lru_cache(maxsize=4096)
 def mac_key(message_type: MessageType, fingerprint: Fingerprint) -> bytes:
     """The 32-byte key of mac1 for one message type and one node's fingerprint."""
     return hashlib.blake2b(

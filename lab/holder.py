@@ -133,20 +133,23 @@ def node_env(state: LabState, node: str, extra: Mapping[str, str] | None = None)
 
 def enter_argv(state: LabState, node: str, argv: Sequence[str], *, cwd: Path) -> list[str]:
     """The command line that runs `argv` in a node. Raises LabError where the node is not there."""
+    holder = holder_of(state, node)
+    targets = [f"--target={holder.pid}", "--net", "--mount", "--uts"]
+    return ["nsenter", *targets, f"--wdns={inside(cwd)}", "--", *argv]
+
+
+def holder_of(state: LabState, node: str) -> ProcessId:
+    """The process that holds a node. Raises LabError where the node is not there."""
     known = state.nodes.get(node)
     if known is None:
         hint = f"it has: {', '.join(sorted(state.nodes))}"
         raise LabError(f"the lab {state.name} has no node {node}", hint=hint)
-    return ["nsenter", *_targets(state, node, known.holder), f"--wdns={_inside(cwd)}", "--", *argv]
-
-
-def _targets(state: LabState, node: str, holder: ProcessId | None) -> list[str]:
-    if holder is None or not holder.alive():
+    if known.holder is None or not known.holder.alive():
         hint = f"take it down with `vpnctl lab down {state.name}` and start again"
         raise LabError(f"node {node} of lab {state.name} has gone", hint=hint)
-    return [f"--target={holder.pid}", "--net", "--mount", "--uts"]
+    return known.holder
 
 
-def _inside(cwd: Path) -> str:
+def inside(cwd: Path) -> str:
     """The folder to start in: the host's /run is not seen in a node."""
     return "/" if cwd.is_relative_to("/run") or not cwd.is_dir() else str(cwd)

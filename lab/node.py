@@ -13,7 +13,8 @@ from typing import Literal
 import trio
 
 from lab.errors import CommandFailed, LabError, WaitTimeout
-from lab.holder import enter_argv, node_env
+from lab.fork_server import Start, forks, run_forked
+from lab.holder import enter_argv, holder_of, inside, node_env
 from lab.patience import patient
 from lab.plan import Address, Interface, Kind, Plan
 from lab.state import LabState
@@ -80,14 +81,7 @@ class Node:
         """
         try:
             with trio.fail_after(patient(seconds)):
-                done: subprocess.CompletedProcess[bytes] = await trio.run_process(
-                    self.argv(argv),
-                    stdin=stdin.encode(),
-                    capture_stdout=True,
-                    capture_stderr=True,
-                    check=False,
-                    env=self.env(env),
-                )
+                done = await self._run(argv, stdin.encode(), self.env(env))
         except trio.TooSlowError:
             command = " ".join(argv)
             raise WaitTimeout(f"in {self.name}, `{command}` took over {seconds:g} s") from None
@@ -96,6 +90,23 @@ class Node:
         if check and done.returncode != 0:
             raise CommandFailed(self.name, argv, done.returncode, stdout=stdout, stderr=stderr)
         return Completed(returncode=done.returncode, stdout=stdout, stderr=stderr)
+
+    async def _run(
+        self, argv: Sequence[str], stdin: bytes, env: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[bytes]:
+        if forks(argv):
+            return await run_forked(self._start(argv, env, cwd=Path.cwd()), stdin=stdin)
+        return await trio.run_process(
+            self.argv(argv),
+            stdin=stdin,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env=env,
+        )
+
+    def _start(self, argv: Sequence[str], env: Mapping[str, str], *, cwd: Path) -> Start:
+        return Start(argv, env, inside(cwd), holder_of(self._state, self.name))
 
     @contextlib.asynccontextmanager
     async def background(

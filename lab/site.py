@@ -16,6 +16,7 @@ import trio
 from lab import programs
 from lab.control import NotAnswering, Refused, get
 from lab.errors import DaemonFailed, LabError, WaitTimeout, last_lines
+from lab.fork_server import fork_daemon, forks
 from lab.node import Node
 from lab.patience import patient
 from lab.plan import Address, SitePlan
@@ -106,13 +107,7 @@ class Site(Node):
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         said_before = os.fstat(log).st_size
         try:
-            process = spawn(
-                self.argv(programs.daemon_argv(self.config_path), cwd=Path("/")),
-                env=self.env(),
-                stdin=null,
-                stdout=log,
-                stderr=log,
-            )
+            process = await self._spawn_daemon(stdin=null, output=log)
         finally:
             os.close(log)
             os.close(null)
@@ -120,6 +115,13 @@ class Site(Node):
         self._state.save()
         await self._wait_answering(process, said_before)
         return process
+
+    async def _spawn_daemon(self, *, stdin: int, output: int) -> ProcessId:
+        argv, env, root = programs.daemon_argv(self.config_path), self.env(), Path("/")
+        if forks(argv):
+            start = self._start(argv, env, cwd=root)
+            return await fork_daemon(start, stdin=stdin, stdout=output, stderr=output)
+        return spawn(self.argv(argv, cwd=root), env=env, stdin=stdin, stdout=output, stderr=output)
 
     async def _wait_answering(self, process: ProcessId, said_before: int) -> None:
         why = ""

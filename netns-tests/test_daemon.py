@@ -14,6 +14,7 @@ import trio
 
 from lab.errors import CommandFailed, DaemonFailed
 from lab.lab import Lab, open_lab
+from lab.patience import patient
 from lab.proof import same_preshared_key
 from lab.site import Site
 from lab.spec import LabSpec
@@ -181,12 +182,12 @@ async def test_ready_and_stopping_are_told_to_the_service_manager() -> None:
             async with fra.background(
                 [vpnd(), "--config", str(fra.config_path)], env={"NOTIFY_SOCKET": str(path)}
             ):
-                with trio.fail_after(30):
+                with trio.fail_after(patient(30)):
                     await trio.lowlevel.wait_readable(manager)
                     assert b"READY=1" in manager.recv(4096)
                 status = await fra.status()
                 os.kill(status["pid"], signal.SIGTERM)
-                with trio.fail_after(30):
+                with trio.fail_after(patient(30)):
                     await trio.lowlevel.wait_readable(manager)
                     assert b"STOPPING=1" in manager.recv(4096)
 

@@ -24,6 +24,7 @@ from kex.identity import Fingerprint
 from lab.errors import CommandFailed
 from lab.lab import Lab, open_lab
 from lab.meter import Meter, Report
+from lab.patience import patient
 from lab.proof import (
     KeyPair,
     NotProved,
@@ -181,7 +182,7 @@ async def test_the_proof_fails_when_one_end_has_a_wrong_preshared_key() -> None:
 
 
 async def wait_for_loss(meter: Meter) -> None:
-    with trio.fail_after(240):
+    with trio.fail_after(patient(240)):
         while True:
             start = await meter.mark("look")
             await trio.sleep(2)

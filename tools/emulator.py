@@ -77,7 +77,7 @@ umount -l /{inside_out}
 export PATH={path} HOME=/run/home TMPDIR=/run/tmp LANG=C.UTF-8 TERM=dumb
 export PYTHONUNBUFFERED=1 HYPOTHESIS_STORAGE_DIRECTORY=/run/hypothesis VPND_TEST_BACKEND=kernel
 # An emulated processor is some thirty times slower.
-export VPND_LAB_PATIENCE=6
+export VPND_LAB_PATIENCE=6 VPND_LAB_FORK_SERVER=1
 cd {cwd}
 {command}
 echo $? >{state}/status.new

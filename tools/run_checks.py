@@ -17,9 +17,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ SHORT_FOLDER = tempfile.mkdtemp(prefix="vpnd-")
 BIN = ROOT / ".venv" / "bin"
 
 MINUTE = 60.0
+LINES_OF_A_FAILURE = 25
 EXIT_NO_TESTS = 5  # pytest's
 EXIT_INTERRUPTED = 130  # what a shell shows after Ctrl-C
 SIDE_BY_SIDE = ("-n6",)
@@ -59,6 +62,17 @@ class Outcome:
     failed: int
     skipped: int
     trouble: str | None
+    failures: Sequence[Failure] = ()
+    skips: Mapping[str, int] = field(default_factory=dict)
+    """Why tests were not run, and how many each."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A test that failed, and the last lines of what it said."""
+
+    test: str
+    said: str
 
 
 Lane = Sequence[Check]
@@ -272,8 +286,13 @@ def counted(check: Check, seconds: float, trouble: str | None) -> Outcome:
     if check.results is None:
         return Outcome(check, seconds, int(not trouble), int(bool(trouble)), 0, trouble)
     passed = failed = skipped = 0
+    failures: list[Failure] = []
+    skips: Mapping[str, int] = {}
     if check.results.exists():
-        for suite in ElementTree.parse(check.results).iter("testsuite"):  # noqa: S314  # our own
+        tree = ElementTree.parse(check.results)  # noqa: S314  # our own
+        failures = failures_in(tree)
+        skips = Counter(skip.get("message", "no reason given") for skip in tree.iter("skipped"))
+        for suite in tree.iter("testsuite"):
             bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
             omitted = int(suite.get("skipped", 0))
             failed += bad
@@ -281,7 +300,31 @@ def counted(check: Check, seconds: float, trouble: str | None) -> Outcome:
             passed += max(0, int(suite.get("tests", 0)) - bad - omitted)
     if trouble is None and passed == 0:
         trouble = "no test ran"
-    return Outcome(check, seconds, passed, max(failed, int(bool(trouble))), skipped, trouble)
+    return Outcome(
+        check,
+        seconds,
+        passed,
+        max(failed, int(bool(trouble))),
+        skipped,
+        trouble,
+        failures,
+        skips,
+    )
+
+
+def failures_in(tree: ElementTree.ElementTree[ElementTree.Element]) -> list[Failure]:
+    """The tests that failed, or whose preparation did."""
+    failures = []
+    for case in tree.iter("testcase"):
+        for bad in (*case.findall("failure"), *case.findall("error")):
+            said = (bad.text or bad.get("message") or "").strip().splitlines()
+            failures.append(
+                Failure(
+                    f"{case.get('classname', '')}::{case.get('name', '')}",
+                    "\n".join(said[-LINES_OF_A_FAILURE:]),
+                )
+            )
+    return failures
 
 
 def run_lane(lane: Lane, printer: Printer, running: Running, outcomes: list[Outcome]) -> None:
@@ -330,8 +373,15 @@ def tests_in_words(outcome: Outcome) -> str:
 
 
 def print_summary(outcomes: Sequence[Outcome], seconds: float) -> None:
-    """A table, and a last line that counts every test and every other check once."""
+    """What failed, a table, and a last line that counts every test and every other check once.
+
+    A log is often read from its end, and may be cut: failures are told once more, close to it.
+    """
     width = max(len(outcome.check.name) for outcome in outcomes)
+    for outcome in outcomes:
+        for failure in outcome.failures:
+            print(f"\n{outcome.check.name}: FAILED {failure.test}")
+            print(textwrap.indent(failure.said, "    "))
     print()
     for outcome in outcomes:
         words = tests_in_words(outcome)
@@ -339,6 +389,8 @@ def print_summary(outcomes: Sequence[Outcome], seconds: float) -> None:
             f"  {outcome.check.name:<{width}}  {outcome.seconds:7.1f} s  {verdict(outcome)}"
             + (f" ({words})" if words else "")
         )
+        for reason, count in outcome.skips.items():
+            print(f"  {'':<{width}}  not run: {count}, {reason}")
     print(f"  {'all together':<{width}}  {seconds:7.1f} s\n")
     passed, failed, skipped = (
         sum(getattr(outcome, kind) for outcome in outcomes)

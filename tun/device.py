@@ -37,6 +37,10 @@ class DeviceChange:
     fwmark: int | None = None
     peers: tuple[PeerChange, ...] = ()
 
+    @property
+    def peers_only(self) -> bool:
+        return self.private_key is None and self.listen_port is None and self.fwmark is None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceState:

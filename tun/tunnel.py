@@ -40,8 +40,8 @@ from tun.model import (
     check_keepalive,
     check_public_key,
 )
-from tun.routing import set_routes_into
-from tun.rtnl import Link, Rtnl, with_rtnl
+from tun.routing import add_routes, set_routes_into
+from tun.rtnl import Link, Route, Rtnl, default_metric, with_rtnl
 from tun.vrf import routing_table
 
 __all__ = ["Tunnel", "open_tunnel"]
@@ -206,6 +206,11 @@ class Tunnel:
 
         return changed + await with_rtnl(configure)
 
+    async def peer(self, public_key: bytes) -> PeerStatus | None:
+        """One peer, None where it is not there; cheap also among many."""
+        check_public_key(public_key)
+        return (await self._device.read(only=public_key)).peers.get(public_key)
+
     async def preshared_key_matches(self, public_key: bytes, psk: PresharedKey) -> bool:
         """Whether the peer on the interface has this PSK; raises PeerMissing."""
         return (await self._peer(public_key, keys=True)).psk == psk
@@ -235,6 +240,35 @@ class Tunnel:
             return set_routes_into(rtnl, self._index, wanted, table=table, metric=spec.metric)
 
         return await with_rtnl(set_them)
+
+    async def add_routes(self, prefixes: Iterable[Prefix]) -> None:
+        """Add routes for these prefixes and look at no others: what `set_routes` comes to for a
+        new peer, at a cost that does not grow with the peers. Raises NotOurs where any route
+        stands there already, also one of ours; none was added then.
+        """
+        spec = self.spec
+        if spec.routes != "allowed-ips":
+            return
+        connected = {address.network for address in spec.addresses}
+        # For those the kernel has a route of its own
+        wanted = [prefix for prefix in prefixes if prefix not in connected]
+
+        def add(rtnl: Rtnl) -> None:
+            table = routing_table(rtnl, table=spec.table, vrf=spec.vrf)
+            add_routes(
+                rtnl,
+                [
+                    Route(
+                        prefix=prefix,
+                        table=table,
+                        metric=default_metric(prefix) if spec.metric is None else spec.metric,
+                        index=self._index,
+                    )
+                    for prefix in wanted
+                ],
+            )
+
+        await with_rtnl(add)
 
     async def delete(self) -> None:
         """Remove the interface, and with it its routes and its wireguard-go process.

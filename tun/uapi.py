@@ -7,7 +7,8 @@ so they live in ``bytearray`` buffers that the caller overwrites when done.
 from __future__ import annotations
 
 import os
-from binascii import unhexlify
+from binascii import hexlify, unhexlify
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
@@ -16,10 +17,19 @@ from tun.errors import MalformedAnswer
 from tun.keys import public_key_of
 from tun.model import KEY_LENGTH, Endpoint, PeerStatus, Prefix, PresharedKey, psk_mark
 
-__all__ = ["GET_REQUEST", "UapiRefused", "build_set", "parse_get", "parse_set"]
+__all__ = [
+    "GET_REQUEST",
+    "UapiRefused",
+    "build_set",
+    "parse_get",
+    "parse_get_in_parts",
+    "parse_set",
+]
 
 GET_REQUEST = b"get=1\n\n"
 
+_PEER = b"\npublic_key="
+_PART = 16384  # bytes, about 50 peers
 _KEY_DIGITS = 2 * KEY_LENGTH
 _MAX_U64_DIGITS = 20
 
@@ -82,11 +92,20 @@ def parse_set(answer: bytearray) -> None:
     _Answer(only=None, keys=False).read(answer)
 
 
+def parse_get_in_parts(
+    answer: bytearray, *, keys: bool = False
+) -> Generator[None, None, DeviceState]:
+    """The same for all peers, a few at a time: what reads 1,000 at a stretch holds an event loop up
+    for tens of milliseconds."""
+    return _Answer(only=None, keys=keys).read_in_parts(answer)
+
+
 def parse_get(answer: bytearray, *, only: bytes | None = None, keys: bool = False) -> DeviceState:
     """Read a dump; raises UapiRefused or MalformedAnswer, which never quotes the answer.
 
-    Keys that were not asked for are not copied out of the buffer. The private key is read only
-    for the public key that follows from it (this protocol does not tell it).
+    With `only`, other peers are passed over unread: of a dump of 1,000 peers that saves nearly all
+    time. Keys that were not asked for are not copied out of the buffer. The private key is read
+    only for the public key that follows from it (this protocol does not tell it).
     """
     return _Answer(only=only, keys=keys).read(answer)
 
@@ -134,18 +153,30 @@ class _Answer:
         self._error: int | None = None
 
     def read(self, answer: bytearray) -> DeviceState:
+        end = self._end(answer)
+        if self._only is None:
+            self._lines(answer, 0, end)
+        else:
+            self._lines_of(self._only, answer, end)
+        return self._state()
+
+    def read_in_parts(self, answer: bytearray) -> Generator[None, None, DeviceState]:
+        start, end = 0, self._end(answer)
+        while start < end:
+            # Parts end with a line, wherever that is
+            stop = answer.find(b"\n", min(start + _PART, end - 1)) + 1
+            self._lines(answer, start, stop)
+            start = stop
+            yield
+        return self._state()
+
+    @staticmethod
+    def _end(answer: bytearray) -> int:
         if not answer.endswith(b"\n\n"):
             raise MalformedAnswer("wireguard-go's answer does not end with an empty line")
-        start, end = 0, len(answer) - 1
-        while start < end:
-            stop = answer.find(b"\n", start, end + 1)
-            equals = answer.find(b"=", start, stop)
-            if equals < 0:
-                raise MalformedAnswer("wireguard-go's answer has a line that is not key=value")
-            if self._error is not None:
-                raise MalformedAnswer("wireguard-go's answer goes on after errno")
-            self._line(bytes(answer[start:equals]), answer, equals + 1, stop)
-            start = stop + 1
+        return len(answer) - 1
+
+    def _state(self) -> DeviceState:
         if self._error is None:
             raise MalformedAnswer("wireguard-go's answer has no errno")
         if self._error != 0:
@@ -156,6 +187,28 @@ class _Answer:
             fwmark=self._fwmark,
             peers={key: peer.status() for key, peer in self._peers.items()},
         )
+
+    def _lines_of(self, public_key: bytes, answer: bytearray, end: int) -> None:
+        """The lines of the interface, those of one peer, and the last one, with errno."""
+        last = answer.rfind(b"\n", 0, end - 1) + 1
+        first = answer.find(_PEER, 0, last)
+        self._lines(answer, 0, last if first < 0 else first + 1)
+        start = answer.find(_PEER + hexlify(public_key) + b"\n", 0, last) + 1
+        if start:
+            stop = answer.find(_PEER, start, last) + 1
+            self._lines(answer, start, stop or last)
+        self._lines(answer, last, end)
+
+    def _lines(self, answer: bytearray, start: int, end: int) -> None:
+        while start < end:
+            stop = answer.find(b"\n", start)
+            equals = answer.find(b"=", start, stop)
+            if equals < 0:
+                raise MalformedAnswer("wireguard-go's answer has a line that is not key=value")
+            if self._error is not None:
+                raise MalformedAnswer("wireguard-go's answer goes on after errno")
+            self._line(bytes(answer[start:equals]), answer, equals + 1, stop)
+            start = stop + 1
 
     def _line(self, name: bytes, answer: bytearray, start: int, stop: int) -> None:
         if name == b"errno":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -11,7 +13,7 @@ import trio
 from tun.device import DeviceChange, DeviceState
 from tun.errors import InterfaceMissing, TunError, tun_error
 from tun.model import BackendName
-from tun.uapi import GET_REQUEST, UapiRefused, build_set, parse_get, parse_set
+from tun.uapi import GET_REQUEST, UapiRefused, build_set, parse_get, parse_get_in_parts, parse_set
 
 __all__ = ["UserspaceDevice", "bind_socket", "is_answered", "socket_path"]
 
@@ -68,6 +70,22 @@ def is_answered(path: Path) -> bool:
     return True
 
 
+@dataclass(eq=False, slots=True)
+class _Change:
+    change: DeviceChange
+    done: bool = False
+    error: Exception | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Read:
+    only: bytes | None
+    keys: bool
+    state: DeviceState | None = None
+    done: bool = False
+    error: Exception | None = None
+
+
 class UserspaceDevice:
     """A connection to one wireguard-go process, kept open: so it is always the same process,
     and its end is the end of the connection.
@@ -78,8 +96,11 @@ class UserspaceDevice:
     def __init__(self, stream: trio.socket.SocketType, *, name: str) -> None:
         self._stream = stream
         self._name = name
-        self._lock = trio.Lock()
         self._usable = True
+        self._asked: list[_Change | _Read] = []
+        """What the next round is to do."""
+        self._round_over: trio.Event | None = None
+        """While there is one."""
 
     @classmethod
     async def open(cls, *, name: str) -> UserspaceDevice:
@@ -87,24 +108,113 @@ class UserspaceDevice:
         return cls(await _connect(name), name=name)
 
     async def apply(self, change: DeviceChange) -> None:
+        await self._in_a_round(_Change(change))
+
+    async def read(self, *, only: bytes | None = None, keys: bool = False) -> DeviceState:
+        asked = _Read(only=only, keys=keys)
+        await self._in_a_round(asked)
+        if asked.state is None:
+            raise AssertionError("a round without its dump")
+        return asked.state
+
+    async def _in_a_round(self, asked: _Change | _Read) -> None:
+        """Have something done with all else that is wanted at the moment: the changes in one
+        request, then one dump for all who want to read. Among many peers it is the dumps that
+        take time, and the waiting for one another.
+
+        A round is finished even when the caller who drives it is cancelled; what is not begun
+        then is left undone.
+        """
+        self._asked.append(asked)
+        try:
+            while not asked.done:
+                if self._round_over is not None:
+                    await self._round_over.wait()
+                    continue
+                self._round_over = trio.Event()
+                try:
+                    with trio.CancelScope(shield=True):
+                        await self._round()
+                finally:
+                    self._round_over.set()
+                    self._round_over = None
+        finally:
+            if asked in self._asked:
+                self._asked.remove(asked)
+        if asked.error is not None:
+            raise asked.error
+
+    async def _round(self) -> None:
+        asked, self._asked = self._asked, []
+        changes = [each for each in asked if isinstance(each, _Change)]
+        reads = [each for each in asked if isinstance(each, _Read)]
+        try:
+            await self._apply_all(changes)
+            if reads:
+                await self._read_for(reads)
+        except TunError as error:
+            for each in asked:
+                if not each.done:
+                    each.error, each.done = copy(error), True
+        finally:
+            # After a bug, too: who drove the round meets it, the others an end
+            for each in asked:
+                if not each.done:
+                    each.error, each.done = TunError(f"{self._name}: the call was given up"), True
+
+    async def _apply_all(self, changes: list[_Change]) -> None:
+        together = [each for each in changes if each.change.peers_only]
+        if len(together) > 1:
+            peers = tuple(peer for each in together for peer in each.change.peers)
+            try:
+                await self._apply(DeviceChange(peers=peers))
+            except UapiRefused:
+                pass  # which of them was it? Each is made again, by itself
+            else:
+                for each in together:
+                    each.done = True
+        for each in changes:
+            if not each.done:
+                try:
+                    await self._apply(each.change)
+                except UapiRefused as error:
+                    each.error = tun_error(error, f"configuring {self._name}")
+                each.done = True
+
+    async def _apply(self, change: DeviceChange) -> None:
         request = build_set(change)
         try:
-            parse_set(await self._call(request))
-        except UapiRefused as error:
+            parse_set(await self._call(request, f"configuring {self._name}"))
+        except UapiRefused:
             # It has left the rest of the request unread, and would take it for the next one.
             await self._reconnect()
-            raise tun_error(error, f"configuring {self._name}") from None
+            raise
         finally:
             request[:] = bytes(len(request))
 
-    async def read(self, *, only: bytes | None = None, keys: bool = False) -> DeviceState:
-        answer = await self._call(bytearray(GET_REQUEST))
+    async def _read_for(self, reads: list[_Read]) -> None:
+        answer = await self._call(bytearray(GET_REQUEST), f"reading {self._name}")
         try:
-            return parse_get(answer, only=only, keys=keys)
+            for each in reads:
+                each.state = await self._parse(answer, only=each.only, keys=each.keys)
+                each.done = True
         except UapiRefused as error:
             raise TunError(f"reading {self._name}: {error.strerror}") from None
         finally:
             answer[:] = bytes(len(answer))
+
+    @staticmethod
+    async def _parse(answer: bytearray, *, only: bytes | None, keys: bool) -> DeviceState:
+        if only is not None:
+            return parse_get(answer, only=only, keys=keys)
+        parts = parse_get_in_parts(answer, keys=keys)
+        while True:
+            try:
+                next(parts)
+            except StopIteration as whole:
+                state: DeviceState = whole.value
+                return state
+            await trio.lowlevel.checkpoint()
 
     async def wait_gone(self) -> None:
         """Wait until the process has ended; raises TunError if it does not.
@@ -138,36 +248,28 @@ class UserspaceDevice:
             return True
         return False
 
-    async def _call(self, request: bytearray) -> bytearray:
-        """Send a request and return the whole answer; both hold keys.
-
-        Finished even when cancelled (it takes a moment only), so that the next call finds the
-        connection between two answers.
-        """
-        doing = f"configuring {self._name}"
-        async with self._lock:
-            if not self._usable:
-                raise InterfaceMissing(f"{doing}: the connection to wireguard-go was closed")
-            self._usable = False
-            try:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _ANSWER_TIMEOUT):
-                    await self._send(request)
-                    answer = await self._receive()
-                    self._usable = True
-                    return answer
-            except OSError as error:
-                if error.errno in (errno.EPIPE, errno.ECONNRESET):
-                    raise InterfaceMissing(f"{doing}: wireguard-go has ended") from None
-                raise tun_error(error, doing) from error
-            raise TunError(f"{doing}: wireguard-go does not answer")
+    async def _call(self, request: bytearray, doing: str) -> bytearray:
+        """Send a request and return the whole answer; both hold keys."""
+        if not self._usable:
+            raise InterfaceMissing(f"{doing}: the connection to wireguard-go was closed")
+        self._usable = False
+        try:
+            with trio.move_on_after(_ANSWER_TIMEOUT):
+                await self._send(request)
+                answer = await self._receive()
+                self._usable = True
+                return answer
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                raise InterfaceMissing(f"{doing}: wireguard-go has ended") from None
+            raise tun_error(error, doing) from error
+        raise TunError(f"{doing}: wireguard-go does not answer")
 
     async def _reconnect(self) -> None:
-        async with self._lock:
-            self._usable = False
-            self._stream.close()
-            with trio.CancelScope(shield=True):
-                self._stream = await _connect(self._name)
-            self._usable = True
+        self._usable = False
+        self._stream.close()
+        self._stream = await _connect(self._name)
+        self._usable = True
 
     async def _send(self, request: bytearray) -> None:
         with memoryview(request) as view:

@@ -215,10 +215,16 @@ class DeviceReader:
                     self._feed_peer(peer)
 
     def _feed_peer(self, attributes: memoryview) -> None:
-        key: bytes | None = None
-        for kind, value in _attributes(attributes):
-            if kind == _PEER_PUBLIC_KEY:
-                key = bytes(_sized(value, KEY_LENGTH))
+        # Where the kernel puts it, it is the first: looking at no more saves the reading of all
+        # other peers where one is wanted
+        key = next(
+            (
+                bytes(_sized(value, KEY_LENGTH))
+                for kind, value in _attributes(attributes)
+                if kind == _PEER_PUBLIC_KEY
+            ),
+            None,
+        )
         if key is None:
             raise MalformedAnswer("the kernel's answer has a peer without a public key")
         if self._only is not None and key != self._only:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -27,6 +28,8 @@ from vpnd.node_control import ControlError
 from vpnd.sdnotify import notify, watchdog_seconds
 from vpnd.transport import Transport
 
+THREADS_GIVE_WAY: Final = 0.0005
+"""Seconds."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -46,7 +49,11 @@ def main() -> None:
     if arguments.guard_only:
         sys.exit(_set_guards(config))
     configure_logging(config.node.log_level)
+    # A worker thread that computes gives way to the event loop this soon: by default it would hold
+    # it up for 5 ms at each system call
+    sys.setswitchinterval(THREADS_GIVE_WAY)
     failures: list[BaseException] = []
+    gc.freeze()  # modules and configuration stay: see Node.running
     try:
         trio.run(_run, config)
     except* (NoIdentity, ControlSocketError, FileFault, TunError) as group:

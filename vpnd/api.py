@@ -201,6 +201,10 @@ class NodeStatus(TypedDict):
     identities: list[IdentityInfo]
     pid: int
     uptime_seconds: float
+    longest_pause_ms: float
+    """The longest time since the start in which the event loop took nothing in."""
+    longest_pause_cpu_ms: float
+    """The same in CPU time of the daemon: without what other programs on the machine took."""
     listen: list[str]
     tunnels: list[TunnelStatus]
     links: list[LinkStatus]

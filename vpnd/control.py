@@ -50,6 +50,7 @@ SEND_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 5.0
 _DRAINED_BYTES: Final = 16 * MAX_REQUEST_BYTES
 
+_TURNED_AWAY_BYTES: Final = 4096
 _BUSY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n"
 )
@@ -313,3 +314,7 @@ async def _turn_away(stream: trio.SocketStream) -> None:
     body = bytes(refusal(error).body)
     with trio.move_on_after(1), suppress(trio.BrokenResourceError):
         await stream.send_all(_BUSY + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+        await stream.send_eof()
+        # Who could not send the request to its end would not come to read the answer
+        while await stream.receive_some(_TURNED_AWAY_BYTES):
+            pass

@@ -1,7 +1,8 @@
 """Drives the key exchange: datagrams and time in, datagrams and events out.
 
 Every call of the endpoint goes through here, so that whatever it made is sent and handed on at
-once. No await stands between a call and that: nothing can come in between.
+once, for datagrams once for all that had come. No await stands between a call and that: nothing
+can come in between.
 """
 
 from __future__ import annotations
@@ -23,6 +24,14 @@ from vpnd.transport import Transport
 
 MAX_SLEEP: Final = 30.0
 """Seconds: the boot clock runs on in suspend, the one that sleeps are measured by does not."""
+STARTS_PER_SECOND: Final = 25.0
+"""First exchanges that are begun: a quarter of what a node opens before it asks for cookies, and
+with their installs a tenth of a core at either end."""
+STARTS_AT_ONCE: Final = 16
+TIMERS_AT_ONCE: Final = 8
+"""Links whose timers are handled at a stretch: the beginning of an exchange costs a millisecond."""
+FLOOD_SECONDS: Final = 0.002
+"""Junk that comes this soon after other junk is taken as a flood."""
 
 Handler = Callable[[Event], None]
 
@@ -35,9 +44,13 @@ class Engine:
         self._transport = transport
         self._journal = journal
         self._handlers: dict[str, Handler] = {}
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None
         self._sooner = trio.Event()
         self._sleeps_until = math.inf
+        self._to_flush = False
+        """Whether a datagram of the batch under way was accepted."""
+        self._junk_at = -math.inf
+        self._next_start = -math.inf
 
     @property
     def endpoint(self) -> Endpoint:
@@ -62,7 +75,7 @@ class Engine:
     async def run(self) -> None:
         """Receive and keep time until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._transport.run, self._receive)
+            nursery.start_soon(self._transport.run, self._receive, self._received)
             nursery.start_soon(self._keep_time)
 
     def hold(self) -> None:
@@ -72,7 +85,20 @@ class Engine:
 
     async def wait_changed(self) -> None:
         """Wait until the key exchange has done something."""
+        if self._changed is None:
+            self._changed = trio.Event()
         await self._changed.wait()
+
+    def start_at(self) -> float:
+        """When a link that is added now may begin its first exchange.
+
+        Few at once, many one after the other, so that neither this node nor one at which all of
+        them end is asked for more than it can do.
+        """
+        now = boottime()
+        self._next_start = max(self._next_start, now - STARTS_AT_ONCE / STARTS_PER_SECOND)
+        self._next_start += 1 / STARTS_PER_SECOND
+        return max(now, self._next_start)
 
     def _receive(self, data: bytes, source: Address) -> None:
         try:
@@ -82,7 +108,16 @@ class Engine:
         except Exception as error:
             # A bug, met by one peer's datagram: it must not stop the others
             self._journal.record("internal_error", level="error", reason="datagram", exc_info=error)
-        self._flush()
+        self._to_flush = True
+
+    def _received(self) -> bool:
+        """The datagrams that came together have all been taken; whether it was junk again."""
+        if self._to_flush:
+            self._to_flush = False
+            self._flush()
+            return False
+        before, self._junk_at = self._junk_at, boottime()
+        return self._junk_at < before + FLOOD_SECONDS
 
     async def _keep_time(self) -> None:
         while True:
@@ -96,7 +131,7 @@ class Engine:
                 continue
             try:
                 with self.driving() as (endpoint, now):
-                    endpoint.handle_timer(now)
+                    endpoint.handle_timer(now, at_most=TIMERS_AT_ONCE)
             except Exception as error:
                 # A bug, met by one link's timer: the others' come with the next turn
                 self._journal.record(
@@ -123,8 +158,9 @@ class Engine:
             handler = self._handlers.get(event.link)
             if handler is not None:
                 self._tell(handler, event)
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
         # The keeper of time is woken for what is due sooner than it thinks, not for each datagram
         at = self._endpoint.next_timer()
         if at is not None and at < self._sleeps_until:

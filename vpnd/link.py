@@ -47,9 +47,9 @@ from vpnd.tunnels import ManagedTunnel
 
 RESTART_SECONDS: Final = 5.0
 """Before a link's task that met a bug of ours is started again, and between look-ups that fail."""
-UNPINNED_SECONDS: Final = 10.0
+UNPINNED_SECONDS: Final = 30.0
 """What a key lives on after the identity that it was agreed with was taken out of the peer's list:
-time for an exchange under another identity of the list."""
+time for an exchange under another identity of the list, and for a second one if that gets lost."""
 OTHER_IDENTITY: Final = "the peer used another identity than the first one pinned here"
 
 
@@ -96,6 +96,8 @@ class ManagedLink:
         self._resolve = trio.Event()
         self._work = trio.Event()
         self._to_install: KeyEstablished | None = None
+        self._peer_comes = False
+        """Whether the peer is about to be set on the interface for the first time."""
         self._to_close = False
         self._to_cache: list[IdentityLearned] = []
         self._ended = trio.Event()
@@ -148,7 +150,9 @@ class ManagedLink:
                 public_key = self._peer_keys.load(fingerprint)
                 if public_key is not None:
                     endpoint.know_public_key(fingerprint, public_key)
-            endpoint.add_link(self._config(tunnel.public_key), now)
+            config = self._config(tunnel.public_key)
+            at = now if config.address is None else self._engine.start_at()
+            endpoint.add_link(config, now, start_at=at)
             self._engine.handle_events(self.name, self._handle)
             self.joined, self._public_key = True, tunnel.public_key
 
@@ -348,6 +352,10 @@ class ManagedLink:
     def wanted(self) -> tuple[tuple[Prefix, ...], int]:
         return self.peer.allowed_ips, self.peer.keepalive
 
+    def routed(self) -> tuple[Prefix, ...]:
+        there = self._peer_comes or self.wireguard.public_key is not None
+        return self.peer.allowed_ips if there else ()
+
     def observe(self, status: PeerStatus | None, now: float) -> None:
         if self._to_install is not None or not self.wireguard.is_news(now):
             return  # the dump may be older than what was done to the interface
@@ -510,18 +518,8 @@ class ManagedLink:
 
     async def _install(self, event: KeyEstablished) -> None:
         before = self.wireguard.public_key
-        try:
-            await self.wireguard.install(event)
-        except Superseded:
+        if not await self._put_on(event):
             return
-        except (TunError, FileFault, OSError, ValueError) as error:
-            if self._to_install is event:
-                self._install_failed(event, str(error))
-            return
-        if before != self.wireguard.public_key:
-            # The peer is new here: its answers need a way before the other end can send anything.
-            # A renewal leaves routes alone
-            await self.tunnel.set_routes()
         if self._to_install is not event:
             # The link left the key exchange meanwhile: nobody would end this key's life
             await self.wireguard.take_off()
@@ -538,7 +536,30 @@ class ManagedLink:
             await self.wireguard.follow(event)
         except (TunError, OSError) as error:
             self.problem = Problem("endpoint_not_moved", str(error), wall())
-        self.tunnel.look_soon()
+        self.tunnel.look_soon(at_first=before != self.wireguard.public_key)
+
+    async def _put_on(self, event: KeyEstablished) -> bool:
+        """Set the key on the interface. Whether that was done, and was wanted to its end."""
+        new = self.wireguard.public_key is None
+        self._peer_comes = new
+        try:
+            if new:
+                # WireGuard shakes hands as soon as it has the peer, and what comes then is
+                # answered: the answers need a way by then. A renewal leaves routes alone
+                await self.tunnel.add_routes(self.peer.allowed_ips)
+            await self.wireguard.install(event)
+        except Superseded:
+            pass
+        except (TunError, FileFault, OSError, ValueError) as error:
+            if self._to_install is event:
+                self._install_failed(event, str(error))
+        else:
+            return True
+        finally:
+            self._peer_comes = False
+        if new:
+            await self.tunnel.set_routes()
+        return False
 
     def _install_failed(self, event: KeyEstablished, reason: str) -> None:
         self._to_install = None
@@ -630,7 +651,7 @@ class ManagedLink:
 
     def _facts(self) -> Facts:
         watch, now = self.wireguard.watch, boottime()
-        link = self._engine.endpoint.link(self.name) if self.joined else None
+        link = self._engine.endpoint.look_at(self.name) if self.joined else None
         error = self.tunnel.error
         return Facts(
             fault=self.fault,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -39,6 +40,7 @@ from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
 from vpnd.ml_kem import ml_kem_provider
 from vpnd.node_control import Caller, ControlError, no_such_peer
+from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, write_peer_file
 from vpnd.transport import Transport
 from vpnd.tunnels import BackendErrors, ManagedTunnel
@@ -47,6 +49,8 @@ from vpnd.view import link_status, peer_info, tunnel_status
 
 STOP_SECONDS: Final = 15.0
 """How long a clean stop waits for an exchange that the other end may have completed."""
+AT_ONCE: Final = 30
+"""Links that are started or shown before other tasks get their turn."""
 LOOK_SECONDS: Final = 2.0
 """How long a status waits for the interface; then it shows what was seen last."""
 
@@ -64,6 +68,7 @@ class Node:
         self._journal = journal
         self._feed = feed
         self._started_at = boottime()
+        self._pauses = PauseWatch()
         self._suites = {
             number: system_suite(number, ml_kem_provider(config.crypto.ml_kem))
             for number in SUITE_NUMBERS
@@ -108,20 +113,30 @@ class Node:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Bring everything up; on leaving, links stop and interfaces stay as they are."""
+        trio.lowlevel.add_instrument(self._pauses)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for peer in self.config.peers.values():
-                # Guard routes come first: before any interface, and whatever becomes of it
-                await self._upkeep.guard(peer)
+            # Guard routes come first: before any interface, and whatever becomes of it
+            await self._upkeep.guard_all()
+            for number, peer in enumerate(self.config.peers.values(), 1):
                 self.start_link(peer)
+                if number % AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
             for tunnel in self.tunnels.values():
                 await tunnel.try_open()
             nursery.start_soon(self.engine.run)
             nursery.start_soon(self._upkeep.run)
             for tunnel in self.tunnels.values():
                 self._tunnel_scopes[tunnel.name] = self._keep_running(tunnel.run)
+            # What lives as long as the daemon is not looked through for garbage again and again:
+            # with 1,000 links that takes 60 ms each time
+            gc.freeze()
             yield
             self._nursery = None
+            for number, scope in enumerate(self._scopes.values(), 1):
+                scope.cancel()
+                if number % AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
         with trio.move_on_after(STOP_SECONDS):
             for link in self.links.values():
@@ -180,6 +195,8 @@ class Node:
                 if (link_config := link.config_with(peer, config.locals_of(peer))) is not None
             ]
             for fingerprint in {one for link_config in known for one in link_config.remotes}:
+                if endpoint.knows_public_key(fingerprint):
+                    continue
                 public_key = self._peer_keys.load(fingerprint)
                 if public_key is not None:
                     endpoint.know_public_key(fingerprint, public_key)
@@ -243,6 +260,11 @@ class Node:
         for tunnel in tuple(self.tunnels.values()):
             await self._refresh(tunnel)
         endpoint = self.engine.endpoint.statistics()
+        links: list[LinkStatus] = []
+        for link in tuple(self.links.values()):
+            links.append(self._link_status(link))
+            if len(links) % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
         counters = {f"rejected: {reason}": count for reason, count in endpoint.rejected.items()}
         counters |= {
             "datagrams_accepted": endpoint.accepted,
@@ -259,9 +281,11 @@ class Node:
             ],
             pid=os.getpid(),
             uptime_seconds=round(boottime() - self._started_at, 1),
+            longest_pause_ms=round(self._pauses.longest * 1e3, 1),
+            longest_pause_cpu_ms=round(self._pauses.longest_cpu * 1e3, 1),
             listen=self._transport.local_names(),
             tunnels=[tunnel_status(tunnel) for tunnel in self.tunnels.values()],
-            links=[self._link_status(link) for link in self.links.values()],
+            links=links,
             counters=counters,
             warnings=[
                 *(str(note) for note in self.config.notes),
@@ -282,7 +306,7 @@ class Node:
 
     def _link_status(self, link: ManagedLink) -> LinkStatus:
         counters = dict(self._journal.link_counters.get(link.name, {}))
-        exchange = self.engine.endpoint.link(link.name) if link.joined else None
+        exchange = self.engine.endpoint.look_at(link.name) if link.joined else None
         return link_status(link, exchange, counters)
 
     def _named(self, name: str) -> ManagedLink:

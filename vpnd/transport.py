@@ -7,6 +7,7 @@ port) is waited for, while the others work.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -19,10 +20,15 @@ from vpnd.listener import NOT_OPENED, Arrival, Listener, listeners
 
 DRAIN: Final = 64
 """Datagrams read at a stretch before other tasks get their turn."""
+DRAIN_SECONDS: Final = 0.01
+"""And how long at the most, since a step of an exchange costs a millisecond."""
+LULL_SECONDS: Final = 0.001
+"""What is waited under a flood, so that many datagrams are taken at one wake-up."""
 RETRY_SECONDS: Final = 2.0
 """Between two attempts to open a socket, and two looks whether its device is still there."""
 
 Receive = Callable[[bytes, Address], None]
+Drained = Callable[[], bool]
 
 _TRANSIENT: Final = {
     errno.EAGAIN,
@@ -66,21 +72,22 @@ class Transport:
         elif listener.problem != before:
             self._journal.record("listen_failed", level="error", reason=listener.problem)
 
-    async def run(self, receive: Receive) -> None:
-        """Hand every datagram to `receive` until cancelled."""
+    async def run(self, receive: Receive, drained: Drained) -> None:
+        """Hand every datagram to `receive` until cancelled; `drained` is called when those that
+        had come have been taken, and says whether to wait a moment for more."""
         async with trio.open_nursery() as nursery:
             for listener in self._listeners:
-                nursery.start_soon(self._keep, listener, receive)
+                nursery.start_soon(self._keep, listener, receive, drained)
             nursery.start_soon(self._watch_devices)
 
-    async def _keep(self, listener: Listener, receive: Receive) -> None:
+    async def _keep(self, listener: Listener, receive: Receive, drained: Drained) -> None:
         while True:
             while listener.problem:
                 await trio.sleep(RETRY_SECONDS)
                 self._try_open(listener)
             with trio.CancelScope() as scope:
                 self._scopes[listener] = scope
-                await _read(listener, receive)
+                await _read(listener, receive, drained)
             listener.lose()
             self._try_open(listener)
 
@@ -122,10 +129,11 @@ class Transport:
             listener.close()
 
 
-async def _read(listener: Listener, receive: Receive) -> None:
+async def _read(listener: Listener, receive: Receive, drained: Drained) -> None:
     # One wait for many datagrams: an await for each would cost more than refusing it
     while True:
         await listener.wait_readable()
+        until = time.perf_counter() + DRAIN_SECONDS
         for _ in range(DRAIN):
             try:
                 data, source = listener.receive()
@@ -136,3 +144,7 @@ async def _read(listener: Listener, receive: Receive) -> None:
                     raise
                 continue
             receive(data, source)
+            if time.perf_counter() > until:
+                break  # exchanges, not junk
+        if drained():
+            await trio.sleep(LULL_SECONDS)

@@ -18,6 +18,7 @@ from tun import (
     HandshakeStamp,
     InterfaceMissing,
     KeyChanged,
+    NotOurs,
     PeerMissing,
     PeerSpec,
     PeerStatus,
@@ -35,11 +36,19 @@ from vpnd.journal import Journal
 from vpnd.tunnel_mtu import AutoMtu
 
 RETRY_SECONDS: Final = 5.0
-DUMP_WHEN_AWAITED: Final = 1.0
-DUMP_WHEN_AWAITED_BY_MANY: Final = 5.0
 DUMP_WHEN_IDLE: Final = 5.0
 """A new session is seen this late at the most, and renewals are due by its age."""
+DUMP_WHEN_AWAITED: Final = 1.0
+DUMP_AT_FIRST: Final = 0.05
+"""After a key was set on a peer that had no session: WireGuard's handshake comes at once."""
+SLOWER_EACH_TIME: Final = 1.5
+"""The dumps after that, until they are as rare as those of any key that is awaited."""
 MANY_PEERS: Final = 50
+DUMPS_SHARE: Final = 100
+"""With many peers, a pause follows a look that is this many times as long as it took, up to
+DUMP_WHEN_IDLE: looking costs 1 % of a core."""
+TOLD_AT_ONCE: Final = 50
+"""Links that are told of a dump before other tasks get their turn."""
 FRESH_SECONDS: Final = 1.0
 """A dump of this age is good enough for who asks for a status."""
 CHANGE_SECONDS: Final = 6.0
@@ -74,6 +83,9 @@ class TunnelUser(Protocol):
     def wanted(self) -> tuple[tuple[Prefix, ...], int]:
         """Allowed IPs and keepalive, as configured."""
 
+    def routed(self) -> tuple[Prefix, ...]:
+        """What leads into the interface: nothing without a peer there, or one that comes next."""
+
 
 @dataclass(frozen=True, slots=True)
 class Installed:
@@ -105,8 +117,12 @@ class ManagedTunnel:
         self._journal = journal
         self._tunnel: Tunnel | None = None
         self._changing = trio.Lock()
+        self._installing: set[bytes] = set()
+        """Peers whose PSK is being set."""
         self._looking = trio.Lock()
         self._looked_at = 0.0
+        self._look_took = 0.0
+        self._pause = DUMP_WHEN_AWAITED
         self._wanted = trio.Event()
         self._unwanted: dict[bytes, float] = {}
         """Peers that have to go, and when; an entry leaves only once the peer has."""
@@ -155,7 +171,7 @@ class ManagedTunnel:
             backend=tunnel.backend,
             adopted=tunnel.adopted,
         )
-        self._tell_users(lambda user: user.tunnel_opened(peers))
+        await self._tell_users(lambda user: user.tunnel_opened(peers))
         await self._adopt(peers)
 
     async def _adopt(self, peers: Mapping[bytes, PeerStatus]) -> None:
@@ -183,7 +199,9 @@ class ManagedTunnel:
                 await trio.sleep(RETRY_SECONDS)
                 await self.try_open()
             else:
-                with trio.move_on_after(self._dump_interval()):
+                pause = self._pause_after_look()
+                await trio.sleep(pause)
+                with trio.move_on_after(max(0.0, self._dump_interval() - pause)):
                     await self._wanted.wait()
                 self._wanted = trio.Event()
                 await self._look()
@@ -192,15 +210,27 @@ class ManagedTunnel:
                 if self._tunnel is not None and self._tunnel.is_altered:
                     await self.restore()
 
-    def look_soon(self) -> None:
-        """Something is waited for from now on: do not sleep out a long interval."""
+    def look_soon(self, *, at_first: bool = False) -> None:
+        """Something is waited for from now on: do not sleep out a long interval.
+
+        With `at_first` it comes in no time, if it comes: looks are close together for a while.
+        """
+        if at_first:
+            self._pause = DUMP_AT_FIRST
         self._wanted.set()
+
+    def _pause_after_look(self) -> float:
+        if len(self.users) <= MANY_PEERS:
+            return 0.0
+        return min(self._look_took * DUMPS_SHARE, DUMP_WHEN_IDLE)
 
     def _dump_interval(self) -> float:
         if not any(user.awaits_handshake() for user in self.users):
+            self._pause = DUMP_WHEN_AWAITED
             return DUMP_WHEN_IDLE
-        many = len(self.users) > MANY_PEERS
-        return DUMP_WHEN_AWAITED_BY_MANY if many else DUMP_WHEN_AWAITED
+        pause = self._pause
+        self._pause = min(pause * SLOWER_EACH_TIME, DUMP_WHEN_AWAITED)
+        return pause
 
     async def _look(self) -> None:
         """One dump, told to every link; an interface that is gone is made anew."""
@@ -229,7 +259,8 @@ class ManagedTunnel:
                 if key is not None:
                     user.observe(peers.get(key), now)
 
-            self._tell_users(show)
+            await self._tell_users(show)
+            self._look_took = boottime() - now
 
     async def _renew_key(self, error: InterfaceMissing) -> None:
         """A private key that somebody else has set is known to somebody else."""
@@ -247,10 +278,16 @@ class ManagedTunnel:
         self._unwanted.clear()
         await self.try_open()
         if self._tunnel is None:
-            self._tell_users(lambda user: user.tunnel_lost())
+            await self._tell_users(lambda user: user.tunnel_lost())
 
-    def _tell_users(self, tell: Callable[[TunnelUser], None]) -> None:
-        for user in tuple(self.users):
+    async def _tell_users(self, tell: Callable[[TunnelUser], None]) -> None:
+        present = set(self.users)
+        for number, user in enumerate(tuple(self.users), 1):
+            if number % TOLD_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+                present = set(self.users)
+            if user not in present:
+                continue  # it was removed meanwhile
             try:
                 tell(user)
             except Exception as error:
@@ -264,19 +301,22 @@ class ManagedTunnel:
     async def install(self, peer: PeerSpec, *, instead_of: bytes | None) -> Installed:
         """Put the PSK in place: change it, add the peer, or replace another by it.
 
-        Raises TunError, also when the backend takes too long: then the PSK may be set all the
-        same.
+        Several peers at a time: they share the dumps before and after. Raises TunError, also when
+        the backend takes too long: then the PSK may be set all the same.
         """
-        with trio.move_on_after(CHANGE_SECONDS) as scope:
-            async with self._changing:
+        self._installing.add(peer.public_key)
+        try:
+            with trio.move_on_after(CHANGE_SECONDS) as scope:
                 return await self._install(peer, instead_of)
+        finally:
+            self._installing.discard(peer.public_key)
         if scope.cancelled_caught:
             raise TunError(f"{self.spec.interface}: the key was not set within {CHANGE_SECONDS} s")
         raise AssertionError("unreachable")
 
     async def _install(self, peer: PeerSpec, instead_of: bytes | None) -> Installed:
         tunnel = self._live()
-        status = (await tunnel.peers()).get(peer.public_key)
+        status = await tunnel.peer(peer.public_key)
         if status is None:
             await self._add(tunnel, peer, instead_of)
             before = Installed(was_present=False, stamp_before=None)
@@ -334,7 +374,7 @@ class ManagedTunnel:
         in_use = {user.peer_key() for user in self.users}
         now = boottime()
         for key in [key for key, at in self._unwanted.items() if at <= now]:
-            if key in in_use:
+            if key in in_use or key in self._installing:
                 del self._unwanted[key]
                 continue
             self._journal.record(
@@ -342,21 +382,17 @@ class ManagedTunnel:
             )
             try:
                 async with self._changing:
-                    await self._remove(key)
+                    if key not in self._installing:
+                        await self._remove(key)
             except BackendErrors as error:
                 self._trouble("tunnel_failed", error)
 
     # ---- routes
 
     async def set_routes(self) -> frozenset[Prefix]:
-        """Routes into the interface for every peer that is on it; those that had been set before
-        and were gone."""
-        prefixes = {
-            prefix
-            for user in self.users
-            if user.peer_key() is not None
-            for prefix in user.wanted()[0]
-        }
+        """Routes into the interface for every peer that is on it, or comes next; those that had
+        been set before and were gone."""
+        prefixes = {prefix for user in self.users for prefix in user.routed()}
         async with self._changing:
             if self._tunnel is None:
                 return frozenset()
@@ -370,6 +406,23 @@ class ManagedTunnel:
             self._routes_error = ""
             gone, self._routes = missing & self._routes, frozenset(prefixes)
             return gone
+
+    async def add_routes(self, prefixes: Iterable[Prefix]) -> None:
+        """Routes into the interface for a peer that comes next."""
+        async with self._changing:
+            if self._tunnel is None:
+                return
+            try:
+                await self._tunnel.add_routes(prefixes)
+            except NotOurs:
+                pass  # some stand already: all have to be looked at
+            except BackendErrors as error:
+                self._trouble("routes_failed", error)
+                return
+            else:
+                self._routes |= frozenset(prefixes)
+                return
+        await self.set_routes()
 
     async def set_guards(self, prefixes: Iterable[Prefix]) -> frozenset[Prefix]:
         """Guard routes for these prefixes, in the tunnel's table; those that were missing.

@@ -45,6 +45,11 @@ class Upkeep:
     def warnings(self) -> list[str]:
         return [f"{peer}: {fault}" for peer, fault in self._faults.items()]
 
+    async def guard_all(self) -> None:
+        """Set the guard routes of all peers, for the first time."""
+        for tunnel in self._node.tunnels.values():
+            await self._guards(tunnel, told=False)
+
     async def guard(self, peer: PeerConfig) -> None:
         """Set the guard routes of a peer; what fails is tried again by itself: what stands in the
         way of one guard must not keep other links down."""
@@ -77,8 +82,8 @@ class Upkeep:
         for tunnel in tuple(self._node.tunnels.values()):
             await tunnel.restore()
 
-    async def _guards(self, tunnel: ManagedTunnel) -> None:
-        """Set again what is missing of a tunnel's guard routes: all in one look."""
+    async def _guards(self, tunnel: ManagedTunnel, *, told: bool = True) -> None:
+        """Set what is missing of a tunnel's guard routes, all in one look, and tell of it."""
         peers = self._peers_of(tunnel)
         try:
             missing = await tunnel.set_guards({prefix for own in peers.values() for prefix in own})
@@ -97,7 +102,7 @@ class Upkeep:
         for name in peers.keys() & self._faults.keys():
             del self._faults[name]
             missing -= peers[name]  # they were known to be
-        if missing:
+        if missing and told:
             self._journal.record(
                 "put_right",
                 level="warning",

@@ -168,6 +168,8 @@ class FakeDaemon:
             identities=[{"suite": 1, "text": IDENTITY}],
             pid=4711,
             uptime_seconds=7265.0,
+            longest_pause_ms=3.2,
+            longest_pause_cpu_ms=2.1,
             listen=["[::]:51821"],
             tunnels=[],
             links=self.links,

@@ -11,7 +11,6 @@ rules that look as good and are not.
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,12 +24,12 @@ from kex.external import ExternalMode
 from kex.link_state import LinkState
 from kex.responder import OpenedInitConf
 from kex.wire import MessageType
+from tests.examples import FAST
 from tests.kex.exploration import Budget, Exploration, Report, Violation, is_dead
 from tests.kex.one_end import Action, Do
 from tests.kex.two_ends import OLD_PSK, TwoEnds
 
 OFF, PREFER, REQUIRE = ExternalMode.OFF, ExternalMode.PREFER, ExternalMode.REQUIRE
-FAST = bool(os.environ.get("VPND_TEST_FAST"))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from kex.external import (
 )
 from kex.secret import Secret
 from kex.wire import MessageType
+from tests.examples import examples
 
 from .harness import (
     OFF,
@@ -85,14 +86,14 @@ def test_the_bytes_of_root_input() -> None:
 ANY_KEYS = st.lists(st.one_of(st.none(), st.binary(max_size=40)), max_size=MAX_EXTERNAL_KEYS)
 
 
-@settings(max_examples=500, deadline=None, database=None)
+@settings(max_examples=examples(500), deadline=None, database=None)
 @given(ANY_KEYS, ANY_KEYS)
 def test_no_two_lists_give_the_same_input(one: list[Any], other: list[Any]) -> None:
     inputs = [root_input([mixed(key) for key in keys]) for keys in (one, other)]
     assert (inputs[0] == inputs[1]) == (one == other)
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=examples(200), deadline=None, database=None)
 @given(ANY_KEYS)
 def test_the_list_can_be_read_back(keys: list[bytes | None]) -> None:
     """Which is what makes it unambiguous."""

@@ -23,6 +23,7 @@ from kex.external import ExternalKey
 from kex.identity import Fingerprint
 from kex.suites import Suite
 from kex.wire import Fragment, MessageType
+from tests.examples import examples
 
 from . import forging
 from .harness import (
@@ -43,7 +44,7 @@ from .harness import (
 )
 
 QUICK = settings(
-    max_examples=200,
+    max_examples=examples(200),
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

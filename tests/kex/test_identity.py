@@ -15,6 +15,7 @@ from kex import bech32m
 from kex.errors import InvalidIdentity, KexError
 from kex.identity import TEXT_LENGTH, Fingerprint, Identity
 from kex.suites import SUITE_NUMBERS, Suite, suite
+from tests.examples import examples
 
 FINGERPRINTS = st.builds(
     Fingerprint, st.sampled_from(SUITE_NUMBERS), st.binary(min_size=32, max_size=32)
@@ -126,7 +127,7 @@ CHARACTERS = st.one_of(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(
     fingerprint=FINGERPRINTS,
     index=st.integers(0, TEXT_LENGTH - 1),
@@ -141,7 +142,7 @@ def test_any_single_wrong_character_is_refused(
         refuses(text[:index] + character + text[index + 1 :])
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(fingerprint=FINGERPRINTS, index=st.integers(0, TEXT_LENGTH), character=CHARACTERS)
 def test_any_lost_added_or_swapped_character_is_refused(
     fingerprint: Fingerprint, index: int, character: str
@@ -154,7 +155,7 @@ def test_any_lost_added_or_swapped_character_is_refused(
         refuses(text[:index] + text[index + 1] + text[index] + text[index + 2 :])
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     fingerprint=FINGERPRINTS,
     changes=st.dictionaries(

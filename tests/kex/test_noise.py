@@ -16,6 +16,7 @@ from kex.errors import AuthenticationFailed, PacketRejected
 from kex.noise import InitiatorState, ResponderState, Session, SymmetricState
 from kex.secret import Secret
 from kex.suites import PrivateKey, Suite, suite
+from tests.examples import examples
 from tests.kex.reference import GivenBytes, deterministic_suite
 from tests.kex.vectors import PQIK
 
@@ -163,7 +164,7 @@ def test_any_flipped_bit_is_refused(number: int, data: st.DataObject) -> None:
     ex.still_completes()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(number=st.sampled_from([1, 2]), noise_bytes=st.binary(max_size=64), cut=st.integers(0, 200))
 def test_any_other_length_is_refused(number: int, noise_bytes: bytes, cut: int) -> None:
     ex = exchange(number)

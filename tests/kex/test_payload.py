@@ -34,6 +34,7 @@ from kex.payload import (
     ResponderPayload,
 )
 from kex.suites import suite as make_suite
+from tests.examples import examples
 
 from .reference import SeededBytes
 
@@ -129,7 +130,7 @@ LISTINGS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100), deadline=None, database=None)
 @given(ANNOUNCEMENTS, st.lists(LISTINGS, max_size=MAX_EXTERNAL_KEYS).map(tuple))
 def test_initiator_round_trip(said: Announcement, keys: tuple[ExternalListing, ...]) -> None:
     original = InitiatorPayload(said, keys)
@@ -138,7 +139,7 @@ def test_initiator_round_trip(said: Announcement, keys: tuple[ExternalListing, .
     assert payload.decode_initiator_untrusted(encoded) == original
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100), deadline=None, database=None)
 @given(ANNOUNCEMENTS, st.integers(0, MAX_EXTERNAL_KEYS), st.sampled_from([1, 2]))
 def test_responder_round_trip(said: Announcement, mixed: int, suite: int) -> None:
     original = ResponderPayload(said, mixed, suite)
@@ -147,7 +148,7 @@ def test_responder_round_trip(said: Announcement, mixed: int, suite: int) -> Non
     assert payload.decode_responder_untrusted(encoded) == original
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100), deadline=None, database=None)
 @given(st.integers(0, 255), st.text(max_size=300))
 def test_refusal_round_trip(code: int, detail: str) -> None:
     """A detail is cut where it does not fit, and holds nothing that steers a terminal."""
@@ -341,7 +342,7 @@ def room_needed(said: InitiatorPayload) -> int:
     return size
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100), deadline=None, database=None)
 @given(ANNOUNCEMENTS, st.lists(LISTINGS, max_size=MAX_EXTERNAL_KEYS).map(tuple))
 def test_the_sum_of_what_fits(announced: Announcement, keys: tuple[ExternalListing, ...]) -> None:
     said = InitiatorPayload(announced, keys)

@@ -21,6 +21,7 @@ from kex.reassembly import (
     Reassembly,
 )
 from kex.wire import Fragment, MessageType
+from tests.examples import examples
 
 from .harness import SUITES, finish, pair, same_key
 
@@ -70,7 +71,7 @@ def check_bounds(held: Reassembly) -> None:
 # ---- whole messages
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100), deadline=None, database=None)
 @given(
     length=st.integers(1, 6000),
     chunk_length=st.integers(wire.MIN_CHUNK_LENGTH, wire.MAX_CHUNK_LENGTH),

@@ -7,7 +7,6 @@ hold, and that a link closes when the lifetime of its key is over, not sooner an
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,12 +21,12 @@ from kex.events import StartReason
 from kex.external import ExternalMode
 from kex.suites import RandomSource, Suite
 from kex.suites import suite as make_suite
+from tests.examples import FAST
 from tests.kex.gateway import LinkPlan, Site, SuiteMaker, connect
 from tests.kex.stand_in import StandInSuite
 from tests.kex.wireguard import HANDSHAKE_RETRY, REKEY_AFTER, SESSION_ENDS
 from tests.kex.world import Weather, World
 
-FAST = bool(os.environ.get("VPND_TEST_FAST"))
 OFF, PREFER, REQUIRE = ExternalMode.OFF, ExternalMode.PREFER, ExternalMode.REQUIRE
 MODES = ((OFF, OFF), (OFF, OFF), (PREFER, PREFER), (REQUIRE, REQUIRE), (OFF, PREFER))
 HOUR = 3600.0

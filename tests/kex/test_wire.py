@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kex import wire
 from kex.errors import PacketRejected
 from kex.wire import Fragment, MessageType
+from tests.examples import examples
 
 from .harness import identity
 
@@ -69,7 +70,7 @@ def test_an_answer_carries_no_mac2() -> None:
                 wire.parse_untrusted(datagram)
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=examples(200), deadline=None, database=None)
 @given(body=st.binary(min_size=1, max_size=6000), chunk_length=st.integers(MIN, MAX))
 def test_cut_and_joined(body: bytes, chunk_length: int) -> None:
     fragments = cut(body, chunk_length)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.vpnd.config_files import Site, problems_of, refusal, toml
 from vpnd.config_model import (
     Defaults,
@@ -148,7 +149,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(field=st.sampled_from(FIELDS), value=toml_values())
 def test_any_value_in_any_field(
     folder: Path, field: tuple[str, tuple[str, ...]], value: Any
@@ -156,7 +157,7 @@ def test_any_value_in_any_field(
     check_refusal_names(Site(folder), *field, value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(content=st.binary(max_size=200), peer=st.booleans())
 @example(content=b"\xff\xfe", peer=False)
 @example(content=b"a = " + b"[" * 5000, peer=True)
@@ -171,7 +172,7 @@ def test_any_bytes_as_a_file(folder: Path, content: bytes, peer: bool) -> None:
     assert any(problem.file == path for problem in problems_of(site.path))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.data())
 def test_any_typing_error_in_a_file(folder: Path, data: st.DataObject) -> None:
     site = Site(folder)

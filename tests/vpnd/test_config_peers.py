@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kex.identity import Fingerprint
+from tests.examples import examples
 from tests.vpnd.config_files import AMS1, LON1, Site
 from vpnd.atomic_file import FileExists
 from vpnd.config import load_config
@@ -136,7 +137,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(values=requests)
 def test_any_peer_reads_back_as_it_was_meant(folder: Path, values: dict[str, Any]) -> None:
     wanted = validate(PeerRequest, values, Source(None))

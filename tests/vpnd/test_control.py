@@ -81,6 +81,8 @@ class MemoryNode:
             identities=[],
             pid=os.getpid(),
             uptime_seconds=1.5,
+            longest_pause_ms=3.2,
+            longest_pause_cpu_ms=2.1,
             listen=[],
             tunnels=[],
             links=[_link(name) for name in self.added],

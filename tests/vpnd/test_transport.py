@@ -32,7 +32,7 @@ async def echoing(*listen: ListenAddress) -> AsyncIterator[Transport]:
     transport.open()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(transport.run, transport.send)
+            nursery.start_soon(transport.run, transport.send, lambda: False)
             yield transport
             nursery.cancel_scope.cancel()
     finally:
