@@ -37,8 +37,8 @@ Ancillary = list[tuple[int, int, bytes]]
 class Arrival(Address):
     """Where a datagram came from, and the way back. Equal to the plain address."""
 
-    listener: Listener
-    ancillary: Ancillary
+    way: tuple[Listener, Ancillary]
+    """The listener that it came to, and what the kernel told of it."""
 
 
 class Listener:
@@ -128,8 +128,9 @@ class Listener:
         host = source[0]
         if host.startswith(_MAPPED) and "." in host:
             host = host[len(_MAPPED) :]
-        arrival = Arrival(host, source[1])
-        arrival.listener, arrival.ancillary = self, ancillary
+        # As Arrival(host, port) does it, in half the time: a flood pays this for each datagram
+        arrival = tuple.__new__(Arrival, (host, source[1]))
+        arrival.way = self, ancillary
         return data, arrival
 
     # ---- sending

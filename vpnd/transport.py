@@ -105,10 +105,10 @@ class Transport:
         To where a datagram came from, it goes the way that that one came.
         """
         try:
-            if isinstance(address, Arrival) and address.listener.send(
-                data, address, address.ancillary
-            ):
-                return
+            if isinstance(address, Arrival):
+                listener, way = address.way
+                if listener.send(data, address, way):
+                    return
             # Nothing came from there, or the address that was asked is gone
             if any(listener.send(data, address) for listener in self._listeners):
                 return
