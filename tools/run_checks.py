@@ -152,7 +152,7 @@ def stages(mode: str) -> list[Stage]:
             "netns kernel",
             "netns-tests",
             "-v",
-            "-n3",
+            *SIDE_BY_SIDE,
             *("-m", "kernel" if long else "kernel and not long"),
             timeout=factor * 50 * MINUTE,
         )
