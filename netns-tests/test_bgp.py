@@ -30,7 +30,7 @@ from lab.programs import identity_of
 from lab.site import Site
 from lab.spec import LabSpec
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 LAB_FILE = f"""
@@ -192,6 +192,7 @@ async def in_the_clear(captures: list[Capture]) -> int:
     return sum(each.clear for each in seen)
 
 
+@pytest.mark.kernel
 async def test_one_of_two_carriers_is_cut(case: Case) -> None:
     async with two_carriers() as lab, captured(lab) as carriers:
         async with offered(lab) as traffic:

@@ -24,7 +24,7 @@ from lab.proof import installed, same_preshared_key, wait_new_key
 from lab.site import Site
 from lab.spec import LabSpec
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 TWO = f"""
@@ -94,6 +94,7 @@ async def put_right(site: Site, case: str, command: str, look: Look, *, told: st
     print(f"{case} on {BACKEND}: put right after {trio.current_time() - started:.1f} s")
 
 
+@pytest.mark.kernel
 async def test_what_is_changed_by_hand_is_put_right() -> None:
     async with linked() as lab:
         fra = lab.site("fra")

@@ -21,7 +21,7 @@ from lab.lab import Lab
 from lab.plan import Address
 from lab.proof import prove
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 KEEPALIVE = 25
 NAME = "ams.test"

@@ -101,7 +101,7 @@ def write_peer(lab: Lab, at: str, peer: str, *more: str) -> None:
     (folder / f"{peer}.toml").write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.kernel
+@pytest.mark.kernel_long
 async def test_a_renewal_with_nothing_but_key_exchange_and_wireguard_between_the_sites(
     case: Case,
 ) -> None:
@@ -191,7 +191,7 @@ done 2>/dev/null
 """
 
 
-@pytest.mark.kernel
+@pytest.mark.kernel_long
 async def test_a_removed_link_is_guarded_no_more(case: Case) -> None:
     """The operator has taken the link away: what it protected goes as any other traffic does."""
     async with running() as now:

@@ -14,7 +14,7 @@ from report import Case
 
 from lab.site import Site
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 THREE = f"""
 {TWO}

@@ -30,7 +30,7 @@ from lab.patience import patient
 from lab.plan import Address
 from lab.proof import installed, prove, wait_new_key
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 # ---- NAT
 

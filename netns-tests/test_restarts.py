@@ -28,7 +28,7 @@ from lab.patience import patient
 from lab.proof import KeyPair, in_force, same_preshared_key, wait_in_force
 from lab.site import Site
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 AWAY_SECONDS = 40.0
 """How long a daemon is away; docs/operations.md promises that nothing is lost within 45 s."""
@@ -37,7 +37,7 @@ AGAIN_SECONDS = 5.0
 """The goal for traffic where the interface is gone; asserted with a margin."""
 
 
-@pytest.mark.parametrize("victims", ["fra", "ams", "both"])
+@pytest.mark.parametrize("victims", ["fra", "ams", pytest.param("both", marks=pytest.mark.kernel)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda each: each.name)
 async def test_restart(number: signal.Signals, victims: str, case: Case) -> None:
     async with linked() as lab, nothing_lost(lab, case):

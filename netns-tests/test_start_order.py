@@ -19,7 +19,7 @@ from lab.lab import Lab
 from lab.patience import patient
 from lab.proof import key_id
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 ONLY_FRA_CALLS = f"""
 [sites.fra]

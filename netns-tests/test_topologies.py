@@ -26,12 +26,13 @@ from report import Case
 from lab.lab import Lab
 from lab.proof import installed, key_id, prove, same_preshared_key
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 BRANCHES = 20 if BACKEND == "userspace" else 4
 """An emulated processor takes minutes to start twenty daemons: there are fewer there."""
 
 
+@pytest.mark.kernel
 async def test_three_sites_in_a_full_mesh_renew_without_loss(case: Case) -> None:
     """One interface at each, with two peers; all six directions carry traffic."""
     pairs = (("fra", "ams"), ("fra", "lon"), ("ams", "lon"))

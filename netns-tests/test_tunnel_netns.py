@@ -34,7 +34,7 @@ from lab.proof import in_force, installed, prove, wait_in_force, wait_new_key
 from lab.site import Site
 from lab.spec import LabSpec
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 HANDSHAKE_SECONDS = 160.0
@@ -134,6 +134,7 @@ async def require_all_inside(lab: Lab) -> None:
     assert "wg1" in names
 
 
+@pytest.mark.kernel
 async def test_a_namespace_that_comes_later_and_a_restart_without_loss() -> None:
     async with lab_with_netns() as lab:
         fra = lab.site("fra")

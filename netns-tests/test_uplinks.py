@@ -21,7 +21,7 @@ from lab.proof import installed, wait_new_key
 from lab.site import Site
 from lab.spec import LabSpec
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 PORT = 51821
@@ -194,6 +194,7 @@ def needs_vrf() -> None:
         pytest.skip(f"this kernel has no VRF: {done.stderr.strip()}")
 
 
+@pytest.mark.kernel
 @pytest.mark.usefixtures("needs_vrf")
 async def test_a_tunnel_in_a_vrf() -> None:
     async with open_lab(spec(uplinks='["carrier"]')) as lab:

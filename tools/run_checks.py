@@ -153,7 +153,7 @@ def stages(mode: str) -> list[Stage]:
             "netns-tests",
             "-v",
             *SIDE_BY_SIDE,
-            *("-m", "kernel" if long else "kernel and not long"),
+            *("-m", "kernel or kernel_long" if long else "kernel and not long"),
             timeout=factor * 50 * MINUTE,
         )
     )
