@@ -220,8 +220,8 @@ async def open_meter(
 
     `addresses`: of `one` and of `other`. `rate`: datagrams a second each way, fewer by the lab's
     patience (lab.patience); `size`: bytes of UDP payload; `silence`: seconds from which a silence
-    is a gap (default: 50 ms, or two and a half intervals where that is more). Raises LabError where a process cannot be
-    started.
+    is a gap (default: 50 ms, or two and a half intervals where that is more). Raises LabError
+    where a process cannot be started.
     """
     if not SIZE_MIN <= size <= SIZE_MAX or not 0 < rate < NUMBER_LIMIT or not math.isfinite(rate):
         raise LabError(f"a size from {SIZE_MIN} to {SIZE_MAX} bytes and a rate above 0 are needed")
