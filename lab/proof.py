@@ -8,13 +8,17 @@ handshake made after the key was installed.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+
+import trio
 
 from lab.errors import LabError
 from lab.lab import Lab
 from lab.meter import Report
-from lab.site import Site
+from lab.patience import patient
+from lab.site import ASK_EVERY_SECONDS, Site
 
 
 class NotProved(LabError):
@@ -69,17 +73,28 @@ async def installed(lab: Lab, one: str, other: str) -> KeyPair:
 async def wait_new_key(
     lab: Lab, one: str, other: str, *, before: KeyPair, seconds: float = 30
 ) -> KeyPair:
-    """Wait until both ends have installed one and the same key that is not the one before."""
+    """Wait until both ends have installed one and the same key that is not the one before.
+
+    Raises WaitTimeout, and NotProved where they go on to differ.
+    """
 
     def fresh(status: Any) -> bool:
         return key_id(status, "key_installed") not in ("", before.one, before.other)
 
     for site, peer in ((one, other), (other, one)):
         await lab.site(site).wait_link(peer, fresh, what="given a new key", seconds=seconds)
-    now = await installed(lab, one, other)
-    if now.one != now.other:
-        raise NotProved(f"the two ends show different key ids: {now}")
-    return now
+    return await _wait_equal(lambda: installed(lab, one, other), "installed", seconds)
+
+
+async def _wait_equal(ask: Callable[[], Awaitable[KeyPair]], what: str, seconds: float) -> KeyPair:
+    """The two ends are asked one after the other, and a further exchange may come in between."""
+    now = await ask()
+    with trio.move_on_after(patient(seconds)):
+        while now.one != now.other or not now.one:
+            await trio.sleep(ASK_EVERY_SECONDS)
+            now = await ask()
+        return now
+    raise NotProved(f"the two ends do not show the same key as {what}: {now}")
 
 
 async def in_force(lab: Lab, one: str, other: str) -> KeyPair:
@@ -94,7 +109,10 @@ async def wait_in_force(
     lab: Lab, one: str, other: str, *, before: KeyPair, seconds: float
 ) -> KeyPair:
     """Wait until both ends have seen a WireGuard handshake made with a key that came after those
-    that were in force `before`, and agree on it. Raises NotProved where they do not."""
+    that were in force `before`, and agree on it.
+
+    Raises WaitTimeout, and NotProved where they go on to differ.
+    """
 
     def taken_up(status: Any) -> bool:
         newest = key_id(status) == key_id(status, "key_installed")
@@ -102,10 +120,7 @@ async def wait_in_force(
 
     for site, peer in ((one, other), (other, one)):
         await lab.site(site).wait_link(peer, taken_up, what="using the new key", seconds=seconds)
-    now = await in_force(lab, one, other)
-    if now.one != now.other:
-        raise NotProved(f"different keys are in force at the two ends: {now}")
-    return now
+    return await _wait_equal(lambda: in_force(lab, one, other), "in force", seconds)
 
 
 async def prove(lab: Lab, one: str, other: str, traffic: Report) -> KeyPair:

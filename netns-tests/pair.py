@@ -10,7 +10,6 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import trio
 from report import Case
@@ -18,13 +17,14 @@ from report import Case
 from lab.lab import Lab, open_lab
 from lab.meter import Meter
 from lab.patience import patient
-from lab.proof import KeyPair, in_force, installed, prove, wait_in_force, wait_new_key
+from lab.proof import KeyPair, in_force, key_id, prove, wait_in_force, wait_new_key
 from lab.site import Site
 from lab.spec import LabSpec
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 HANDSHAKE_SECONDS = 160.0
 """WireGuard makes its next handshake when a session is 120 s old; from 165 s on either end does."""
+SETTLED_SECONDS = 90.0
 ENDS = (("fra", "ams"), ("ams", "fra"))
 TWO = f"""
 [sites.fra]
@@ -54,15 +54,15 @@ async def counted(lab: Lab, *, rate: float = 50) -> AsyncIterator[Meter]:
 
 
 async def settled(lab: Lab) -> KeyPair:
-    """The key, once no exchange is under way or owed any more; the same at both ends."""
-
-    def calm(status: Any) -> bool:
-        due = status["next_renewal_seconds"]
-        return due is not None and bool(due > 30)
-
-    for site, peer in ENDS:
-        await lab.site(site).wait_link(peer, calm, what="at rest", seconds=90)
-    return await installed(lab, "fra", "ams")
+    """The key, once no exchange is under way or owed at either end; the same at both."""
+    with trio.fail_after(patient(SETTLED_SECONDS)):
+        while True:
+            statuses = [await lab.site(site).link_status(peer) for site, peer in ENDS]
+            due = [status["next_renewal_seconds"] for status in statuses]
+            keys = KeyPair(*(key_id(status, "key_installed") for status in statuses))
+            if all(each is not None and each > 30 for each in due) and keys.one == keys.other:
+                return keys
+            await trio.sleep(0.2)
 
 
 @asynccontextmanager

@@ -164,7 +164,7 @@ async def test_disk_full(case: Case) -> None:
         await fra.kill_daemon()
         await fra.start_daemon()
         (status,) = (await fra.status())["links"]
-        assert status["state"] == "active", status["reason"]
+        assert status["state"] in ("active", "degraded"), status["reason"]
         await renewed(lab)
         # Room again
         for site in (fra, ams):

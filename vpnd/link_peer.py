@@ -272,7 +272,10 @@ class WireGuardPeer:
         """After a change; that it cannot be written matters at the next start only."""
         if self._record is None or self.public_key is None:
             return
-        in_force = self.watch.in_force
+        in_force, waiting = self.watch.in_force, self.watch.waiting
+        if waiting is not None and waiting.key_id == self._record.key_id:
+            # A handshake made with the key before moves it: the next start need not be in doubt
+            self._record = replace(self._record, stamp_before=stamp_text(waiting.stamp_before))
         self._record = replace(
             self._record,
             in_force_key_id="" if in_force is None else in_force.key_id,
@@ -307,10 +310,10 @@ class WireGuardPeer:
     def observe(self, status: PeerStatus, now: float) -> tuple[bool, KeyInForce | None]:
         """Take a dump's reading: whether a new session was seen, and the key that it took up."""
         self.status = status
-        before = self.watch.in_force
+        before, waiting = self.watch.in_force, self.watch.waiting
         fresh = self.watch.observe(status.handshake_stamp, status.rx_bytes, status.tx_bytes, now)
         taken_up = self.watch.in_force if self.watch.in_force != before else None
-        if taken_up is not None or self.record_fault:
+        if taken_up is not None or self.watch.waiting != waiting or self.record_fault:
             self.remember()
         return fresh, taken_up
 
