@@ -37,8 +37,20 @@ AGAIN_SECONDS = 5.0
 """The goal for traffic where the interface is gone; asserted with a margin."""
 
 
-@pytest.mark.parametrize("victims", ["fra", "ams", pytest.param("both", marks=pytest.mark.kernel)])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda each: each.name)
+RESTARTS = [
+    *((signal.SIGTERM, victims, ()) for victims in ("fra", "ams", "both")),
+    (signal.SIGKILL, "ams", ()),
+    *((signal.SIGKILL, victims, pytest.mark.kernel) for victims in ("fra", "both")),
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "victims"),
+    [
+        pytest.param(number, victims, marks=marks, id=f"{number.name}-{victims}")
+        for number, victims, marks in RESTARTS
+    ],
+)
 async def test_restart(number: signal.Signals, victims: str, case: Case) -> None:
     async with linked() as lab, nothing_lost(lab, case):
         sites = [lab.site(name) for name in ("fra", "ams") if victims in (name, "both")]
