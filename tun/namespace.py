@@ -46,7 +46,7 @@ OK = b"ok"
 MISSING = b"missing"
 FAILED = b"failed "
 MAX_PACKET = 512
-_PATIENCE = 20.0  # seconds; a first start of Python from a cold disk takes a few
+_PATIENCE = 60.0  # seconds; a start of Python takes less than one, and on a starved host many
 
 _CLONE_NEWNET = 0x40000000
 _SIOCGSKNS = 0x894C
