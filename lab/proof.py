@@ -7,6 +7,7 @@ handshake made after the key was installed.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import trio
 
+from lab.control import NotAnswering
 from lab.errors import LabError
 from lab.lab import Lab
 from lab.meter import Report
@@ -39,7 +41,9 @@ class KeyPair:
 async def _preshared_key(site: Site, peer: str, interface: str) -> str:
     """The preshared key of a peer on an interface, as `wg` prints it: of the one peer there is, or
     of the one that the daemon says. A secret: compare it, no more."""
-    shown = await site.run(["wg", "show", interface, "preshared-keys"])
+    shown = await site.run(
+        [*await _inside(site, interface), "wg", "show", interface, "preshared-keys"]
+    )
     keys = dict(line.split("\t") for line in shown.stdout.splitlines())
     if len(keys) > 1:
         public_key = (await site.link_status(peer))["wireguard"]["peer_public_key"]
@@ -47,6 +51,15 @@ async def _preshared_key(site: Site, peer: str, interface: str) -> str:
     if [psk for psk in keys.values() if psk != "(none)"] == []:
         raise NotProved(f"{site.name}: {interface} has no peer with a PSK for {peer}")
     return keys.popitem()[1]
+
+
+async def _inside(site: Site, interface: str) -> list[str]:
+    """What leads a command to where the interface is, by what the daemon says, if there is one."""
+    with contextlib.suppress(NotAnswering):
+        for tunnel in (await site.status())["tunnels"]:
+            if tunnel["interface"] == interface and tunnel["netns"]:
+                return ["ip", "netns", "exec", tunnel["netns"]]
+    return []
 
 
 async def same_preshared_key(lab: Lab, one: str, other: str, *, interface: str = "wg0") -> bool:
