@@ -42,7 +42,7 @@ test: setup-emulator liboqs-if-possible ## everything but the tests marked long;
 	@$(PYTHON_IN_VENV) tools/run_checks.py full
 
 .PHONY: test-fast
-test-fast: setup ## static checks and the tests that need no namespaces; under a minute
+test-fast: setup ## static checks and the quicker tests that need no namespaces; under a minute
 	@$(PYTHON_IN_VENV) tools/run_checks.py fast
 
 .PHONY: test-long

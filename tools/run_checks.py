@@ -127,7 +127,7 @@ def stages(mode: str) -> list[Stage]:
             "-q",
             "-n2",
             "-m",
-            "not long and not netns",
+            "not slow and not long and not netns",
             timeout=5 * MINUTE,
             # Fewer examples of the explorations and simulations
             VPND_TEST_FAST="1",

@@ -8,6 +8,8 @@ from kex.identity import Fingerprint
 from tests.cli.conftest import Vpnctl, files_below
 from vpnd.config import load_config
 
+pytestmark = pytest.mark.slow
+
 
 class Node:
     def __init__(self, vpnctl: Vpnctl) -> None:

@@ -15,6 +15,8 @@ from tests.cli.fake_daemon import IDENTITY, FakeDaemon
 from vpnd.api import SCHEMA
 from vpnd.config import load_config
 
+pytestmark = pytest.mark.slow
+
 
 class Node:
     """A node below the test's folder."""

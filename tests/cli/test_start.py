@@ -10,6 +10,8 @@ import pytest
 from tests.cli.conftest import PROGRAM, TIMEOUT_SECONDS, Vpnctl
 from tests.cli.fake_daemon import FakeDaemon, link
 
+pytestmark = pytest.mark.slow
+
 SLOW = {"pydantic", "cryptography", "trio", "httpx", "structlog", "rich"}
 
 

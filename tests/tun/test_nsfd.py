@@ -18,6 +18,8 @@ import pytest
 from tun.errors import NamespaceMissing, NamespaceOutOfReach, TunError
 from tun.namespace import FAILED, MAX_PACKET, MISSING, OK, NetlinkKind, ask_helper
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = (sys.executable, "-m", "tun.nsfd")
 NO_NAME = FAILED + b"this is not the name of a network namespace"
 NO_REQUEST = FAILED + b"this is not a request"

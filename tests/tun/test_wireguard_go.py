@@ -12,6 +12,8 @@ import pytest
 from tun.errors import BackendUnavailable, TunError
 from tun.starters import FAILED, MAX_PACKET, InUnit
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = (sys.executable, "-m", "tun.wireguard_go")
 
 
