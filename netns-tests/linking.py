@@ -40,7 +40,7 @@ def open_sites(text: str, *, start: Start = "daemons") -> Any:
 
 
 @asynccontextmanager
-async def linked(text: str) -> AsyncIterator[Lab]:
+async def linked(text: str = TWO) -> AsyncIterator[Lab]:
     """A lab whose links are all active at both ends, on the backend that was asked for."""
     async with open_sites(text, start="links") as lab:
         for link in lab.plan.links:

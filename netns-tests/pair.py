@@ -6,51 +6,22 @@ fra-host ── fra ══ internet ══ ams ── ams-host
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
+from linking import HANDSHAKE_SECONDS, counted
 from report import Case
 
-from lab.lab import Lab, open_lab
+from lab.lab import Lab
 from lab.meter import Meter
 from lab.patience import patient
 from lab.proof import KeyPair, in_force, key_id, prove, wait_in_force, wait_new_key
 from lab.site import Site
-from lab.spec import LabSpec
 
-BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
-HANDSHAKE_SECONDS = 160.0
-"""WireGuard makes its next handshake when a session is 120 s old; from 165 s on either end does."""
 SETTLED_SECONDS = 90.0
 ENDS = (("fra", "ams"), ("ams", "fra"))
-TWO = f"""
-[sites.fra]
-[sites.ams]
-[tunnels.backbone]
-backend = "{BACKEND}"
-"""
-
-
-@asynccontextmanager
-async def linked(text: str = TWO) -> AsyncIterator[Lab]:
-    """The lab, with every link of it active at both ends."""
-    async with open_lab(LabSpec.parse(text, name="pair"), start="links") as lab:
-        for link in lab.plan.links:
-            one, other = link.sites
-            await lab.site(one).wait_state(other, "active")
-            await lab.site(other).wait_state(one, "active")
-        yield lab
-
-
-@asynccontextmanager
-async def counted(lab: Lab, *, rate: float = 50) -> AsyncIterator[Meter]:
-    """Traffic between the hosts of fra and ams, which has begun to arrive."""
-    async with lab.traffic("fra-host", "ams-host", rate=rate) as meter:
-        await meter.wait_received(20)
-        yield meter
 
 
 async def settled(lab: Lab) -> KeyPair:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from pair import ENDS, HANDSHAKE_SECONDS, counted, linked, processes, settled
+from linking import HANDSHAKE_SECONDS, counted, linked
+from pair import ENDS, processes, settled
 from report import Case
 
 from lab.lab import Lab

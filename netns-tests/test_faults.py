@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from pair import ENDS, counted, linked, logged, nothing_lost, passes_again, settled
+from linking import counted, linked
+from pair import ENDS, logged, nothing_lost, passes_again, settled
 from report import Case
 
 from kex.identity import Fingerprint

@@ -9,7 +9,7 @@ How a reload decides what has changed is tried in test_reload.py.
 from __future__ import annotations
 
 import pytest
-from pair import TWO, counted, linked
+from linking import TWO, counted, linked
 from report import Case
 
 from lab.site import Site

@@ -9,18 +9,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from pair import (
-    BACKEND,
-    ENDS,
-    HANDSHAKE_SECONDS,
-    counted,
-    linked,
-    logged,
-    nothing_lost,
-    passes_again,
-    processes,
-    settled,
-)
+from linking import BACKEND, HANDSHAKE_SECONDS, counted, linked
+from pair import ENDS, logged, nothing_lost, passes_again, processes, settled
 from report import Case
 
 from lab.lab import Lab
