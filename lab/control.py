@@ -1,4 +1,6 @@
-"""A daemon's control API, asked from outside its site: HTTP over the Unix socket in the lab folder.
+"""A control API, asked from outside its node: HTTP over the Unix socket in the lab folder.
+
+A daemon's, or a key manager's.
 
 Standard library only. Blocking: call it in a worker thread.
 """
@@ -22,12 +24,12 @@ class NotAnswering(LabError):
 
 
 class Refused(LabError):
-    """The daemon answered with an error; `status` is HTTP's, `code` the API's own."""
+    """It answered with an error; `status` is HTTP's, `code` the API's own."""
 
-    def __init__(self, status: int, body: Any) -> None:
+    def __init__(self, status: int, body: Any, *, who: str = "the daemon") -> None:
         error = body.get("error", {}) if isinstance(body, dict) else {}
         message = error.get("message", str(body))
-        super().__init__(f"the daemon says {status}: {message}", hint=error.get("hint") or "")
+        super().__init__(f"{who} says {status}: {message}", hint=error.get("hint") or "")
         self.status = status
         self.code = error.get("code", "")
 
@@ -45,19 +47,29 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def get(control_socket: Path, path: str) -> Any:
     """GET `path`: the JSON it answers. Raises NotAnswering or Refused."""
+    return ask(control_socket, "GET", path)
+
+
+def ask(
+    control_socket: Path, method: str, path: str, body: Any = None, *, who: str = "the daemon"
+) -> Any:
+    """Ask for anything, with a JSON body if one is given: the JSON answered.
+
+    Raises NotAnswering or Refused; `who` says there who it is.
+    """
     connection = _UnixConnection(control_socket)
     try:
-        connection.request("GET", path)
+        connection.request(method, path, None if body is None else json.dumps(body))
         response = connection.getresponse()
-        body = response.read()
+        answer = response.read()
     except (OSError, http.client.HTTPException) as error:
         raise NotAnswering(f"no answer on {control_socket}: {error}") from error
     finally:
         connection.close()
     try:
-        document = json.loads(body)
+        document = json.loads(answer)
     except ValueError as error:
-        raise NotAnswering(f"{control_socket} does not speak JSON: {body[:80]!r}") from error
+        raise NotAnswering(f"{control_socket} does not speak JSON: {answer[:80]!r}") from error
     if response.status >= 400:
-        raise Refused(response.status, document)
+        raise Refused(response.status, document, who=who)
     return document
