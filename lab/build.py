@@ -28,15 +28,20 @@ def check_host(plan: Plan, folder: Path) -> None:
     if missing := [name for name in _PACKAGES if shutil.which(name, path=path) is None]:
         packages = " ".join(sorted({_PACKAGES[name] for name in missing}))
         raise LabError(f"missing: {', '.join(missing)}", hint=f"apt-get install {packages}")
+    for name in plan.kmes:
+        _check_socket(folder / name / "run" / "kme.sock")
     for name, site in plan.sites.items():
         sockets = [f"wireguard/{tunnel.interface}.sock" for tunnel in site.tunnels]
         for socket in ("vpnd/control.sock", *sockets):
-            file = folder / name / "run" / socket
-            if len(os.fsencode(file)) > SOCKET_PATH_MAX:
-                raise LabError(
-                    f"{file} is longer than the {SOCKET_PATH_MAX} bytes a socket may have",
-                    hint="shorten the lab's name, or set VPND_LAB_ROOT to a shorter folder",
-                )
+            _check_socket(folder / name / "run" / socket)
+
+
+def _check_socket(file: Path) -> None:
+    if len(os.fsencode(file)) > SOCKET_PATH_MAX:
+        raise LabError(
+            f"{file} is longer than the {SOCKET_PATH_MAX} bytes a socket may have",
+            hint="shorten the lab's name, or set VPND_LAB_ROOT to a shorter folder",
+        )
 
 
 def build(state: LabState, plan: Plan) -> None:

@@ -16,6 +16,7 @@ from lab import programs
 from lab.build import build, check_host
 from lab.capture import Capture, open_capture
 from lab.errors import LabError, last_lines
+from lab.external_keys import KeyManager, start_key_managers
 from lab.meter import Meter, open_meter
 from lab.node import Node
 from lab.packets import Ports
@@ -38,8 +39,10 @@ class Lab:
         self.plan = plan
         self._state = state
         self.sites = {name: Site(name, state, plan) for name in plan.sites}
+        self.kmes = {name: KeyManager(name, state, plan) for name in plan.kmes}
         self.nodes: dict[str, Node] = {
-            name: self.sites.get(name) or Node(name, state, plan) for name in plan.nodes
+            name: self.sites.get(name) or self.kmes.get(name) or Node(name, state, plan)
+            for name in plan.nodes
         }
 
     def node(self, name: str) -> Node:
@@ -56,6 +59,21 @@ class Lab:
         if not isinstance(node, Site):
             raise LabError(f"{name} is a {node.kind}, not a site")
         return node
+
+    def kme(self, name: str, *, source: str | None = None) -> KeyManager:
+        """A key manager by its name, or by that of a site: its first one, or that of `source`.
+
+        Raises LabError.
+        """
+        if name in self.sites:
+            for planned in self.plan.sites[name].sources:
+                if planned.kme and source in {None, planned.name}:
+                    return self.kmes[planned.kme]
+        try:
+            return self.kmes[name]
+        except KeyError:
+            hint = f"it has: {', '.join(sorted(self.kmes)) or 'none; write kme = true at a site'}"
+            raise LabError(f"{name} is or has no such key manager", hint=hint) from None
 
     async def start(self, upto: Start = "links") -> None:
         """Start daemons in all sites, and link them as the lab file says."""
@@ -90,20 +108,53 @@ class Lab:
     ) -> list[str]:
         """The arguments of `vpnctl` that tell site `at` of site `peer`; for showing, and for
         `add_peer`, which takes the same."""
+        values = self._peer_values(at, peer, identity=identity, endpoint=endpoint, allow=allow)
+        return programs.peer_add_arguments(peer, **values)
+
+    def write_peer(
+        self,
+        at: str,
+        peer: str,
+        *,
+        identity: str | None = None,
+        endpoint: str | None = "as planned",
+        allow: Sequence[Network] | None = None,
+    ) -> Path:
+        """Write the peer's file, with `[external_keys]` as the lab file says; its path."""
+        values = self._peer_values(at, peer, identity=identity, endpoint=endpoint, allow=allow)
+        said, table = self.link_plan(at, peer).external_keys, ""
+        if said is not None:
+            far = {source.name: source for source in self.plan.sites[peer].sources}
+            table = said.table(far, site=peer)
+        file = self.site(at).config_path.parent / "peers.d" / f"{peer}.toml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(programs.peer_file(**values, external_keys=table), encoding="utf-8")
+        for path, mode in ((file.parent, 0o755), (file, 0o644)):
+            path.chmod(mode)  # whatever the umask: vpnd refuses what others can write
+        return file
+
+    def _peer_values(
+        self,
+        at: str,
+        peer: str,
+        *,
+        identity: str | None,
+        endpoint: str | None,
+        allow: Sequence[Network] | None,
+    ) -> Any:
         link = self.link_plan(at, peer)
         other = self.site(peer)
         if endpoint == "as planned":
             endpoint = None
             if peer in link.endpoints:
                 endpoint = programs.endpoint(other.address(link.family), other.plan.listen_port)
-        return programs.peer_add_arguments(
-            peer,
-            identity=other.identity if identity is None else identity,
-            endpoint=endpoint,
-            prefixes=other.plan.prefixes(link.tunnel) if allow is None else allow,
-            tunnel=link.tunnel,
-            keepalive=link.keepalive,
-        )
+        return {
+            "identity": other.identity if identity is None else identity,
+            "endpoint": endpoint,
+            "prefixes": other.plan.prefixes(link.tunnel) if allow is None else allow,
+            "tunnel": link.tunnel,
+            "keepalive": link.keepalive,
+        }
 
     async def add_peer(
         self,
@@ -114,7 +165,14 @@ class Lab:
         endpoint: str | None = "as planned",
         allow: Sequence[Network] | None = None,
     ) -> Any:
-        """`vpnctl peer add` at one site; its answer. What is not given is as the lab file says."""
+        """`vpnctl peer add` at one site; its answer. What is not given is as the lab file says.
+
+        Where the link takes keys from outside, the peer's file and `vpnctl reload` instead: so
+        that not even the first key is without them.
+        """
+        if self.link_plan(at, peer).external_keys is not None:
+            self.write_peer(at, peer, identity=identity, endpoint=endpoint, allow=allow)
+            return await self.site(at).vpnctl("reload")
         arguments = self.peer_add_arguments(
             at, peer, identity=identity, endpoint=endpoint, allow=allow
         )
@@ -182,6 +240,9 @@ class Lab:
             with contextlib.suppress(OSError):
                 text = site.daemon_log.read_text(encoding="utf-8", errors="replace")
                 parts.append(f"stderr of the daemon of {site.name}:\n{last_lines(text, 40)}")
+        for name, kme in self.kmes.items():
+            if words := kme.handle.last_words():
+                parts.append(f"stderr of the key manager {name}:\n{words}")
         return "\n".join(parts)
 
     def keep(self) -> None:
@@ -248,6 +309,7 @@ async def raise_lab(state: LabState, spec: LabSpec) -> Lab:
     plan = make_plan(spec)
     check_host(plan, state.folder)
     await trio.to_thread.run_sync(build, state, plan)
+    await start_key_managers(state, plan, spec.kme)
     return Lab(state, plan)
 
 

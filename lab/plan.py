@@ -27,13 +27,22 @@ from ipaddress import (
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Literal
 
+from lab.plan_keys import (
+    ExternalKeysPlan,
+    KmePlan,
+    SourcePlan,
+    key_managers,
+    shared_sources,
+    sources_of,
+)
+
 if TYPE_CHECKING:
-    from lab.spec import LabSpec
+    from lab.spec import LabSpec, Link
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
-Kind = Literal["site", "router", "host"]
+Kind = Literal["site", "router", "host", "kme"]
 
 _CABLES_IPV4 = IPv4Network("198.18.0.0/15")
 
@@ -90,6 +99,7 @@ class SitePlan:
     lan: tuple[Network, ...]
     hosts: tuple[str, ...]
     tunnels: tuple[SiteTunnel, ...]
+    sources: tuple[SourcePlan, ...] = ()
 
     def tunnel(self, name: str) -> SiteTunnel:
         """The tunnel of that name. Raises KeyError."""
@@ -113,6 +123,7 @@ class LinkPlan:
     family: Literal[4, 6]
     endpoints: tuple[str, ...]
     keepalive: int | None
+    external_keys: ExternalKeysPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,7 @@ class Plan:
     routes: dict[str, tuple[Route, ...]]
     sites: dict[str, SitePlan]
     links: tuple[LinkPlan, ...]
+    kmes: dict[str, KmePlan]
 
     def addresses(self, node: str) -> tuple[Interface, ...]:
         """A node's addresses, its main ones first."""
@@ -165,12 +177,15 @@ def make_plan(spec: LabSpec) -> Plan:
     nodes: dict[str, Kind] = dict.fromkeys(spec.sites, "site")
     nodes |= dict.fromkeys(spec.routers, "router")
     nodes |= dict.fromkeys((host for site in sites.values() for host in site.hosts), "host")
+    kmes = key_managers(spec)
+    nodes |= dict.fromkeys(kmes, "kme")
     underlay = tuple(_underlay(spec))
-    cables = (*underlay, *(cable for site in sites.values() for cable in _lan_cables(site)))
+    lans = (cable for site in sites.values() for cable in _lan_cables(site))
+    cables = (*underlay, *lans, *_kme_cables(kmes, first=len(underlay)))
     routes = {name: tuple(_default_routes(name, cables, nodes)) for name in nodes}
     for name in spec.routers:
         routes[name] = tuple(_router_routes(name, underlay, nodes))
-    return Plan(nodes=nodes, cables=cables, routes=routes, sites=sites, links=links)
+    return Plan(nodes=nodes, cables=cables, routes=routes, sites=sites, links=links, kmes=kmes)
 
 
 def host_prefix_length(lan: Network) -> int:
@@ -184,7 +199,14 @@ def _links(spec: LabSpec) -> tuple[LinkPlan, ...]:
     first = next(iter(spec.tunnels))
     if spec.links is None:
         return tuple(
-            LinkPlan(sites=pair, tunnel=first, family=4, endpoints=pair, keepalive=None)
+            LinkPlan(
+                sites=pair,
+                tunnel=first,
+                family=4,
+                endpoints=pair,
+                keepalive=None,
+                external_keys=_external_keys(spec, pair),
+            )
             for pair in combinations(spec.sites, 2)
         )
     return tuple(
@@ -194,9 +216,22 @@ def _links(spec: LabSpec) -> tuple[LinkPlan, ...]:
             family=link.family,
             endpoints=link.sites if link.endpoints is None else link.endpoints,
             keepalive=link.keepalive,
+            external_keys=_external_keys(spec, link.sites, link),
         )
         for link in spec.links
     )
+
+
+def _external_keys(
+    spec: LabSpec, sites: tuple[str, str], link: Link | None = None
+) -> ExternalKeysPlan | None:
+    """What is said of a link, else of all; None: nothing is."""
+    said = spec.external_keys if link is None or link.external_keys is None else link.external_keys
+    if said is None:
+        return None
+    named = shared_sources(spec, sites) if said.sources is None else said.sources
+    sources = () if said.mode == "off" else named
+    return ExternalKeysPlan(mode=said.mode, sources=sources, further=said.further)
 
 
 def _site(spec: LabSpec, name: str, number: int, links: tuple[LinkPlan, ...]) -> SitePlan:
@@ -220,6 +255,7 @@ def _site(spec: LabSpec, name: str, number: int, links: tuple[LinkPlan, ...]) ->
             for tunnel_name, tunnel in spec.tunnels.items()
             if tunnel_name in wanted
         ),
+        sources=sources_of(name, site),
     )
 
 
@@ -279,6 +315,17 @@ def _lan_cables(site: SitePlan) -> Iterator[Cable]:
         yield Cable(
             near=End(host, site.name, tuple(_in_network(net, 2) for net in networks)),
             far=End(site.name, host, tuple(_in_network(net, 1) for net in networks)),
+        )
+
+
+def _kme_cables(kmes: dict[str, KmePlan], *, first: int) -> Iterator[Cable]:
+    """From each key manager to each of its sites; numbered on from the other cables."""
+    pairs = [(kme.name, site) for kme in kmes.values() for site in kme.sites]
+    for number, (kme, site) in enumerate(pairs, start=first):
+        networks = _cable(number)
+        yield Cable(
+            near=End(kme, site, tuple(_in_network(net, 2) for net in networks)),
+            far=End(site, kme, tuple(_in_network(net, 1) for net in networks)),
         )
 
 

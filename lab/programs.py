@@ -106,6 +106,27 @@ def peer_add_arguments(
     ]
 
 
+def peer_file(
+    *,
+    identity: str,
+    endpoint: str | None,
+    prefixes: Iterable[Network],
+    tunnel: str,
+    keepalive: int | None,
+    external_keys: str,
+) -> str:
+    """A peer's file: for what `vpnctl peer add` has no options for. `external_keys`: its table."""
+    values: dict[str, object] = {"identity": identity}
+    if endpoint is not None:
+        values["endpoint"] = endpoint
+    values["tunnel"] = tunnel
+    values["allowed_ips"] = [str(prefix) for prefix in prefixes]
+    if keepalive is not None:
+        values["keepalive"] = keepalive
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in values.items()]
+    return "".join(lines) + external_keys
+
+
 def link_path(peer: str) -> str:
     """The control API's path of a link."""
     return f"/v1/links/{peer}"

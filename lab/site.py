@@ -9,18 +9,22 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
 from lab import programs
 from lab.control import NotAnswering, Refused, get
 from lab.errors import DaemonFailed, LabError, WaitTimeout, last_lines
+from lab.external_keys import key_sources, renew_certificate
 from lab.fork_server import fork_daemon, forks
 from lab.node import Node
 from lab.patience import patient
 from lab.plan import Address, SitePlan
 from lab.process import ProcessId, spawn
+
+if TYPE_CHECKING:
+    from lab.kme.certificates import CertificateKind
 
 # Generous: in an emulator, on a busy machine, a start takes 30 s. A daemon that dies ends the wait.
 START_SECONDS = 120.0
@@ -100,7 +104,17 @@ class Site(Node):
         if further := self.plan.tunnels[1:]:
             with self.config_path.open("a", encoding="utf-8") as file:
                 file.writelines(programs.tunnel_table(tunnel) for tunnel in further)
+        if self.plan.sources:
+            with self.config_path.open("a", encoding="utf-8") as file:
+                file.write(key_sources(self.name, self.folder, self._plan))
         return self._identity
+
+    def renew_certificate(self, kind: CertificateKind = "good", *, days: float = 30.0) -> None:
+        """Put a new certificate for its key managers in the place of the old one.
+
+        `days`: how long it is valid, unless the kind says otherwise.
+        """
+        renew_certificate(self._state.folder, self.name, kind, days=days)
 
     async def start_daemon(
         self, *, program: Sequence[str] | None = None, env: Mapping[str, str] | None = None

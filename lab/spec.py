@@ -22,6 +22,12 @@ With every key (defaults shown for the first site of such a file):
     hosts = ["fra-host"]                      # client hosts, each with a network out of the lan
     listen_port = 51821                       # key exchange
     tunnels = { backbone = ["10.255.0.1/24", "fd00:255::1/64"] }
+    kme = false                               # true: a QKD key manager of its own, fra-kme, as
+                                              # source "kme"; "x-kme": one that other sites name,
+                                              # too; { a = "fra-a", b = "fra-b" }: by source
+    skip = false                              # true: Cisco SKIP from the same, as source "skip"
+    key_file = false                          # true: a static key that all such sites have, as
+                                              # source "shared"
 
     [tunnels.backbone]                        # default: this one
     interface = "wg0"
@@ -35,6 +41,19 @@ With every key (defaults shown for the first site of such a file):
     underlay = "ipv4"                         # or "ipv6": the family of the endpoints
     endpoints = ["fra", "ams"]                # the sites whose address the other one is told
     keepalive = 25                            # seconds; default: the daemon's
+    external_keys = "off"                     # or "prefer", "require": with all sources that both
+                                              # have. Or [external_keys] as peers' files have it,
+                                              # with sources = ["kme", "shared"]
+
+    [kme]                                     # the quantum link of each two key managers
+    rate = 100000.0                           # bits a second
+    pool = 1000000                            # bits at most, and at the start
+    delay = 0.0                               # seconds until the far end knows a key
+    error_rate = 0.0                          # share of keys that differ at the two ends
+    key_size = 256                            # bits, where none are asked for
+
+`external_keys` above all tables is for all links that say nothing. The key managers are those of
+lab.kme: what a test can tell them is there, and in docs/lab-kme.md.
 """
 
 from __future__ import annotations
@@ -129,6 +148,57 @@ class Uplink(_Model):
     mtu: Mtu = 1500
 
 
+def _key_manager(value: Any) -> Any:
+    """ "x-kme": the name of a node; or whether there is to be one."""
+    if not isinstance(value, bool | str):
+        raise ValueError(f"{value!r} is neither true, false nor the name of a key manager")  # noqa: TRY004
+    if isinstance(value, str) and not re.fullmatch(NODE_NAME_PATTERN, value):
+        raise ValueError(f"{value!r} cannot be the name of a key manager")
+    return value
+
+
+def _key_managers(value: Any) -> Any:
+    """The same, or several by the names of their sources."""
+    if not isinstance(value, dict):
+        return _key_manager(value)
+    for source, name in value.items():
+        if not isinstance(name, str) or not re.fullmatch(NODE_NAME_PATTERN, source):
+            raise ValueError(f"{source} = {name!r}: write the name of a key manager for a source")
+        _key_manager(name)
+    return value
+
+
+class KeyManagers(_Model):
+    """What the key managers of a lab share: lab.kme.pool.LinkSettings."""
+
+    rate: Annotated[float, Field(ge=0, le=1e12)] = 100_000.0
+    pool: Annotated[int, Field(ge=0, le=10**12, strict=True)] = 1_000_000
+    delay: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    error_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    key_size: Annotated[int, Field(ge=64, le=8192, multiple_of=8, strict=True)] = 256
+
+
+class ExternalKeys(BaseModel):
+    """`[external_keys]` of both peers' files; what is not known here is written as it is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    mode: Literal["off", "prefer", "require"]
+    sources: tuple[Name, ...] | None = None
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """The rest of the table."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+def _mode_only(value: Any) -> Any:
+    return {"mode": value} if isinstance(value, str) else value
+
+
+ExternalKeysOrMode = Annotated[ExternalKeys, BeforeValidator(_mode_only)]
+
+
 class Site(_Model):
     """A gateway with a daemon, its lan, and its client hosts. None: the lab chooses."""
 
@@ -137,6 +207,9 @@ class Site(_Model):
     hosts: tuple[Name, ...] | None = None
     listen_port: Port = 51821
     tunnels: dict[Name, tuple[Interface, ...]] = Field(default_factory=dict)
+    kme: Annotated[bool | str | dict[str, str], BeforeValidator(_key_managers)] = False
+    skip: Annotated[bool | str, BeforeValidator(_key_manager)] = False
+    key_file: Annotated[bool, Field(strict=True)] = False
 
     @field_validator("uplinks", mode="before")
     @classmethod
@@ -166,6 +239,7 @@ class Link(_Model):
     underlay: Literal["ipv4", "ipv6"] = "ipv4"
     endpoints: tuple[Name, ...] | None = None
     keepalive: Annotated[int, Field(ge=0, le=65535, strict=True)] | None = None
+    external_keys: ExternalKeysOrMode | None = None
 
     @property
     def family(self) -> Literal[4, 6]:
@@ -185,6 +259,8 @@ class LabSpec(_Model):
         default_factory=lambda: {"backbone": Tunnel()}
     )
     links: tuple[Link, ...] | None = None
+    kme: KeyManagers = KeyManagers()
+    external_keys: ExternalKeysOrMode | None = None
 
     def uplinks_of(self, site: str) -> dict[str, Uplink]:
         """A site's uplinks by router; where the file names none, one to the first router."""
@@ -256,6 +332,5 @@ def _name_from(path: Path) -> str:
     return name.strip("-") or "lab"
 
 
-KEYS = tuple(
-    {key for model in (LabSpec, Router, Site, Uplink, Tunnel, Link) for key in model.model_fields}
-)
+_TABLES = (LabSpec, Router, Site, Uplink, Tunnel, Link, KeyManagers, ExternalKeys)
+KEYS = tuple({key for model in _TABLES for key in model.model_fields})

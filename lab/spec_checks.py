@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab.errors import Problem
 from lab.plan import Network, host_prefix_length, make_plan
+from lab.plan_keys import conflicts, key_managers, shared_sources
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -108,6 +109,7 @@ def cross_problems(spec: LabSpec, document: Mapping[str, Any]) -> list[Problem]:
         *_twice_named(spec),
         *_too_small(spec),
         *_wrong_links(spec),
+        *_wrong_sources(spec),
     ]
     return problems or list(_overlaps(spec))
 
@@ -161,6 +163,7 @@ def _twice_named(spec: LabSpec) -> Iterator[Problem]:
     owners += [(name, f"sites.{name}") for name in spec.sites]
     for name in spec.sites:
         owners += [(host, f"sites.{name}.hosts") for host in spec.hosts_of(name)]
+    owners += [(kme, f"the key manager {kme}") for kme in key_managers(spec)]
     owners += [
         (tunnel.interface, f"tunnels.{name}.interface") for name, tunnel in spec.tunnels.items()
     ]
@@ -221,6 +224,33 @@ def _wrong_links(spec: LabSpec) -> Iterator[Problem]:
                 reason = f"site {name} has no {link.underlay} address"
                 hint = "give one of its uplinks an address of that family, or use the other family"
                 yield Problem(f"{key}.underlay", reason, hint)
+
+
+def _wrong_sources(spec: LabSpec) -> Iterator[Problem]:
+    """Sources of keys that contradict each other, and links that use what their sites lack."""
+    for key, reason in conflicts(spec):
+        yield Problem(key, reason, "give each source key managers of its own")
+    for link in spec.links or ():
+        said = link.external_keys or spec.external_keys
+        if said is None or said.mode == "off" or not set(spec.sites).issuperset(link.sites):
+            continue
+        yield from _lacking(
+            spec, link.sites, said.sources, f"{_link_key(link.sites)}.external_keys"
+        )
+    if spec.links is None and spec.external_keys is not None and spec.external_keys.mode != "off":
+        for pair in combinations(spec.sites, 2):
+            yield from _lacking(spec, pair, spec.external_keys.sources, "external_keys")
+
+
+def _lacking(
+    spec: LabSpec, pair: tuple[str, str], named: Sequence[str] | None, key: str
+) -> Iterator[Problem]:
+    shared = shared_sources(spec, pair)
+    lacking = [name for name in named or () if name not in shared]
+    if lacking or not shared or named == ():
+        what = f"source {lacking[0]}" if lacking else "source of keys"
+        hint = "give both sites `kme = true`, `skip = true` or `key_file = true`"
+        yield Problem(key, f"{pair[0]} and {pair[1]} have no {what} in common", hint)
 
 
 def _overlaps(spec: LabSpec) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
@@ -18,12 +18,13 @@ from lab.kme.config import KmeConfig
 from lab.patience import patient
 from lab.process import ProcessId, spawn
 
+if TYPE_CHECKING:  # what they are of is for the key manager's own process
+    from lab.kme.certificates import CertificateKind
+    from lab.kme.server import Listening
+
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 _ASK_EVERY_SECONDS = 0.03
-
-Listening = Literal["up", "down", "silent"]
-CertificateKind = Literal["good", "expired", "not-yet-valid", "wrong-ca", "wrong-name"]
 
 
 class KeyManagerHandle:

@@ -1,0 +1,163 @@
+"""The part of a lab's plan that has to do with keys from outside. No I/O.
+
+        fra-kme ── fra ── internet ── ams ── ams-kme
+
+A key manager is a node of its own, with a cable to each site that asks it. Key managers that sites
+know under one name of a source are a network: each pair of them has a quantum link. An application
+is called sae-SITE; in SKIP, the key manager's name is the system ID.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from lab.spec import LabSpec, Site
+
+SourceType = Literal["qkd", "skip", "file"]
+ETSI_PORT, SKIP_PORT = 8443, 8444
+QKD_SOURCE, SKIP_SOURCE, FILE_SOURCE = "kme", "skip", "shared"
+"""Names of sources where the lab file gives none."""
+
+
+def sae_of(site: str) -> str:
+    """The SAE ID of a site."""
+    return f"sae-{site}"
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePlan:
+    """One source of keys of a site, by its name in vpnd.toml; `kme` is empty for a file."""
+
+    name: str
+    kind: SourceType
+    kme: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KmePlan:
+    """A key manager: its network's name, and the sites that ask it."""
+
+    name: str
+    network: str
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalKeysPlan:
+    """What a link is told about keys from outside; `further`: keys of its table, as written."""
+
+    mode: str
+    sources: tuple[str, ...]
+    further: Mapping[str, Any] = field(default_factory=dict)
+
+    def table(self, far: Mapping[str, SourcePlan], *, site: str) -> str:
+        """`[external_keys]` of a peer's file, towards `site` that has the sources `far`."""
+        uses = []
+        for name in self.sources:
+            use = {"source": name}
+            if far[name].kind != "file":
+                use["peer_sae"] = sae_of(site) if far[name].kind == "qkd" else far[name].kme
+            uses.append(use)
+        values: dict[str, Any] = {"mode": self.mode}
+        if len(uses) == 1:
+            values |= uses[0]
+        elif uses:
+            values["sources"] = uses
+        lines = [f"{key} = {_toml(value)}" for key, value in (values | dict(self.further)).items()]
+        return "\n".join(["", "[external_keys]", *lines, ""])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    return json.dumps(value)
+
+
+def sources_of(name: str, site: Site) -> tuple[SourcePlan, ...]:
+    """A site's sources: QKD, then SKIP, then the file."""
+    return (
+        *(SourcePlan(source, "qkd", kme) for source, kme in qkd_of(name, site).items()),
+        *(SourcePlan(SKIP_SOURCE, "skip", kme) for kme in skip_of(name, site)),
+        *((SourcePlan(FILE_SOURCE, "file"),) if site.key_file else ()),
+    )
+
+
+def qkd_of(name: str, site: Site) -> dict[str, str]:
+    """A site's key managers by the name of the source."""
+    match site.kme:
+        case dict() as named:
+            return dict(named)
+        case str() as kme:
+            return {QKD_SOURCE: kme}
+        case True:
+            return {QKD_SOURCE: f"{name}-kme"}
+        case _:
+            return {}
+
+
+def skip_of(name: str, site: Site) -> tuple[str, ...]:
+    """The key manager that a site asks by SKIP: its first one, unless the file names one."""
+    match site.skip:
+        case str() as kme:
+            return (kme,)
+        case True:
+            return (next(iter(qkd_of(name, site).values()), f"{name}-kme"),)
+        case _:
+            return ()
+
+
+def key_managers(spec: LabSpec) -> dict[str, KmePlan]:
+    """Every key manager that a site asks, by name."""
+    networks: dict[str, str] = {}
+    sites: dict[str, list[str]] = {}
+    for name, site in spec.sites.items():
+        for source, kme in qkd_of(name, site).items():
+            networks.setdefault(kme, source)
+    for name, site in spec.sites.items():
+        for source_plan in sources_of(name, site):
+            if source_plan.kme and name not in sites.setdefault(source_plan.kme, []):
+                sites[source_plan.kme].append(name)
+    return {
+        kme: KmePlan(kme, networks.get(kme, QKD_SOURCE), tuple(at)) for kme, at in sites.items()
+    }
+
+
+def homes(kmes: Iterable[KmePlan], network: str) -> dict[str, str]:
+    """The key manager of each application in a network, by SAE ID."""
+    return {sae_of(site): kme.name for kme in kmes if kme.network == network for site in kme.sites}
+
+
+def shared_sources(spec: LabSpec, sites: tuple[str, str]) -> tuple[str, ...]:
+    """The names of the sources that both sites of a link have."""
+    one, other = (sources_of(name, spec.sites[name]) for name in sites)
+    known = {(source.name, source.kind) for source in other}
+    return tuple(source.name for source in one if (source.name, source.kind) in known)
+
+
+def conflicts(spec: LabSpec) -> Iterator[tuple[str, str]]:
+    """Keys of the lab file, with what is wrong there about sources."""
+    networks: dict[str, str] = {}
+    for name, site in spec.sites.items():
+        at: dict[str, str] = {}
+        for source, kme in qkd_of(name, site).items():
+            if source in {SKIP_SOURCE, FILE_SOURCE}:
+                yield f"sites.{name}.kme", f"{source} is the name of another source"
+            other = networks.setdefault(kme, source)
+            if other != source:
+                reason = f"{kme} is of the network {other} already, and cannot be of {source}"
+                yield f"sites.{name}.kme", reason
+            if at.setdefault(kme, source) != source:
+                yield f"sites.{name}.kme", f"{kme} is there twice"
+    homes_of: dict[tuple[str, str], str] = {}
+    for kme_plan in key_managers(spec).values():
+        for site_name in kme_plan.sites:
+            other = homes_of.setdefault((kme_plan.network, site_name), kme_plan.name)
+            if other != kme_plan.name:
+                reason = f"{other} and {kme_plan.name} are of one network: an application is at one"
+                yield f"sites.{site_name}.skip", reason
