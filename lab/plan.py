@@ -225,12 +225,11 @@ def _links(spec: LabSpec) -> tuple[LinkPlan, ...]:
 def _external_keys(
     spec: LabSpec, sites: tuple[str, str], link: Link | None = None
 ) -> ExternalKeysPlan | None:
-    """What is said of a link, else of all; None: nothing is."""
+    """What is said of a link, else of all; None: none are mixed in."""
     said = spec.external_keys if link is None or link.external_keys is None else link.external_keys
-    if said is None:
+    if said is None or said.mode == "off":
         return None
-    named = shared_sources(spec, sites) if said.sources is None else said.sources
-    sources = () if said.mode == "off" else named
+    sources = shared_sources(spec, sites) if said.sources is None else said.sources
     return ExternalKeysPlan(mode=said.mode, sources=sources, further=said.further)
 
 

@@ -5,6 +5,9 @@ The smallest one names two sites; everything else has a default:
     [sites.fra]
     [sites.ams]
 
+`external_keys` above all tables is for all links that say nothing of it. Key managers are those of
+lab.kme (docs/lab-kme.md).
+
 With every key (defaults shown for the first site of such a file):
 
     name = "two-sites"                        # default: the file's name without .toml
@@ -51,9 +54,6 @@ With every key (defaults shown for the first site of such a file):
     delay = 0.0                               # seconds until the far end knows a key
     error_rate = 0.0                          # share of keys that differ at the two ends
     key_size = 256                            # bits, where none are asked for
-
-`external_keys` above all tables is for all links that say nothing. The key managers are those of
-lab.kme: what a test can tell them is there, and in docs/lab-kme.md.
 """
 
 from __future__ import annotations

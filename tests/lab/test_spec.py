@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,54 @@ def test_the_documented_file_is_the_default() -> None:
     text = "\n".join(line.removeprefix("    ") for line in lines) + "\n[sites.ams]\n"
     text = text.replace("keepalive = 25", "# keepalive = 25")
     assert make_plan(LabSpec.parse(text)) == make_plan(LabSpec.parse("[sites.fra]\n[sites.ams]\n"))
+
+
+def test_sources_of_keys_are_asked_for_in_one_line() -> None:
+    made = make_plan(
+        LabSpec.parse(
+            'external_keys = "require"\n'
+            "[sites.fra]\nkme = true\nskip = true\nkey_file = true\n"
+            "[sites.ams]\nkme = true\n"
+        )
+    )
+    assert {name: kme.sites for name, kme in made.kmes.items()} == {
+        "fra-kme": ("fra",),
+        "ams-kme": ("ams",),
+    }
+    assert [source.name for source in made.sites["fra"].sources] == ["kme", "skip", "shared"]
+    external = made.link("fra", "ams").external_keys
+    assert external is not None
+    far = {source.name: source for source in made.sites["ams"].sources}
+    table = tomllib.loads(external.table(far, site="ams"))["external_keys"]
+    assert table == {"mode": "require", "source": "kme", "peer_sae": "sae-ams"}
+
+
+def test_a_link_may_say_otherwise_and_more() -> None:
+    made = make_plan(
+        LabSpec.parse(
+            'external_keys = "require"\n'
+            "[sites.a]\nkme = true\nkey_file = true\n[sites.b]\nkme = true\nkey_file = true\n"
+            '[sites.c]\n[[links]]\nsites = ["a", "b"]\n'
+            'external_keys = { mode = "prefer", sources = ["shared"], fallback_limit = 60 }\n'
+            '[[links]]\nsites = ["a", "c"]\nexternal_keys = "off"\n'
+        )
+    )
+    external = made.link("a", "b").external_keys
+    assert external is not None
+    far = {source.name: source for source in made.sites["b"].sources}
+    table = tomllib.loads(external.table(far, site="b"))["external_keys"]
+    assert table == {"mode": "prefer", "source": "shared", "fallback_limit": 60}
+    assert made.link("a", "c").external_keys is None
+
+
+def test_faults_in_sources_of_keys_are_told() -> None:
+    problems = refused(
+        'external_keys = "require"\n[sites.a]\nkme = 7\n[sites.b]\nskip = "B b"\n[sites.c]\n'
+        'kme = { shared = "x" }\n[sites.d]\nkme = { p = "x", q = "x" }\n[kme]\nrate = -1\n'
+    )
+    assert set(problems) == {"sites.a.kme", "sites.b.skip", "kme.rate"} | {
+        "sites.c.kme",
+        "sites.d.kme",
+        "external_keys",
+    }
+    assert "have no source of keys in common" in problems["external_keys"]
