@@ -402,7 +402,7 @@ def test_a_refusal_says_which_keys_failed(failed: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     "failed",
-    [None, 1, "0", {}, [True], ["0"], [-1], [4], [1, 0], [0, 0], [0, 1, 2, 3, 3]],
+    [1, "0", {}, [True], ["0"], [-1], [4], [1, 0], [0, 0], [0, 1, 2, 3, 3]],
     ids=repr,
 )
 def test_what_no_list_of_failed_keys_is(failed: Any) -> None:
