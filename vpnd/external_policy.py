@@ -45,7 +45,8 @@ class Needed:
 
 
 def effective_mode(external: ExternalKeys, *, over_limit: bool) -> ExternalMode:
-    """The mode that an exchange goes by: `prefer` is `require` once a fallback is over its limit."""
+    """The mode that an exchange goes by: `prefer` is `require` once a fallback is over its
+    limit."""
     mode = MODES[external.mode]
     return ExternalMode.REQUIRE if mode is ExternalMode.PREFER and over_limit else mode
 
