@@ -47,7 +47,7 @@ def init_conf_untrusted(
     present = sum(entry.present for entry in p_i.external)
     link.responding = Responding(opened, source, Stage.KEYS, p_i.external, p_i.announcement)
     conflict = link.conflict(p_i.announcement, others)
-    objection = _policy_objection(link, present)
+    objection = _policy_objection(link, present, p_i.announcement.mode)
     if conflict:
         refuse(link, node, RejectCode.WIREGUARD_KEY, conflict)
     elif objection:
@@ -61,6 +61,7 @@ def init_conf_untrusted(
                 Role.RESPONDER,
                 link.responder_deadline,
                 p_i.external,
+                p_i.announcement.mode,
             )
         )
     else:
@@ -68,13 +69,21 @@ def init_conf_untrusted(
         _complete(link, node, keys)
 
 
-def _policy_objection(link: LinkState, present: int) -> str:
+def _policy_objection(link: LinkState, present: int, peers: ExternalMode) -> str:
+    """Why the policy of this end is not met, with the policies of both; empty if it is."""
     mode = link.config.external_mode
     if mode is ExternalMode.REQUIRE and present < link.config.external_at_least:
-        return f"{link.config.external_at_least} external key(s) required, {present} named"
+        needed = f"{link.config.external_at_least} needed, {present} given"
+        return f"{both_modes(mode, peers)}: {needed}"
     if mode is ExternalMode.OFF and present:
-        return "external keys are off at this end"
+        return f"{both_modes(mode, peers)}: {present} given"
     return ""
+
+
+def both_modes(responder_mode: ExternalMode, initiator_mode: ExternalMode) -> str:
+    """The policies of both ends, in words that mean the same at either."""
+    here, there = responder_mode.name.lower(), initiator_mode.name.lower()
+    return f"external keys: {here} at the responder, {there} at the initiator"
 
 
 # ---- external keys
@@ -90,11 +99,14 @@ def wants_keys(link: LinkState, token: bytes) -> bool:
     )
 
 
-def external_keys(link: LinkState, node: Node, keys: tuple[ExternalKey, ...]) -> None:
+def external_keys(
+    link: LinkState, node: Node, keys: tuple[ExternalKey, ...], holders: str = ""
+) -> None:
     """The keys that were asked for, in the order of the listing, with None for what is not
     present. Raises ValueError for others.
 
     A key that is not as long as the peer says is one on which the key managers disagree.
+    `holders` names them.
     """
     if link.responding is None:
         return
@@ -109,19 +121,26 @@ def external_keys(link: LinkState, node: Node, keys: tuple[ExternalKey, ...]) ->
     try:
         check_external_keys(keys)
     except ValueError as error:
-        refuse(link, node, RejectCode.KEY_MISMATCH, str(error))
+        refuse(link, node, RejectCode.KEY_MISMATCH, _named(str(error), holders))
         return
-    objection = _policy_objection(link, sum(key.present for key in keys))
+    present = sum(key.present for key in keys)
+    objection = _policy_objection(link, present, link.responding.peer.mode)
     if objection:  # the policy has become stricter meanwhile
         refuse(link, node, RejectCode.POLICY, objection)
         return
-    _complete(link, node, keys)
+    _complete(link, node, keys, holders)
+
+
+def _named(what: str, holders: str) -> str:
+    return f"{what}: {holders}" if holders else what
 
 
 # ---- the outcome
 
 
-def _complete(link: LinkState, node: Node, external: tuple[ExternalKey, ...]) -> None:
+def _complete(
+    link: LinkState, node: Node, external: tuple[ExternalKey, ...], holders: str = ""
+) -> None:
     """RC1 end, RC2: hand the key out; RespConf waits until it is installed."""
     responding = link.responding
     if responding is None:
@@ -136,7 +155,7 @@ def _complete(link: LinkState, node: Node, external: tuple[ExternalKey, ...]) ->
     except ConfirmationMismatch:
         mixed = any(key.present for key in external)
         code = RejectCode.KEY_MISMATCH if mixed else RejectCode.MALFORMED
-        refuse(link, node, code, "the two ends hold different keys")
+        refuse(link, node, code, _named("the two ends hold different keys", holders))
         return
     if completed.key is None:
         raise KexError("RC2 gave no key")
@@ -182,11 +201,13 @@ def installed(link: LinkState, node: Node, now: float) -> None:
     link.installed(node, responding.key.key_id, responding.peer, Role.RESPONDER, now)
 
 
-def refuse(link: LinkState, node: Node, code: RejectCode, detail: str) -> None:
+def refuse(
+    link: LinkState, node: Node, code: RejectCode, detail: str, failed: tuple[int, ...] = ()
+) -> None:
     """The outcome is Reject."""
     responding = link.responding
     if responding is not None:
-        _refuse_opened(link, node, responding.opened, responding.source, code, detail)
+        _refuse_opened(link, node, responding.opened, responding.source, code, detail, failed)
 
 
 def _refuse_opened(
@@ -196,11 +217,12 @@ def _refuse_opened(
     source: Address,
     code: RejectCode,
     detail: str,
+    failed: tuple[int, ...] = (),
 ) -> None:
     fragments = responder.refuse(
         node.suites[opened.local.suite],
         opened,
-        Refusal(int(code), detail),
+        Refusal(int(code), detail, failed),
         chunk_length=node.chunk_length,
     )
     node.emit(RejectSent(link.name, opened.exchange_id, code, detail))

@@ -19,7 +19,7 @@ from typing import Any
 from kex import answering, cookies, initiating, noise, responder, wire
 from kex.address import Address
 from kex.errors import KexError, PacketRejected
-from kex.events import Event, IdentityLearned, StartReason
+from kex.events import Event, IdentityLearned, RejectCode, StartReason
 from kex.exchange import Exchange, Phase
 from kex.external import ExternalKey
 from kex.identity import Fingerprint, Identity
@@ -579,17 +579,42 @@ class Endpoint:
     # ---- what else comes in
 
     def external_keys(
-        self, name: str, token: bytes, keys: tuple[ExternalKey, ...], now: float
+        self,
+        name: str,
+        token: bytes,
+        keys: tuple[ExternalKey, ...],
+        now: float,
+        *,
+        holders: str = "",
     ) -> None:
-        """Answer ExternalKeysWanted. Too late is no error. Raises UnknownLink, ValueError."""
+        """Answer ExternalKeysWanted. Too late is no error. Raises UnknownLink, ValueError.
+
+        `holders` names who gave the keys, at the responder: it stands in the Reject where the
+        two ends turn out to hold different ones.
+        """
         link = self._link(name)
-        link.external_keys(self._node, token, keys, now)
+        link.external_keys(self._node, token, keys, now, holders=holders)
         self._note(link)
 
-    def external_keys_failed(self, name: str, token: bytes, detail: str, now: float) -> None:
-        """Answer ExternalKeysWanted: no key can be had. Raises UnknownLink."""
+    def external_keys_failed(
+        self,
+        name: str,
+        token: bytes,
+        detail: str,
+        now: float,
+        *,
+        code: RejectCode = RejectCode.KEY_MANAGER,
+        failed: tuple[int, ...] = (),
+    ) -> None:
+        """Answer ExternalKeysWanted: no key can be had (KEY_MANAGER), or none that may be used:
+        it is known to differ from the other end's (KEY_MISMATCH), or is not what this end asks
+        for (POLICY). With the last two an initiator does not go on without, in no mode.
+
+        `failed` are indexes into the listing, ascending, for the initiator to know which of its
+        sources to leave out. Raises UnknownLink, and ValueError for another code.
+        """
         link = self._link(name)
-        link.external_keys_failed(self._node, token, detail, now)
+        link.external_keys_failed(self._node, token, detail, now, code=code, failed=failed)
         self._note(link)
 
     def key_installed(self, name: str, token: bytes, now: float) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 from kex.address import Address
-from kex.external import ExternalKeyReference
+from kex.external import ExternalKeyReference, ExternalMode
 from kex.identity import Fingerprint
 from kex.payload import Announcement, ExternalListing
 from kex.secret import Secret
@@ -75,6 +75,9 @@ class ExchangeFailed(Event):
     code: FailureCode
     detail: str
     reject: RejectCode | int | None = None
+    failed: tuple[ExternalKeyReference, ...] = ()
+    """With the Reject KEY_MANAGER: the external keys that the peer could not have, as far as it
+    says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,15 @@ class ExternalKeysWanted(Event):
 
     The responder has the listing of the initiator and must give the keys that are `present` in
     it, in its order; the initiator chooses. `deadline` is in the endpoint's time, in seconds.
+    `peer_mode` is the policy that an initiator has announced; None where this end is the
+    initiator.
     """
 
     token: bytes
     role: Role
     deadline: float
     listing: tuple[ExternalListing, ...]
+    peer_mode: ExternalMode | None = None
 
     @property
     def references(self) -> tuple[ExternalKeyReference, ...]:

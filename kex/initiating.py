@@ -22,10 +22,10 @@ from kex.events import (
     StartReason,
 )
 from kex.exchange import Exchange, Input, Phase
-from kex.external import ExternalKey, ExternalMode
+from kex.external import ExternalKey, ExternalKeyReference, ExternalMode
 from kex.link_state import LinkState, NotPossible
 from kex.node import Node
-from kex.payload import listing
+from kex.payload import Refusal, listing
 
 
 def start(link: LinkState, node: Node, reason: StartReason, now: float) -> None:
@@ -180,7 +180,7 @@ def reject_untrusted(link: LinkState, node: Node, body: bytes, now: float) -> No
         raise PacketRejected("phase")
     suite = node.suites[exchange.remote.suite]
     refusal = steps.read_reject_untrusted(suite, exchange, body)
-    _fail(link, node, FailureCode.REFUSED, refusal.detail, now, reject=refusal.code)
+    _fail(link, node, FailureCode.REFUSED, refusal.detail, now, refusal=refusal)
 
 
 # ---- external keys
@@ -203,11 +203,18 @@ def external_keys(link: LinkState, node: Node, keys: tuple[ExternalKey, ...], no
         _confirm(link, node, link.exchange, keys, now)
 
 
-def no_external_keys(link: LinkState, node: Node, detail: str, now: float) -> None:
-    """`prefer` goes on without; `require` does not."""
+def no_external_keys(
+    link: LinkState,
+    node: Node,
+    detail: str,
+    now: float,
+    *,
+    code: RejectCode = RejectCode.KEY_MANAGER,
+) -> None:
+    """`prefer` goes on without where none can be had, and only there; `require` does not."""
     if link.exchange is None:
         return
-    if link.config.external_mode is ExternalMode.PREFER:
+    if link.config.external_mode is ExternalMode.PREFER and code is RejectCode.KEY_MANAGER:
         _confirm(link, node, link.exchange, (), now)
     else:
         _fail(link, node, FailureCode.EXTERNAL_KEYS, detail, now)
@@ -336,7 +343,7 @@ def _fail(
     detail: str,
     now: float,
     *,
-    reject: int | None = None,
+    refusal: Refusal | None = None,
 ) -> None:
     """An exchange is over without a key: what is owed now."""
     exchange = link.exchange
@@ -345,7 +352,9 @@ def _fail(
     end(link, _ENDED_BY[code])
     link.failures += 1
     link.renew_at = None
-    node.emit(ExchangeFailed(link.name, exchange.exchange_id, code, detail, reject))
+    reject = None if refusal is None else refusal.code
+    failed = _named_failed(exchange, refusal)
+    node.emit(ExchangeFailed(link.name, exchange.exchange_id, code, detail, reject, failed))
     order.after_failure(link, exchange, code)
     if code in (FailureCode.NO_ANSWER, FailureCode.INIT_CONF_UNANSWERED):
         if link.config.address is not None:
@@ -355,13 +364,24 @@ def _fail(
     link.refusals += 1
     pause = timing.retry_pause(link.refusals)
     if reject in _ALLOWS_FALLBACK and _may_fall_back(link, exchange):
-        link.skip_external = True
+        # Where the peer names some of several keys, the others are tried once before none is
+        others_are_left = 0 < len(failed) < sum(key.present for key in exchange.external)
+        link.skip_external = not others_are_left or link.refusals > 1
         pause = 0.0
     link.owe(StartReason.REFUSED, now + pause)
 
 
+def _named_failed(exchange: Exchange, refusal: Refusal | None) -> tuple[ExternalKeyReference, ...]:
+    """The external keys of an exchange that the peer says it could not have."""
+    if refusal is None or refusal.code != RejectCode.KEY_MANAGER:
+        return ()
+    named = [exchange.external[at] for at in refusal.failed if at < len(exchange.external)]
+    return tuple(external.reference for external in named if external.present)
+
+
 def _may_fall_back(link: LinkState, exchange: Exchange) -> bool:
-    return link.config.external_mode is ExternalMode.PREFER and bool(exchange.external)
+    mixed = any(external.present for external in exchange.external)
+    return link.config.external_mode is ExternalMode.PREFER and mixed
 
 
 def end(link: LinkState, happened: Input) -> None:

@@ -14,6 +14,9 @@ from kex.link_config import LinkConfig
 from kex.link_state import LinkKey, LinkState
 from kex.node import Node
 
+KEYS_FAILED = (RejectCode.KEY_MANAGER, RejectCode.KEY_MISMATCH, RejectCode.POLICY)
+"""What may be said of external keys that are not given."""
+
 
 class Timer(Enum):
     """What a link waits for by the clock."""
@@ -88,23 +91,40 @@ class Link(LinkState):
     # ---- answers to events
 
     def external_keys(
-        self, node: Node, token: bytes, keys: tuple[ExternalKey, ...], now: float
+        self,
+        node: Node,
+        token: bytes,
+        keys: tuple[ExternalKey, ...],
+        now: float,
+        *,
+        holders: str = "",
     ) -> None:
         """The keys that ExternalKeysWanted asked for; too late is no error. May raise ValueError.
 
         For the responder: in the order of the listing, with None for what is not present.
         """
         if answering.wants_keys(self, token):
-            answering.external_keys(self, node, keys)
+            answering.external_keys(self, node, keys, holders)
         elif initiating.wants_keys(self, token):
             initiating.external_keys(self, node, keys, now)
 
-    def external_keys_failed(self, node: Node, token: bytes, detail: str, now: float) -> None:
-        """No key can be had from the sources."""
+    def external_keys_failed(
+        self,
+        node: Node,
+        token: bytes,
+        detail: str,
+        now: float,
+        *,
+        code: RejectCode = RejectCode.KEY_MANAGER,
+        failed: tuple[int, ...] = (),
+    ) -> None:
+        """No key can be had from the sources, or none that may be used."""
+        if code not in KEYS_FAILED:
+            raise ValueError(f"{code.name} does not say what is wrong with external keys")
         if answering.wants_keys(self, token):
-            answering.refuse(self, node, RejectCode.KEY_MANAGER, detail)
+            answering.refuse(self, node, code, detail, failed)
         elif initiating.wants_keys(self, token):
-            initiating.no_external_keys(self, node, detail, now)
+            initiating.no_external_keys(self, node, detail, now, code=code)
 
     def key_installed(self, node: Node, token: bytes, now: float) -> None:
         """The key that KeyEstablished handed out is installed."""

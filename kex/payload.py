@@ -81,6 +81,8 @@ class Refusal:
 
     code: int
     detail: str
+    failed: tuple[int, ...] = ()
+    """Which entries of P_i's list of external keys the responder could not have, from 0."""
 
 
 def listing(keys: tuple[ExternalKey, ...]) -> tuple[ExternalListing, ...]:
@@ -109,7 +111,10 @@ def encode_responder(payload: ResponderPayload, length: int) -> bytes:
 def encode_refusal(refusal: Refusal, length: int) -> bytes:
     """The plaintext of Reject, `length` bytes; a long detail is cut."""
     detail = refusal.detail.encode()[: length - 40].decode(errors="ignore")
-    return _pad({"code": refusal.code, "detail": detail}, length)
+    fields: dict[str, Any] = {"code": refusal.code, "detail": detail}
+    if refusal.failed:
+        fields["failed"] = list(refusal.failed)
+    return _pad(fields, length)
 
 
 def decode_initiator_untrusted(data: bytes) -> InitiatorPayload:
@@ -140,7 +145,19 @@ def decode_refusal_untrusted(data: bytes) -> Refusal:
     return Refusal(
         code=_integer(fields, "code", 0, 255),
         detail="".join(char if char.isprintable() else "?" for char in detail),
+        failed=_failed(fields.get("failed", [])),
     )
+
+
+def _failed(entries: object) -> tuple[int, ...]:
+    """Indexes into a list of external keys, ascending."""
+    if type(entries) is not list or len(entries) > MAX_EXTERNAL_KEYS:
+        raise PacketRejected("payload: failed")
+    if any(type(entry) is not int or not 0 <= entry < MAX_EXTERNAL_KEYS for entry in entries):
+        raise PacketRejected("payload: failed")
+    if entries != sorted(set(entries)):
+        raise PacketRejected("payload: failed")
+    return tuple(entries)
 
 
 def _announcement_fields(announcement: Announcement) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from vpnd.config_check import Draft, check, notes, unknown_tunnel
 from vpnd.config_errors import ConfigErrors, ConfigProblem, Location, kind_of, shown
 from vpnd.config_fields import FieldError, absolute_path, fits_name
 from vpnd.config_fields import name as parse_name
+from vpnd.config_key_sources import MAX_KEY_SOURCES, KeySourceConfig, key_source_config
 from vpnd.config_model import (
     CryptoConfig,
     Defaults,
@@ -34,13 +35,14 @@ from vpnd.config_model import (
 from vpnd.config_source import Source, fault_problem, read_document
 from vpnd.file_trust import FileFault, FileUnreadable, folder_fault, folder_files
 from vpnd.identity_store import load_identities
+from vpnd.keysource.files import FileNoted, file_faults
 from vpnd.local_identity import link_identities
 from vpnd.ml_kem import MlKemUnavailable, ml_kem_provider
 from vpnd.namespaces import namespaces_fault
 from vpnd.peer_file import SUFFIX, peer_path
 
-_TOP_LEVEL: Final = ("node", "crypto", "defaults", "tunnels")
-_KEY_SOURCES: Final = ("sources", "key_sources", "external_keys", "keysources")
+_TOP_LEVEL: Final = ("node", "crypto", "defaults", "tunnels", "key_sources")
+_KEY_SOURCES: Final = ("sources", "key_source", "external_keys", "keysources")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Config:
     identities: Mapping[str, Fingerprint] = field(default_factory=lambda: MappingProxyType({}))
     """This node's identities by name, the one in use first; empty before `vpnctl init`."""
     crypto: CryptoConfig = field(default_factory=CryptoConfig)
+    key_sources: Mapping[str, KeySourceConfig] = field(default_factory=lambda: MappingProxyType({}))
+    """Where keys from outside come from, by name."""
     notes: tuple[ConfigProblem, ...] = field(default=(), compare=False)
     """What is allowed, and worth knowing."""
 
@@ -170,6 +174,9 @@ class _Loader:
         tunnels = dict(self._tunnels())
         if with_identities:
             self._check_namespaces(tunnels)
+        key_sources = dict(self._key_sources())
+        if with_identities:
+            self._check_key_files(key_sources)
         self._unknown_keys()
         sources: dict[str, Source] = {}
         peers = dict(self._peers(self._peers_dir(node), defaults, sources))
@@ -186,6 +193,7 @@ class _Loader:
             peers=MappingProxyType(peers),
             identities=MappingProxyType(own),
             crypto=crypto,
+            key_sources=MappingProxyType(key_sources),
             notes=(*self.notes, *notes(draft)),
         )
 
@@ -226,6 +234,35 @@ class _Loader:
             if settings is not None and valid_name:
                 yield name, TunnelConfig.model_construct(name=name, **settings.__dict__)
 
+    def _key_sources(self) -> Iterator[tuple[str, KeySourceConfig]]:
+        tables = self.values.get("key_sources", {})
+        at: Location = ("key_sources",)
+        if not isinstance(tables, dict):
+            reason = f"must be tables, is {kind_of(tables)}"
+            self._tell(self.main, at, reason, "one [key_sources.NAME] for each source")
+            return
+        if len(tables) > MAX_KEY_SOURCES:
+            self._tell(self.main, at, f"has {len(tables)} sources", f"at most {MAX_KEY_SOURCES}")
+        for name, values in tables.items():
+            valid_name = self._is_name(name, self.main, (*at, name))
+            try:
+                config = key_source_config(values, self.main, (*at, name))
+            except ConfigErrors as errors:
+                self.problems += errors.problems
+                continue
+            if valid_name:
+                yield name, config
+
+    def _check_key_files(self, key_sources: Mapping[str, KeySourceConfig]) -> None:
+        """Whether the files of the sources can be used, and are kept from others."""
+        for name, config in key_sources.items():
+            for key, fault in file_faults(config):
+                # `vpnctl check` by an ordinary user: he cannot know, and the daemon will look
+                noted = isinstance(fault, (FileUnreadable, FileNoted))
+                target = self.notes if noted else self.problems
+                at: Location = ("key_sources", name, key)
+                target.append(self.main.problem(at, f"{fault.path} {fault.reason}", fault.hint))
+
     def _check_namespaces(self, tunnels: Mapping[str, TunnelConfig]) -> None:
         """Whether there is a way into namespaces; whether one is there yet does not matter."""
         for tunnel in tunnels.values():
@@ -237,8 +274,8 @@ class _Loader:
     def _unknown_keys(self) -> None:
         for key in self.values:
             if key in _KEY_SOURCES:
-                hint = "leave it out; a later version reads it"
-                self._tell(self.main, (key,), "this version has no key sources", hint)
+                hint = "[key_sources.NAME] here; [external_keys] in a peer's file says who uses it"
+                self._tell(self.main, (key,), "unknown key", hint)
             elif key not in _TOP_LEVEL:
                 self._tell(self.main, (key,), *unknown_key(key, list(_TOP_LEVEL)))
 

@@ -36,6 +36,7 @@ class ConfigDiff:
     """Keys of `[node]` whose values differ."""
     tunnels: Changes
     peers: Changes
+    key_sources: Changes
     identities: Changes
     """This node's own, by name."""
     first_identity: bool
@@ -43,7 +44,12 @@ class ConfigDiff:
 
     def __bool__(self) -> bool:
         return bool(
-            self.node or self.tunnels or self.peers or self.identities or self.first_identity
+            self.node
+            or self.tunnels
+            or self.peers
+            or self.key_sources
+            or self.identities
+            or self.first_identity
         )
 
 
@@ -53,6 +59,7 @@ def diff(old: Config, new: Config) -> ConfigDiff:
         node=_differing_keys(old.node, new.node),
         tunnels=_changes(old.tunnels, new.tunnels),
         peers=_changes(old.peers, new.peers),
+        key_sources=_changes(old.key_sources, new.key_sources),
         identities=_identity_changes(old.identities, new.identities),
         first_identity=old.own[:1] != new.own[:1],
     )
@@ -81,6 +88,7 @@ def described(old: Config, new: Config) -> list[ConfigChange]:
     for what, names, olds, news in (
         ("tunnel", found.tunnels, old.tunnels, new.tunnels),
         ("peer", found.peers, old.peers, new.peers),
+        ("key source", found.key_sources, old.key_sources, new.key_sources),
     ):
         changes += _named(what, names, olds, news)
     changes += _identities(found, old, new)
@@ -127,7 +135,11 @@ def _change(
         name=name,
         change=change,
         keys=[
-            KeyChange(key=key, before=_text(getattr(old, key)), after=_text(getattr(new, key)))
+            KeyChange(
+                key=key,
+                before=_text(getattr(old, key, None)),
+                after=_text(getattr(new, key, None)),
+            )
             for key in keys
         ],
     )
@@ -176,4 +188,6 @@ def _changes(old: Mapping[str, Table], new: Mapping[str, Table]) -> Changes:
 
 
 def _differing_keys(old: Table, new: Table) -> tuple[str, ...]:
-    return tuple(key for key in type(old).model_fields if getattr(old, key) != getattr(new, key))
+    # A key source may have become one of another type, with other keys
+    keys = dict.fromkeys([*type(old).model_fields, *type(new).model_fields])
+    return tuple(key for key in keys if getattr(old, key, None) != getattr(new, key, None))

@@ -20,11 +20,13 @@ from pydantic import (
     ValidationError,
 )
 
+from kex.external import MAX_EXTERNAL_KEYS
 from kex.identity import Fingerprint
 from vpnd import config_fields as fields
 from vpnd.config_errors import ConfigErrors, Location, kind_of
 from vpnd.config_fields import Endpoint, FieldError, InterfaceAddress, ListenAddress, Prefix
 from vpnd.config_source import Source
+from vpnd.source_use import SourceUse, peer_sae, source_uses
 
 MIN_REKEY_INTERVAL: Final = 120
 """Seconds: WireGuard renews its session no sooner, and a PSK counts from a renewal on."""
@@ -37,6 +39,8 @@ MIN_AUTO_MTU: Final = 1280
 """Bytes: IPv6 takes no less (RFC 8200, section 5)."""
 MAX_ANNOUNCED_PREFIXES: Final = 16
 MAX_IDENTITIES: Final = 8
+MAX_FALLBACK_LIMIT: Final = 30 * 24 * 3600
+MAX_MIN_INTERVAL: Final = 24 * 3600
 MIN_DATAGRAM: Final = 532  # docs/protocol.md, fragments: a chunk of 500 bytes, 32 around it
 MAX_DATAGRAM: Final = 1232
 
@@ -63,16 +67,6 @@ def _list_of_one(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _served_mode(value: object) -> str:
-    mode = fields.choice("off", "prefer", "require")(value)
-    if mode != "off":
-        raise FieldError(
-            f'"{mode}" cannot be kept: this version has no key sources',
-            'set mode = "off", or leave the table out',
-        )
-    return mode
-
-
 Name = Annotated[str, PlainValidator(fields.name)]
 AbsolutePath = Annotated[Path, PlainValidator(fields.absolute_path)]
 PrefixItem = Annotated[Prefix, PlainValidator(fields.prefix)]
@@ -88,6 +82,7 @@ Lifetime = Annotated[
     ),
 ]
 OnStop = Annotated[Literal["keep", "close"], PlainValidator(fields.choice("keep", "close"))]
+OnMismatch = Annotated[Literal["keep", "close"], PlainValidator(fields.choice("keep", "close"))]
 Keepalive = Annotated[int, PlainValidator(fields.whole_number(0, 65535, "seconds, 0 for none"))]
 
 
@@ -198,9 +193,46 @@ class TunnelConfig(TunnelSettings):
 class ExternalKeys(Table):
     """`[external_keys]` of a peer: keys from outside that are mixed in."""
 
-    mode: Annotated[Literal["off", "prefer", "require"], PlainValidator(_served_mode)] = "off"
+    mode: Annotated[
+        Literal["off", "prefer", "require"],
+        PlainValidator(fields.choice("off", "prefer", "require")),
+    ] = "off"
     source: Name | None = None
-    peer_sae: Name | None = None
+    """One of [key_sources]; `sources` names several."""
+    peer_sae: Annotated[str, PlainValidator(peer_sae)] | None = None
+    sources: Annotated[tuple[SourceUse, ...], PlainValidator(source_uses)] = ()
+    require: Annotated[tuple[Name, ...], AfterValidator(_one_or_more), _at_most(4)] = ()
+    """Sources that every key needs; with `prefer`, those without which it is a fallback."""
+    at_least: (
+        Annotated[int, PlainValidator(fields.whole_number(1, MAX_EXTERNAL_KEYS, "sources"))] | None
+    ) = None
+    """… or how many of them."""
+    fallback_limit: Annotated[
+        int, PlainValidator(fields.whole_number(0, MAX_FALLBACK_LIMIT, "seconds"))
+    ] = 3600
+    """Seconds that `prefer` may go on without."""
+    on_mismatch: OnMismatch = "keep"
+    min_interval: Annotated[
+        int, PlainValidator(fields.whole_number(0, MAX_MIN_INTERVAL, "seconds, 0 for none"))
+    ] = 5
+    """Seconds between two uses of its sources by this link's own exchanges."""
+
+    @property
+    def uses(self) -> tuple[SourceUse, ...]:
+        """The sources that are used, however they are written down; none with mode "off"."""
+        if self.mode == "off":
+            return ()
+        return self.sources or (
+            () if self.source is None else (SourceUse(self.source, self.peer_sae),)
+        )
+
+    @property
+    def minimum(self) -> int:
+        """How many of the sources a key needs so as not to be a fallback: with "require" all,
+        with "prefer" one, unless something else is said."""
+        if self.require or self.at_least is not None:
+            return max(len(self.require), self.at_least or 0)
+        return max(1, len(self.uses)) if self.mode == "require" else 1
 
 
 class _PeerTable(Table):

@@ -23,11 +23,11 @@ from kex.events import (
     KeyConfirmed,
     KeyEstablished,
     LinkExpired,
+    RejectCode,
     RejectSent,
     Role,
     StartReason,
 )
-from kex.external import ExternalMode
 from kex.identity import Fingerprint
 from kex.link_config import LinkConfig
 from kex.link_state import NotPossible
@@ -36,9 +36,13 @@ from vpnd.api import LinkState
 from vpnd.clock import boottime, wall
 from vpnd.config_model import PeerConfig
 from vpnd.engine import Engine
+from vpnd.external_policy import modes_differ
+from vpnd.external_record import ExternalRecords
+from vpnd.fallback_watch import FallbackWatch
 from vpnd.file_trust import FileFault
 from vpnd.identity_store import PeerKeyCache
 from vpnd.journal import Journal
+from vpnd.link_external import LinkExternal, SourceFinder
 from vpnd.link_judge import Facts, judge
 from vpnd.link_peer import Superseded, WireGuardPeer
 from vpnd.link_record import LinkRecords
@@ -50,6 +54,11 @@ RESTART_SECONDS: Final = 5.0
 UNPINNED_SECONDS: Final = 30.0
 """What a key lives on after the identity that it was agreed with was taken out of the peer's list:
 time for an exchange under another identity of the list, and for a second one if that gets lost."""
+UNPINNED: Final = (
+    "the identity that the key was agreed with is no longer the peer's, and no exchange gave a new "
+    "one"
+)
+LIFETIME_OVER: Final = "the key's lifetime is over, and no exchange gave a new one"
 OTHER_IDENTITY: Final = "the peer used another identity than the first one pinned here"
 
 
@@ -82,6 +91,8 @@ class ManagedLink:
         own: tuple[Fingerprint, ...],
         engine: Engine,
         records: LinkRecords,
+        external_records: ExternalRecords,
+        find_source: SourceFinder,
         peer_keys: PeerKeyCache,
         journal: Journal,
     ) -> None:
@@ -92,6 +103,15 @@ class ManagedLink:
         self._engine = engine
         self._peer_keys = peer_keys
         self._journal = journal
+        self.external = LinkExternal(
+            peer,
+            engine=engine,
+            find=find_source,
+            watch=FallbackWatch(
+                peer.name, peer.external_keys, external_records, journal, self.update_config
+            ),
+            journal=journal,
+        )
         self._addresses = PeerAddresses(peer.endpoint)
         self._resolve = trio.Event()
         self._work = trio.Event()
@@ -108,8 +128,8 @@ class ManagedLink:
         self.last: LastExchange | None = None
         self.adopted = False
         self.closed_reason = ""
-        self._unpinned = False
-        """Whether the key's end was brought forward, its identity being no longer the peer's."""
+        self._end_reason = ""
+        """Why the key's end was brought forward, if it was."""
         self.renewal_problem = ""
         self.waiting_reason = ""
         self.fault = ""
@@ -171,6 +191,7 @@ class ManagedLink:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._guarded, self._keep_address)
                 nursery.start_soon(self._guarded, self._work_off)
+                nursery.start_soon(self._guarded, self.external.run)
         finally:
             self._ended.set()
 
@@ -201,6 +222,7 @@ class ManagedLink:
         if self in self.tunnel.users:
             self.tunnel.users.remove(self)
         await self.wireguard.take_off()
+        self.external.watch.forget()
 
     def rekey(self) -> bool:
         """Start an exchange now; whether that was needed, or one was under way already.
@@ -241,6 +263,8 @@ class ManagedLink:
             wireguard_port=self.tunnel.config.listen_port,
             address=address,
             prefixes=self.tunnel.config.announced,
+            external_mode=self.external.mode_of(peer),
+            external_at_least=peer.external_keys.minimum,
             interval=peer.rekey_interval,
             lifetime=peer.key_lifetime,
         )
@@ -271,6 +295,8 @@ class ManagedLink:
             self._resolve.set()
             if self.joined:
                 self._request(StartReason.REQUESTED)
+        if self.external.take(peer) and self.joined:
+            self._request(StartReason.REQUESTED)  # the key in use is one of another policy
         self.warnings = tuple(warning for warning in self.warnings if warning != OTHER_IDENTITY)
         self._end_unpinned(at_once=not set(peer.identity) & set(before.identity))
         self.refresh()
@@ -280,7 +306,7 @@ class ManagedLink:
         pinned = {fingerprint.text() for fingerprint in self.peer.identity}
         if not self.joined or self.wireguard.identity is None or self.wireguard.identity in pinned:
             return
-        self._unpinned = True
+        self._end_reason = UNPINNED
         with self._engine.driving() as (endpoint, now):
             endpoint.end_key(self.name, now if at_once else now + UNPINNED_SECONDS, now)
             self.wireguard.expires_at = now if at_once else now + UNPINNED_SECONDS
@@ -434,11 +460,7 @@ class ManagedLink:
                 self._to_cache.append(event)
                 self._work.set()
             case ExternalKeysWanted():
-                # No source can be configured yet: the other end asks for what is not here
-                with self._engine.driving() as (endpoint, now):
-                    endpoint.external_keys_failed(
-                        self.name, event.token, "no key source at this end", now
-                    )
+                self.external.wanted(event)
             case LinkExpired():
                 self._expired(event)
         self.refresh()
@@ -456,8 +478,13 @@ class ManagedLink:
             code=event.code.value,
             exchange=event.exchange_id.hex(),
         )
+        self.external.failed(event)
         if expected:
             return
+        if event.reject == RejectCode.KEY_MISMATCH:
+            self._keys_differ(event.detail)
+        elif event.reject == RejectCode.POLICY:
+            self._warn((*self.warnings, event.detail))
         self.problem = Problem(event.code.value, reason, wall())
         self.renewal_problem = f"last exchange: {reason}"
         self.waiting_reason = reason
@@ -471,23 +498,47 @@ class ManagedLink:
         self._journal.record(
             "exchange_refused", peer=self.name, level="warning", code=code, reason=event.detail
         )
+        self.external.refused(event)
+        if event.code is RejectCode.KEY_MISMATCH:
+            self._keys_differ(event.detail)
+        elif event.code is RejectCode.POLICY:
+            self._warn((*self.warnings, event.detail))
+
+    def _keys_differ(self, detail: str) -> None:
+        """The two ends hold different external keys: never a reason to go on without."""
+        closes = self.peer.external_keys.on_mismatch == "close"
+        self._journal.record(
+            "key_mismatch",
+            peer=self.name,
+            level="error",
+            reason=detail,
+            on_mismatch=self.peer.external_keys.on_mismatch,
+        )
+        self.renewal_problem = detail
+        if closes and self.joined:
+            self._end_reason = f'{detail}; on_mismatch = "close"'
+            with self._engine.driving() as (endpoint, now):
+                endpoint.end_key(self.name, now, now)
 
     def _confirmed(self, event: KeyConfirmed) -> None:
         self.wireguard.expires_at = event.expires_at
-        self.adopted = self._to_close = self._unpinned = False
-        self.closed_reason = self.renewal_problem = self.waiting_reason = ""
+        self.adopted = self._to_close = False
+        self._end_reason = self.closed_reason = self.renewal_problem = self.waiting_reason = ""
         self.problem = None
+        mixed = self.external.watch.keys.get(event.key_id, ())
         self._journal.record(
-            "key_installed", peer=self.name, key_id=event.key_id, role=event.role.value
+            "key_installed",
+            peer=self.name,
+            key_id=event.key_id,
+            role=event.role.value,
+            sources=", ".join(each.source for each in mixed) or None,
         )
 
     def _expired(self, event: LinkExpired) -> None:
-        self.closed_reason = "the key's lifetime is over, and no exchange gave a new one"
-        if self._unpinned:
-            self.closed_reason = (
-                "the identity that the key was agreed with is no longer the peer's, and no "
-                "exchange gave a new one"
-            )
+        self.closed_reason = self._end_reason or LIFETIME_OVER
+        if self.external.watch.over:
+            self.closed_reason += f"; {self.external.watch.standing}"
+        self.external.watch.forget_keys()
         self._journal.record(
             "link_closed",
             peer=self.name,
@@ -529,8 +580,10 @@ class ManagedLink:
         self._to_install = None
         self.last = LastExchange(event.role, event.suite, event.peer_identity)
         self._warn(tuple(self._compare(event)))
+        self.external.established(event)
         with self._engine.driving() as (endpoint, now):
             endpoint.key_installed(self.name, event.token, now)
+        self.update_config()  # a fallback may be over
         self._end_unpinned(at_once=True)  # the list may have changed while it was installed
         try:
             await self.wireguard.follow(event)
@@ -580,8 +633,9 @@ class ManagedLink:
             )
             if not any(inside):
                 yield f"the peer announces {prefix}, which is not in allowed_ips here"
-        if event.peer.mode is not ExternalMode.OFF:
-            yield f"external keys: off here, {event.peer.mode.name.lower()} at the peer"
+        differ = modes_differ(self.external.mode_of(self.peer), event.peer.mode)
+        if differ:
+            yield differ
         if event.peer_identity != self.peer.identity[0]:
             yield OTHER_IDENTITY
 
@@ -589,7 +643,7 @@ class ManagedLink:
         for warning in warnings:
             if warning not in self.warnings:
                 self._journal.record("ends_differ", peer=self.name, level="warning", reason=warning)
-        self.warnings = warnings
+        self.warnings = tuple(dict.fromkeys(warnings))
 
     async def _cache(self, event: IdentityLearned) -> None:
         try:
@@ -614,15 +668,17 @@ class ManagedLink:
                 self.waiting_reason = problem
                 self.problem = Problem("name_not_resolved", problem, wall())
                 self.refresh()
-            self._use_address()
+            self.update_config()
             with trio.move_on_after(RESTART_SECONDS if problem else math.inf):
                 await self._resolve.wait()
 
-    def _use_address(self) -> None:
+    def update_config(self) -> None:
+        """Let the key exchange know what has come to be otherwise: the peer's address, the mode
+        for external keys."""
         if not self.joined:
             return
         config = self._config(self._public_key)
-        if self._engine.endpoint.link(self.name).config.address == config.address:
+        if self._engine.endpoint.link(self.name).config == config:
             return
         with self._engine.driving() as (endpoint, now):
             endpoint.update_link(config, now)
@@ -668,6 +724,7 @@ class ManagedLink:
             has_endpoint=self.peer.endpoint is not None,
             waiting_reason=self.waiting_reason,
             renewal_problem=self.renewal_problem,
+            external=self.external.watch.standing,
             second_identity=self.last is not None and self.last.identity != self.peer.identity[0],
             adopted=self.adopted,
         )

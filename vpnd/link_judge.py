@@ -30,6 +30,8 @@ class Facts:
     has_endpoint: bool = True
     waiting_reason: str = ""
     renewal_problem: str = ""
+    external: str = ""
+    """What of the external keys is not as configured: a fallback, a source that is missing."""
     second_identity: bool = False
     adopted: bool = False
 
@@ -53,8 +55,8 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
         return LinkState.DEGRADED, UNCERTAIN
     if not facts.in_force:
         return LinkState.INSTALLED, "waits for WireGuard's first handshake"
-    if facts.renewal_problem:
-        return LinkState.DEGRADED, facts.renewal_problem
+    if facts.external or facts.renewal_problem:
+        return LinkState.DEGRADED, "; ".join(filter(None, (facts.external, facts.renewal_problem)))
     if facts.second_identity:
         return LinkState.DEGRADED, "the peer used its second identity"
     return LinkState.ACTIVE, "adopted after a restart" if facts.adopted else ""

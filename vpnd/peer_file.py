@@ -10,12 +10,13 @@ from typing import Final
 from vpnd.atomic_file import make_folder, remove_durably, write_atomically
 from vpnd.config_model import ExternalKeys, PeerSettings, validate
 from vpnd.config_source import Source
+from vpnd.source_use import SourceUse
 
 SUFFIX: Final = ".toml"
 _MODE: Final = 0o644  # nothing in it is secret
 _FOLDER_MODE: Final = 0o755
 
-TomlValue = str | int | list[str]
+TomlValue = str | int | list[str] | list[dict[str, str]]
 
 
 def peer_path(peers_dir: Path, name: str) -> Path:
@@ -86,10 +87,16 @@ def _one_or_list(texts: Sequence[str]) -> TomlValue | None:
 
 
 def _external_values(external: ExternalKeys) -> dict[str, TomlValue]:
-    values: dict[str, str | None] = {
+    values: dict[str, TomlValue | None] = {
         "mode": external.mode,
         "source": external.source,
         "peer_sae": external.peer_sae,
+        "sources": [_use_values(use) for use in external.sources],
+        "require": list(external.require),
+        "at_least": external.at_least,
+        "fallback_limit": external.fallback_limit,
+        "on_mismatch": external.on_mismatch,
+        "min_interval": external.min_interval,
     }
     return {
         key: value
@@ -98,9 +105,17 @@ def _external_values(external: ExternalKeys) -> dict[str, TomlValue]:
     }
 
 
-def _literal(value: TomlValue) -> str:
+def _use_values(use: SourceUse) -> dict[str, str]:
+    values = {"source": use.source}
+    return values if use.peer_sae is None else values | {"peer_sae": use.peer_sae}
+
+
+def _literal(value: TomlValue | dict[str, str]) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_literal(item) for item in value) + "]"
+    if isinstance(value, dict):
+        inner = (f"{key} = {_literal(item)}" for key, item in value.items())
+        return "{ " + ", ".join(inner) + " }"
     if isinstance(value, int):
         return str(value)
     # TOML 1.0, basic strings: these must be escaped, and nothing else needs to be

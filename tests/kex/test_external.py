@@ -27,6 +27,7 @@ from kex.external import (
     MIN_KEY_LENGTH,
     ExternalKey,
     ExternalKeyReference,
+    ExternalMode,
     root_input,
 )
 from kex.secret import Secret
@@ -429,3 +430,127 @@ def test_a_fallback_does_not_outlive_a_stricter_policy() -> None:
     assert not [f for f in network.log if f.type is MessageType.RESP_CONF]
     finish(network)
     assert mixed_names(network, "left") == ["kme"]
+
+
+# ---- what the responder says of the keys that it cannot have
+
+
+def refused(
+    modes: tuple[ExternalMode, ExternalMode], *, code: RejectCode, failed: tuple[int, ...] = ()
+) -> Network:
+    """An exchange with the keys a and b, which the responder refuses."""
+    network = linked(*modes)
+    network["left"].source = agreeing("a", "b")
+    network.start()
+    network.settle()
+    (wanted,) = network["right"].events_of(ExternalKeysWanted)
+    assert wanted.peer_mode is modes[0]
+    network["right"].endpoint.external_keys_failed(
+        "left", wanted.token, "not those", network.now, code=code, failed=failed
+    )
+    network.collect()
+    network["right"].source = agreeing()
+    return network
+
+
+@pytest.mark.parametrize("mode", [PREFER, REQUIRE])
+def test_a_known_mismatch_is_no_reason_to_go_on_without(mode: ExternalMode) -> None:
+    network = refused((mode, mode), code=RejectCode.KEY_MISMATCH)
+    network.settle()
+    (failed, *_) = network["left"].events_of(ExchangeFailed)
+    assert (failed.code, failed.reject) == (FailureCode.REFUSED, RejectCode.KEY_MISMATCH)
+    network.advance(1.5)
+    same_key(network)
+    assert mixed_names(network, "left") == ["a", "b"]
+
+
+@pytest.mark.parametrize("mode", [PREFER, REQUIRE])
+def test_the_initiator_learns_which_keys_could_not_be_had(mode: ExternalMode) -> None:
+    network = refused((mode, mode), code=RejectCode.KEY_MANAGER, failed=(1,))
+    network["left"].source = agreeing("a")
+    network.settle()
+    (failed, *_) = network["left"].events_of(ExchangeFailed)
+    assert [reference.source for reference in failed.failed] == ["b"]
+    network.advance(0.1 if mode is PREFER else 1.5)
+    same_key(network)
+    assert mixed_names(network, "left") == ["a"], "the others are mixed before none is"
+
+
+def test_the_others_are_tried_once() -> None:
+    network = refused((PREFER, PREFER), code=RejectCode.KEY_MANAGER, failed=(1,))
+    network["right"].source = lambda wanted: "none of them"
+    network.settle()
+    network.advance(0.1)
+    same_key(network)
+    assert mixed_names(network, "left") == [], "a second refusal means that none is mixed"
+
+
+def test_where_all_keys_failed_none_is_mixed() -> None:
+    network = refused((PREFER, PREFER), code=RejectCode.KEY_MANAGER, failed=(0, 1))
+    network.settle()
+    network.advance(0.1)
+    same_key(network)
+    assert mixed_names(network, "left") == []
+
+
+def test_only_what_may_be_said_of_keys_is_said() -> None:
+    network = linked(REQUIRE, REQUIRE)
+    with pytest.raises(ValueError, match="INSTALL_FAILED"):
+        network["left"].endpoint.external_keys_failed(
+            "right", b"", "", network.now, code=RejectCode.INSTALL_FAILED
+        )
+
+
+@pytest.mark.parametrize("code", [RejectCode.POLICY, RejectCode.KEY_MISMATCH])
+def test_prefer_goes_on_without_only_where_none_can_be_had(code: RejectCode) -> None:
+    network = linked(PREFER, PREFER)
+    network.start()
+    network.settle()
+    (wanted,) = network["left"].events_of(ExternalKeysWanted)
+    assert wanted.peer_mode is None
+    network["left"].endpoint.external_keys_failed(
+        "right", wanted.token, "not now", network.now, code=code
+    )
+    network["left"].source = agreeing("a")
+    network["right"].source = agreeing()
+    network.collect()
+    (failed,) = network["left"].events_of(ExchangeFailed)
+    assert failed.code is FailureCode.EXTERNAL_KEYS
+    network.advance(1.5)
+    same_key(network)
+    assert mixed_names(network, "left") == ["a"]
+
+
+def test_a_mismatch_names_who_gave_the_keys() -> None:
+    network = linked(REQUIRE, REQUIRE)
+    run(network, agreeing("a"), None)
+    (wanted,) = network["right"].events_of(ExternalKeysWanted)
+    network["right"].endpoint.external_keys(
+        "left", wanted.token, disagreeing(wanted), network.now, holders="a here, b there"
+    )
+    network.collect()
+    network.settle()
+    (told,) = network["right"].events_of(RejectSent)
+    assert told.code is RejectCode.KEY_MISMATCH
+    assert told.detail.endswith(": a here, b there")
+    (failed, *_) = network["left"].events_of(ExchangeFailed)
+    assert failed.detail == told.detail
+
+
+def test_keys_that_are_listed_and_not_mixed_allow_no_fallback_at_once() -> None:
+    """Else an initiator without keys would be refused again and again without a pause."""
+    network = linked(PREFER, REQUIRE)
+    run(network, lambda wanted: (absent(external_key("a")),), agreeing())
+    network.advance(0.5)
+    assert len(network["left"].events_of(ExchangeFailed)) == 1
+
+
+@pytest.mark.parametrize("modes", [(OFF, REQUIRE), (REQUIRE, OFF), (PREFER, REQUIRE)])
+def test_policies_that_do_not_fit_are_both_named(modes: tuple[ExternalMode, ExternalMode]) -> None:
+    network = linked(*modes)
+    run(network, (lambda wanted: "none") if modes[0] is PREFER else agreeing("a"), agreeing())
+    (told, *_) = network["right"].events_of(RejectSent)
+    (failed, *_) = network["left"].events_of(ExchangeFailed)
+    assert told.detail == failed.detail
+    assert f"{modes[1].name.lower()} at the responder" in told.detail
+    assert f"{modes[0].name.lower()} at the initiator" in told.detail

@@ -388,3 +388,24 @@ def test_large_configurations_that_fit(prefixes: int, keys: list[ExternalListing
 def test_what_does_not_fit_says_what_to_do(prefixes: int, keys: list[ExternalListing]) -> None:
     with pytest.raises(ValueError, match=r"bytes, 958 fit: announce fewer prefixes, or name"):
         payload.encode_initiator(InitiatorPayload(largest(v6(prefixes)), tuple(keys)), P_I)
+
+
+@pytest.mark.parametrize("failed", [(), (0,), (1, 3), (0, 1, 2, 3)])
+def test_a_refusal_says_which_keys_failed(failed: tuple[int, ...]) -> None:
+    said = Refusal(4, "x" * 300, failed)
+    data = payload.encode_refusal(said, wire.REJECT_PAYLOAD_LENGTH)
+    assert len(data) == wire.REJECT_PAYLOAD_LENGTH
+    read = payload.decode_refusal_untrusted(data)
+    assert (read.code, read.failed) == (4, failed)
+    assert read.detail == "x" * 200
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [1, "0", {}, [True], ["0"], [-1], [4], [1, 0], [0, 0], [0, 1, 2, 3, 3]],
+    ids=repr,
+)
+def test_what_no_list_of_failed_keys_is(failed: Any) -> None:
+    data = payload.encode_refusal(Refusal(4, ""), wire.REJECT_PAYLOAD_LENGTH)
+    with pytest.raises(PacketRejected):
+        payload.decode_refusal_untrusted(with_fields(data, failed=failed))

@@ -1,0 +1,267 @@
+"""`[key_sources.NAME]` of vpnd.toml: where keys from outside come from (docs/qkd.md).
+
+One table for each type of source; `type` says which. Files that a table names are looked at by
+`vpnd.keysource.files`, not here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, PlainValidator, model_validator
+
+from kex.external import MAX_KEY_LENGTH, MAX_NAME_LENGTH, MIN_KEY_LENGTH
+from vpnd import config_fields as fields
+from vpnd.config_errors import Location, kind_of, shown
+from vpnd.config_fields import FieldError, did_you_mean
+from vpnd.config_model import AbsolutePath, Table, validate
+from vpnd.config_source import Source
+
+MAX_ADDRESSES: Final = 8
+MAX_KEY_SOURCES: Final = 64
+QUIRKS: Final = ("size-in-bytes", "no-size", "no-status", "other-sae-names")
+"""What a key manager may do against the specification where it is switched on: docs/qkd.md."""
+
+_PIN: Final = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+_GLOB_HINT: Final = "a text of at most 64 bytes; * stands for any characters, ? for one"
+
+
+def _url(value: object) -> str:
+    """Where a key manager is: https, a host, perhaps a port and a path; without a / at its end."""
+    found = fields.text(value)
+    hint = "such as https://kme1.example.net:8443"
+    try:
+        parts = urlsplit(found)
+        port = parts.port
+    except ValueError:
+        raise FieldError(f"{shown(found)} is not a URL", hint) from None
+    if parts.scheme == "http":
+        raise FieldError(f"{shown(found)} has no TLS", f"keys travel over https alone: {hint}")
+    if parts.scheme != "https" or not parts.hostname:
+        raise FieldError(f"{shown(found)} is not a URL of https", hint)
+    _check_parts(parts)
+    # As an endpoint is checked: host names, numeric addresses
+    host = parts.hostname
+    fields.endpoint(f"[{host}]:{port or 443}" if ":" in host else f"{host}:{port or 443}")
+    return found.rstrip("/")
+
+
+def _check_parts(parts: SplitResult) -> None:
+    if parts.username is not None or parts.password is not None:
+        raise FieldError(
+            "holds a user name or a password", "the certificate says who asks: leave them out"
+        )
+    if parts.query or parts.fragment or parts.port == 0:
+        raise FieldError(
+            "is more than host, port and path", "leave out ?… and #…, and port 0: vpnd adds the API"
+        )
+    if not parts.path.isascii() or " " in parts.path or "//" in parts.path:
+        raise FieldError("has a path that cannot be one", "write it percent-encoded, or leave it")
+
+
+def _pin(value: object) -> str:
+    found = fields.text(value).lower().replace(":", "").removeprefix("sha256")
+    if not _PIN.fullmatch(f"sha256:{found}"):
+        raise FieldError(
+            "is not a pin of a certificate",
+            "sha256: and the 64 hexadecimal digits that `vpnctl keysource test` shows",
+        )
+    return found
+
+
+def _name_of_far(value: object) -> str:
+    """An SAE ID, a KME ID, a name in a certificate: 1 to 64 bytes of printable text."""
+    found = fields.text(value)
+    if not 0 < len(found.encode()) <= MAX_NAME_LENGTH:
+        raise FieldError(
+            f"has {len(found.encode())} bytes", f"1 to {MAX_NAME_LENGTH}: it is told the far end"
+        )
+    return found
+
+
+def _glob(value: object) -> str:
+    found = fields.text(value)
+    if not 0 < len(found.encode()) <= MAX_NAME_LENGTH:
+        raise FieldError(f"has {len(found.encode())} bytes", _GLOB_HINT)
+    return found
+
+
+def _seconds(low: float, high: float) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise FieldError(
+                f"must be a number, is {kind_of(value)}", f"{low:g} to {high:g} seconds"
+            )
+        if not (math.isfinite(value) if isinstance(value, float) else True) or not (
+            low <= value <= high
+        ):
+            raise FieldError("is out of range", f"{low:g} to {high:g} seconds")
+        return float(value)
+
+    return parse
+
+
+def _key_bits(value: object) -> int:
+    low, high = MIN_KEY_LENGTH * 8, MAX_KEY_LENGTH * 8
+    bits = fields.whole_number(low, high, "bits")(value)
+    if bits % 8:
+        raise FieldError(f"{bits} bits are no whole bytes", "a multiple of 8, such as 256")
+    return bits
+
+
+def _quirk(value: object) -> str:
+    found = fields.text(value)
+    if found not in QUIRKS:
+        known = ", ".join(QUIRKS)
+        raise FieldError(
+            f"{shown(found)} is not known", f"{did_you_mean(found, QUIRKS)}known here: {known}"
+        )
+    return found
+
+
+def _sorted(items: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(set(items)))
+
+
+def _true_or_false(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise FieldError(f"must be true or false, is {kind_of(value)}", "without quotes")
+    return value
+
+
+def _list_of_one(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _some(limit: int) -> Any:
+    def check(items: tuple[str, ...]) -> tuple[str, ...]:
+        if not items:
+            raise FieldError("is empty", "at least one entry is needed")
+        if len(items) > limit:
+            raise FieldError(f"has {len(items)} entries", f"at most {limit}")
+        if len(set(items)) < len(items):
+            raise FieldError("names one twice", "each once")
+        return items
+
+    return AfterValidator(check)
+
+
+FarName = Annotated[str, PlainValidator(_name_of_far)]
+Flag = Annotated[bool, PlainValidator(_true_or_false)]
+
+
+class RemoteSourceConfig(Table):
+    """What all sources have that are asked over HTTPS."""
+
+    urls: Annotated[
+        tuple[Annotated[str, PlainValidator(_url)], ...],
+        BeforeValidator(_list_of_one),
+        _some(MAX_ADDRESSES),
+    ]
+    """Asked in this order: the next where one cannot be reached."""
+    ca: AbsolutePath
+    """PEM: who signed the key manager's certificate. The system's own CAs are not believed."""
+    certificate: AbsolutePath
+    """PEM: this end's certificate, and what is between it and its CA."""
+    key: AbsolutePath
+    """PEM, not encrypted, mode 0600."""
+    server_name: FarName | None = None
+    """The name in the key manager's certificate, where it is not the URL's host."""
+    pin: Annotated[
+        tuple[Annotated[str, PlainValidator(_pin)], ...], BeforeValidator(_list_of_one)
+    ] = ()
+    """SHA-256 of the DER of the key manager's certificate, in hex; of one of several."""
+    kme_name: Annotated[tuple[FarName, ...], BeforeValidator(_list_of_one)] = ()
+    """A name that must stand in its certificate: common name, or a subject alternative name."""
+    key_size: Annotated[int, PlainValidator(_key_bits)] = 256
+    """Bits of each key that is mixed."""
+    connect_timeout: Annotated[float, PlainValidator(_seconds(0.1, 30))] = 3.0
+    """Seconds, for TCP and TLS each."""
+    read_timeout: Annotated[float, PlainValidator(_seconds(0.1, 30))] = 25.0
+    """Seconds without a byte of the answer."""
+    call_timeout: Annotated[float, PlainValidator(_seconds(0.1, 30))] = 28.0
+    """Seconds for a call to one address, from its beginning to the answer's last byte."""
+    max_keys_per_minute: Annotated[int, PlainValidator(fields.whole_number(1, 60_000))] = 600
+    """Keys that this node asks for anew; in a burst as many."""
+    prefetch: Flag = True
+    """Fetch the key for a renewal shortly before it is due."""
+
+
+class QkdSourceConfig(RemoteSourceConfig):
+    """`type = "qkd"`: a key manager after ETSI GS QKD 014 V1.1.1."""
+
+    type: Literal["qkd"]
+    sae: FarName
+    """This end's SAE ID."""
+    verbs: Annotated[Literal["post", "get"], PlainValidator(fields.choice("post", "get"))] = "post"
+    """"get" where the key manager has only that."""
+    kme_id: Annotated[tuple[FarName, ...], BeforeValidator(_list_of_one)] = ()
+    """What `source_KME_ID` in its status must be; one of several."""
+    low_water: Annotated[int, PlainValidator(fields.whole_number(0, 10**9, "keys"))] | None = None
+    """Keys for one far end, at or below which it is told; None: a tenth of the capacity."""
+    quirks: Annotated[
+        tuple[Annotated[str, PlainValidator(_quirk)], ...], AfterValidator(_sorted)
+    ] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> QkdSourceConfig:
+        if "no-status" in self.quirks and self.kme_id:
+            raise FieldError(
+                'has kme_id, and the quirk "no-status"', "without a status there is no KME ID"
+            )
+        return self
+
+
+class SkipSourceConfig(RemoteSourceConfig):
+    """`type = "skip"`: a key provider after draft-cisco-skip."""
+
+    type: Literal["skip"]
+    local_system_id: Annotated[str, PlainValidator(_glob)] = "*"
+    """What the provider's `localSystemID` must match."""
+
+
+class FileSourceConfig(Table):
+    """`type = "file"`: a file with a key that two sites share."""
+
+    type: Literal["file"]
+    file: AbsolutePath
+    """Mode 0600; 32 to 1,024 bytes, or as many in hexadecimal digits or Base64."""
+
+
+KeySourceConfig = QkdSourceConfig | SkipSourceConfig | FileSourceConfig
+
+_TYPES: Final[
+    dict[str, type[QkdSourceConfig] | type[SkipSourceConfig] | type[FileSourceConfig]]
+] = {
+    "qkd": QkdSourceConfig,
+    "skip": SkipSourceConfig,
+    "file": FileSourceConfig,
+}
+
+
+def key_source_config(values: object, source: Source, at: Location) -> KeySourceConfig:
+    """A key source from its table; ConfigErrors with all that is wrong with it."""
+    written = values.get("type") if isinstance(values, dict) else None
+    if isinstance(written, str) and written in _TYPES:
+        found: KeySourceConfig = validate(_TYPES[written], values, source, at)
+        return found
+    return validate(_AnySource, values, source, at)  # type: ignore[return-value]  # it always raises
+
+
+def files_of(config: KeySourceConfig) -> dict[str, Path]:
+    """The files that a source names, by key."""
+    if isinstance(config, FileSourceConfig):
+        return {"file": config.file}
+    return {"ca": config.ca, "certificate": config.certificate, "key": config.key}
+
+
+class _AnySource(Table):
+    """A table whose `type` is missing or unknown: that is all that can be said about it."""
+
+    type: Annotated[str, PlainValidator(fields.choice(*_TYPES))]
+    model_config = ConfigDict(extra="ignore")

@@ -1,0 +1,194 @@
+"""What a source and a key manager show each other: CA, certificate and key, as files on disk.
+
+They are replaced on disk while the daemon runs. The files are looked at before each connection; a
+pair that was written by half, or that does not fit together, leaves the one in use as it was. Files
+that are gone or that others can read are not used any more: that is how a key is withdrawn.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from vpnd.file_trust import FileFault, read_public, read_secret
+from vpnd.keysource.base import Certificate
+
+MAX_PEM_BYTES: Final = 256 * 1024
+
+_Stamp = tuple[tuple[int, ...] | None, ...]
+
+
+class UnusableContent(FileFault):
+    """A file that is there and safe, with something in it that cannot be used (yet)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Files that were read, and the TLS settings that they make."""
+
+    context: ssl.SSLContext
+    certificates: tuple[Certificate, ...]
+    """This end's first, then those of the CA file."""
+    not_before: float
+    """Wall clock: from when on this end's certificate is valid."""
+
+
+def certificate_of(found: x509.Certificate, what: str) -> Certificate:
+    """What is told of a certificate."""
+    return Certificate(
+        what=what,
+        subject=found.subject.rfc4514_string() or "(no subject)",
+        not_after=found.not_valid_after_utc.timestamp(),
+        sha256=found.fingerprint(SHA256()).hex(),
+    )
+
+
+def load_credentials(ca: Path, certificate: Path, key: Path) -> Credentials:
+    """Read the files. Raises FileFault; UnusableContent where only what is in them is wrong."""
+    authorities = _certificates(ca)
+    chain = _certificates(certificate)
+    _check_pair(key, certificate, chain[0])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # host name and certificate are checked
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(cadata=_read_public(ca).decode("ascii"))
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise UnusableContent(
+            certificate,
+            f"cannot be used: {_reason(error)}",
+            "PEM, the certificate of the key first",
+        ) from None
+    return Credentials(
+        context=context,
+        certificates=(
+            certificate_of(chain[0], "client"),
+            *(certificate_of(one, "CA") for one in authorities),
+        ),
+        not_before=chain[0].not_valid_before_utc.timestamp(),
+    )
+
+
+def _check_pair(key: Path, certificate: Path, leaf: x509.Certificate) -> None:
+    text = read_secret(key, limit=MAX_PEM_BYTES)
+    try:
+        private = load_pem_private_key(text, password=None)
+    except TypeError:
+        raise UnusableContent(
+            key, "is encrypted, and the daemon has no password", "openssl pkey -in … -out …"
+        ) from None
+    except Exception as error:  # UnsupportedAlgorithm, ValueError: whatever the parser makes of it
+        raise UnusableContent(
+            key, f"holds no private key: {type(error).__name__}", "a PEM file, PRIVATE KEY"
+        ) from None
+    if private.public_key() != leaf.public_key():
+        raise UnusableContent(
+            certificate,
+            f"does not belong to the key in {key}",
+            "replace both; until they fit together, the pair before goes on",
+        )
+
+
+def _certificates(path: Path) -> list[x509.Certificate]:
+    try:
+        found = x509.load_pem_x509_certificates(_read_public(path))
+        for one in found:
+            certificate_of(one, "")
+    except ValueError:
+        raise UnusableContent(
+            path, "holds no certificate that can be read", "a PEM file, CERTIFICATE"
+        ) from None
+    return found
+
+
+def _read_public(path: Path) -> bytes:
+    checked = read_public(path, limit=MAX_PEM_BYTES)
+    if checked.fault is not None:
+        raise checked.fault
+    return checked.data
+
+
+def _no_password() -> bytes:
+    """Instead of a question on a terminal."""
+    return b""
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "unknown error").lower().replace("_", " ")
+    return type(error).__name__
+
+
+class CredentialFiles:
+    """The files of one source, and what was last read from them."""
+
+    def __init__(self, ca: Path, certificate: Path, key: Path) -> None:
+        self._paths = (ca, certificate, key)
+        self._stamp: _Stamp | None = None
+        self._loaded: Credentials | None = None
+        self._fault: FileFault | None = None
+        self._loading = trio.Lock()
+
+    @property
+    def loaded(self) -> Credentials | None:
+        """What is in use; None before the first call of `current`."""
+        return self._loaded
+
+    @property
+    def fault(self) -> FileFault | None:
+        """Why what is on disk now is not what is in use."""
+        return self._fault
+
+    async def current(self) -> Credentials:
+        """What is on disk, or, while that cannot be used, what was there before.
+
+        Raises FileFault where there was nothing before, and where a file is gone or unsafe.
+        """
+        async with self._loading:
+            stamp = self._look()
+            if stamp != self._stamp:
+                # The stamp from before reading: what is written meanwhile is seen the next time
+                await self._read()
+                self._stamp = stamp
+        if self._loaded is None:
+            raise self._fault or FileFault(self._paths[1], "cannot be used")
+        return self._loaded
+
+    async def _read(self) -> None:
+        try:
+            self._loaded = await trio.to_thread.run_sync(load_credentials, *self._paths)
+            self._fault = None
+        except UnusableContent as fault:
+            self._fault = fault
+        except FileFault as fault:
+            self._loaded = None
+            self._fault = fault
+
+    def _look(self) -> _Stamp:
+        stamps: list[tuple[int, ...] | None] = []
+        for path in self._paths:
+            found = None
+            with suppress(OSError, ValueError):
+                found = os.stat(path)
+            stamps.append(
+                None
+                if found is None
+                else (
+                    found.st_ino,
+                    found.st_mtime_ns,
+                    found.st_ctime_ns,
+                    found.st_size,
+                    found.st_mode,
+                    found.st_uid,
+                )
+            )
+        return tuple(stamps)

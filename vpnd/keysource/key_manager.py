@@ -1,0 +1,240 @@
+"""A key manager as a source asks it: addresses with fail-over, certificates, limits in number.
+
+`ask` goes from one address to the next only where the one before surely has not handed the key
+out: where the request did not leave, or the answer says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import trio
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from vpnd.clock import wall
+from vpnd.config_key_sources import RemoteSourceConfig
+from vpnd.file_trust import FileFault
+from vpnd.keysource.addresses import Address, Addresses
+from vpnd.keysource.base import Certificate, SourceError, SourceFault
+from vpnd.keysource.credentials import CredentialFiles, Credentials, certificate_of
+from vpnd.keysource.files import day
+from vpnd.keysource.https_call import Answer, CallFailed, Limits, Request, call, handshake
+
+AT_ONCE: Final = 16
+"""Calls of one kind that run side by side; the others wait."""
+ELSEWHERE: Final = frozenset({SourceFault.UNAVAILABLE, SourceFault.EMPTY, SourceFault.UNKNOWN_KEY})
+"""Answers after which the next address may have what this one has not."""
+
+T = TypeVar("T")
+
+
+class BadAnswer(Exception):
+    """An answer that gives nothing. `undelivered`: it says itself that no key left the pool."""
+
+    def __init__(
+        self, fault: SourceFault, reason: str, hint: str = "", *, undelivered: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.fault = fault
+        self.reason = reason
+        self.hint = hint
+        self.undelivered = undelivered
+
+
+class AskFailed(SourceError):
+    """Nothing was had. `consumed`: a key may have left the pool all the same."""
+
+    consumed = False
+
+
+class KeyManager:
+    """The far side of one source."""
+
+    def __init__(self, name: str, config: RemoteSourceConfig, what: str) -> None:
+        self.name = name
+        self._config = config
+        self._what = what
+        """What it is called in messages: KME, key provider."""
+        self.addresses = Addresses(config.urls)
+        self.files = CredentialFiles(config.ca, config.certificate, config.key)
+        self._last_failure: AskFailed | None = None
+        self.shown: dict[str, Certificate] = {}
+        """By address: the certificate that it showed last."""
+        self._limits = Limits(
+            connect=config.connect_timeout, read=config.read_timeout, call=config.call_timeout
+        )
+
+    async def ask(
+        self,
+        request: Request,
+        read: Callable[[Answer, Address], T],
+        *,
+        room: trio.CapacityLimiter,
+        about_to_ask: Callable[[], None] = lambda: None,
+    ) -> T:
+        """Ask until one address gives what `read` takes. Raises AskFailed.
+
+        `read` raises BadAnswer for what cannot be used. `about_to_ask` is called before anything
+        can have been handed out.
+        """
+        async with room:
+            credentials = await self._credentials()
+            failed: AskFailed | None = None
+            for address in self.addresses.candidates():
+                async with address.turn() as may:
+                    if not may:
+                        continue
+                    about_to_ask()
+                    try:
+                        return await self._ask_one(address, request, credentials, read)
+                    except _NextAddress as next_one:
+                        failed = next_one.failed
+            raise failed or self._resting(request)
+
+    async def _ask_one(
+        self,
+        address: Address,
+        request: Request,
+        credentials: Credentials,
+        read: Callable[[Answer, Address], T],
+    ) -> T:
+        try:
+            answer = await call(
+                address.url,
+                request,
+                context=credentials.context,
+                limits=self._limits,
+                server_name=self._config.server_name,
+                check=lambda der: self._check(address, der),
+            )
+        except CallFailed as failed:
+            address.failed()
+            self._last_failure = error = self._error(address, request, failed)
+            error.consumed = failed.reached
+            if failed.reached:
+                raise error from None
+            raise _NextAddress(error) from None
+        try:
+            found = read(answer, address)
+        except BadAnswer as bad:
+            if answer.status >= 500 or bad.fault is SourceFault.UNAVAILABLE:
+                address.busy()
+            else:
+                self.addresses.answered(address)
+            self._last_failure = error = self._error(address, request, bad)
+            error.consumed = not bad.undelivered
+            if bad.undelivered and bad.fault in ELSEWHERE:
+                raise _NextAddress(error) from None
+            raise error from None
+        finally:
+            answer.wipe()
+        self.addresses.answered(address)
+        return found
+
+    async def shake_hands(self, address: Address) -> str:
+        """TCP and TLS with an address, and its certificate checked; the version of TLS.
+
+        Raises AskFailed.
+        """
+        credentials = await self._credentials()
+        try:
+            return await handshake(
+                address.url,
+                context=credentials.context,
+                limits=self._limits,
+                server_name=self._config.server_name,
+                check=lambda der: self._check(address, der),
+            )
+        except CallFailed as failed:
+            raise self._error(address, Request("connection", ""), failed) from None
+
+    async def _credentials(self) -> Credentials:
+        """What is shown, and believed, now. Raises AskFailed."""
+        try:
+            found = await self.files.current()
+        except FileFault as fault:
+            raise AskFailed(
+                self.name, SourceFault.FILE, f"{fault.path} {fault.reason}", fault.hint
+            ) from None
+        own = found.certificates[0]
+        if own.not_after <= wall():
+            raise AskFailed(
+                self.name,
+                SourceFault.CERTIFICATE,
+                f"this end's certificate {self._config.certificate} expired on "
+                f"{day(own.not_after)}",
+                "replace certificate and key; no restart is needed",
+            )
+        if found.not_before > wall():
+            raise AskFailed(
+                self.name,
+                SourceFault.CERTIFICATE,
+                f"this end's certificate {self._config.certificate} is not valid before "
+                f"{day(found.not_before)}",
+                "is this host's clock right?",
+            )
+        return found
+
+    def _check(self, address: Address, der: bytes) -> None:
+        """Pin and name, before anything is asked. Raises CallFailed."""
+        certificate = x509.load_der_x509_certificate(der)
+        shown = certificate_of(certificate, "server")
+        self.shown[address.url] = shown
+        if self._config.pin and shown.sha256 not in self._config.pin:
+            raise CallFailed(
+                SourceFault.CERTIFICATE,
+                f"expected the certificate that `pin` names; its own has sha256:{shown.sha256}",
+                "if it was renewed, change `pin`; if not, somebody else answers",
+            )
+        wanted = self._config.kme_name
+        if wanted:
+            found = names_in(certificate)
+            if not {name.lower() for name in wanted} & {name.lower() for name in found}:
+                raise CallFailed(
+                    SourceFault.CERTIFICATE,
+                    f"expected a certificate of {' or '.join(wanted)}; it is of "
+                    f"{', '.join(found[:8]) or 'nobody'}",
+                    "is this the right address, and kme_name the name in the certificate?",
+                )
+
+    def _error(self, address: Address, request: Request, why: CallFailed | BadAnswer) -> AskFailed:
+        who = f"{self._what} {address.identity}, " if address.identity else ""
+        return AskFailed(
+            self.name, why.fault, f"{who}{address.url}, {request.call}: {why.reason}", why.hint
+        )
+
+    def _resting(self, request: Request) -> AskFailed:
+        last = self._last_failure
+        return AskFailed(
+            self.name,
+            SourceFault.UNREACHABLE if last is None else last.fault,
+            f"{request.call} is not asked for another {self.addresses.rests():.0f} s, since: "
+            f"{'the last call failed' if last is None else last.reason}",
+            "" if last is None else last.hint,
+        )
+
+
+class _NextAddress(Exception):
+    """The address gave nothing, and handed nothing out."""
+
+    def __init__(self, failed: AskFailed) -> None:
+        super().__init__()
+        self.failed = failed
+
+
+def names_in(certificate: x509.Certificate) -> list[str]:
+    """The common names and the alternative names (DNS, URI, IP) in a certificate."""
+    names = [
+        str(found.value)
+        for found in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    ]
+    try:
+        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (x509.ExtensionNotFound, ValueError):
+        return names
+    for one in alternative.value:
+        if isinstance(one, (x509.DNSName, x509.UniformResourceIdentifier, x509.IPAddress)):
+            names.append(str(one.value))
+    return names

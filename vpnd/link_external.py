@@ -1,0 +1,480 @@
+"""A link's keys from outside: asked for, remembered by name, and held against the link's policy.
+
+ExternalKeysWanted ──▶ the link's sources, side by side ──▶ policy ──▶ external_keys
+KeyEstablished     ──▶ what was mixed ──▶ fallback begun, gone on or ended
+
+What is decided is decided in vpnd.external_policy; the keys themselves pass through and are not
+kept. Nothing here holds up the link's other work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import trio
+
+from kex.errors import KexError
+from kex.events import (
+    ExchangeFailed,
+    ExternalKeysWanted,
+    KeyEstablished,
+    RejectCode,
+    RejectSent,
+    Role,
+)
+from kex.external import ExternalKey, ExternalKeyReference, ExternalMode
+from kex.secret import Secret
+from vpnd import external_policy as policy
+from vpnd.ask_sources import Answers, ask_all
+from vpnd.clock import boottime
+from vpnd.config_model import ExternalKeys, PeerConfig
+from vpnd.engine import Engine
+from vpnd.external_policy import Needed, Step
+from vpnd.fallback_watch import FallbackWatch
+from vpnd.journal import Journal
+from vpnd.keysource.base import (
+    Correspondent,
+    KeySource,
+    SourceError,
+    SourceFault,
+    SourceType,
+)
+from vpnd.mixed_key import MixedKey
+from vpnd.source_use import SourceUse
+
+ANSWER_MARGIN: Final = 0.25
+"""Seconds before the key exchange's own deadline: what was had by then is to be used."""
+KEPT_TOKENS: Final = 4
+"""Exchanges whose sources are remembered: one of each role, and the two before."""
+
+SourceFinder = Callable[[str], KeySource | None]
+"""The source of a name in [key_sources]; None where there is none (any more)."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What is remembered of an exchange, by its token."""
+
+    mixed: tuple[MixedKey, ...] = ()
+    reason: str = ""
+    """Why the key of a source is not in it."""
+    must: str | None = None
+    """The source without which the exchange is to give no key."""
+    over: trio.Event = field(default_factory=trio.Event)
+    outcome: str = ""
+    """Once it is over: empty for a key, else why there is none."""
+    key_id: str = ""
+
+
+class LinkExternal:
+    """The external keys of one link."""
+
+    def __init__(
+        self,
+        peer: PeerConfig,
+        *,
+        engine: Engine,
+        find: SourceFinder,
+        watch: FallbackWatch,
+        journal: Journal,
+    ) -> None:
+        self._peer = peer
+        self._engine = engine
+        self._find = find
+        self._journal = journal
+        self.watch = watch
+        self._asked: dict[bytes, _Asked] = {}
+        self._left_out: dict[str, float] = {}
+        """Sources that the peer could not have a key of, and until when they are left out."""
+        self._used_at: float | None = None
+        """When the sources were last asked for an exchange of this link's own."""
+        self._refusal = ""
+        """Why the last exchange of this link's own was refused, if it was about external keys."""
+        self._wanted: list[ExternalKeysWanted] = []
+        self._news = trio.Event()
+        self._scopes: dict[Role, tuple[bytes, trio.CancelScope]] = {}
+
+    # ---- what is configured
+
+    @property
+    def config(self) -> ExternalKeys:
+        return self._peer.external_keys
+
+    def mode_of(self, peer: PeerConfig) -> ExternalMode:
+        """The mode that exchanges go by with this configuration, now."""
+        over = self.watch.over_with(peer.external_keys)
+        return policy.effective_mode(peer.external_keys, over_limit=over)
+
+    def take(self, peer: PeerConfig) -> bool:
+        """Go by this configuration from now on; whether another key is wanted for that."""
+        before, self._peer = self._peer, peer
+        changed = peer.external_keys != before.external_keys
+        if changed:
+            self._left_out.clear()
+            self.watch.take(peer.external_keys)
+        return changed
+
+    # ---- what the key exchange says; nothing here blocks
+
+    def wanted(self, event: ExternalKeysWanted) -> None:
+        self._wanted.append(event)
+        self._news.set()
+
+    def failed(self, event: ExchangeFailed) -> None:
+        """An exchange of this link's own is over without a key."""
+        asked = self._asked.get(event.exchange_id)
+        self._cancel(Role.INITIATOR, event.exchange_id)
+        if event.reject in (RejectCode.KEY_MANAGER, RejectCode.POLICY):
+            self._refusal = f'the peer says "{event.detail}"'
+        if asked is None:
+            return
+        for reference in event.failed:
+            for mixed in asked.mixed:
+                if _means(mixed, reference):
+                    self._leave_out(mixed.source, event.detail)
+        asked.outcome = event.detail or event.code.value
+        asked.over.set()
+
+    def _leave_out(self, source: str, detail: str) -> None:
+        self._left_out[source] = boottime() + policy.LEFT_OUT_SECONDS
+        names = {use.source for use in self.config.uses} - self._left_out.keys()
+        if Needed.by(self.config).met(names, names):
+            self._journal.record(
+                "source_left_out",
+                peer=self._peer.name,
+                level="warning",
+                source=source,
+                reason=f'the peer says "{detail}"',
+                seconds=policy.LEFT_OUT_SECONDS,
+            )
+
+    def refused(self, event: RejectSent) -> None:
+        """This end has refused an exchange of the peer's."""
+        self._cancel(Role.RESPONDER, event.exchange_id)
+
+    def _cancel(self, role: Role, token: bytes) -> None:
+        running = self._scopes.get(role)
+        if running is not None and running[0] == token:
+            running[1].cancel()
+
+    def established(self, event: KeyEstablished) -> None:
+        """The key of an exchange is on the interface: what it has decides about the fallback."""
+        asked = self._asked.get(event.token, _Asked())
+        mixed = asked.mixed if any(entry.present for entry in event.external) else ()
+        names = [each.source for each in mixed]
+        reason = ""
+        if policy.missing(self.config, names):
+            reason = self._why_missing(event.role, asked, names)
+        lifetime = self._peer.key_lifetime
+        self.watch.key_set(event.key_id, mixed, reason, lifetime=lifetime)
+        if event.role is Role.INITIATOR and not policy.is_fallback(self.config, names):
+            self._refusal = ""
+        asked.key_id = event.key_id
+        asked.over.set()
+
+    def _why_missing(self, role: Role, asked: _Asked, mixed: list[str]) -> str:
+        lacking = ", ".join(policy.missing(self.config, mixed))
+        if role is Role.RESPONDER:
+            return f"the peer's exchange had no key of {lacking}"
+        if asked.reason:
+            return asked.reason
+        left_out = [name for name in self._left_out if name not in mixed]
+        if self._refusal:
+            return self._refusal
+        return f"left out: {', '.join(left_out)}" if left_out else f"no key of {lacking}"
+
+    # ---- what takes time
+
+    async def run(self) -> None:
+        """Answer what the key exchange asks for, and watch a fallback's limit."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.watch.run)
+            while True:
+                while self._wanted:
+                    event = self._wanted.pop(0)
+                    scope = trio.CancelScope()
+                    before = self._scopes.get(event.role)
+                    if before is not None:
+                        before[1].cancel()  # the exchange that it was for is over
+                    self._scopes[event.role] = (event.token, scope)
+                    nursery.start_soon(self._answer, event, scope)
+                await self._news.wait()
+                self._news = trio.Event()
+
+    async def _answer(self, event: ExternalKeysWanted, scope: trio.CancelScope) -> None:
+        answer = self._as_initiator if event.role is Role.INITIATOR else self._as_responder
+        with scope:
+            try:
+                await answer(event)
+            except Exception as error:
+                # A bug, or what cannot be sent: this exchange ends, and with it nothing else
+                self._journal.record(
+                    "internal_error", peer=self._peer.name, level="error", exc_info=error
+                )
+                self._give_up(event, "internal error", code=RejectCode.POLICY)
+        if self._scopes.get(event.role, (b"", scope))[1] is scope:
+            self._scopes.pop(event.role, None)
+
+    def _remembered(self, token: bytes) -> _Asked:
+        asked = self._asked.setdefault(token, _Asked())
+        while len(self._asked) > KEPT_TOKENS:
+            del self._asked[next(iter(self._asked))]
+        return asked
+
+    # ---- as the initiator
+
+    async def _as_initiator(self, event: ExternalKeysWanted) -> None:
+        asked = self._remembered(event.token)
+        external = self.config
+        deadline = event.deadline - ANSWER_MARGIN
+        limited = await self._wait_for_turn(external, deadline)
+        uses = self._to_ask(external, asked.must)
+        if limited is None:
+            self._used_at = boottime()
+            answers = await self._obtain(uses, deadline)
+        else:
+            answers = Answers({}, {use.source: limited for use in uses})
+        decision = policy.as_initiator(
+            external,
+            self.mode_of(self._peer),
+            given=answers.given,
+            failed=answers.failed,
+            must=asked.must,
+            good_key_lives=self.watch.good_key_lives,
+        )
+        asked.reason = policy.told(answers.failed.values())
+        if decision.step is Step.END:
+            self._give_up(event, decision.reason, code=decision.code)
+            return
+        now = boottime()
+        asked.mixed = tuple(
+            MixedKey.of(name, key.reference, now) for name, key in answers.given.items()
+        )
+        if answers.failed:
+            self._tell_missing(event, answers.failed)
+        absent = [_absent(use, self._find(use.source)) for use in external.uses]
+        keys = [
+            answers.given.get(use.source, nothing)
+            for use, nothing in zip(external.uses, absent, strict=True)
+        ]
+        self._hand_over(event, tuple(keys))
+
+    async def _wait_for_turn(self, external: ExternalKeys, deadline: float) -> SourceError | None:
+        """Wait until the link's sources may be used again; an error where that is too late."""
+        if self._used_at is None:
+            return None
+        at = self._used_at + external.min_interval
+        if at >= deadline:
+            names = ", ".join(use.source for use in external.uses)
+            return SourceError(
+                names,
+                SourceFault.LIMITED,
+                f"used {boottime() - self._used_at:.0f} s ago by this link, whose min_interval is "
+                f"{external.min_interval} s",
+            )
+        await trio.sleep(max(0.0, at - boottime()))
+        return None
+
+    def _to_ask(self, external: ExternalKeys, must: str | None) -> tuple[SourceUse, ...]:
+        now = boottime()
+        self._left_out = {name: until for name, until in self._left_out.items() if now < until}
+        return policy.to_ask(external, left_out=self._left_out, must=must)
+
+    async def _obtain(
+        self, uses: tuple[SourceUse, ...], deadline: float
+    ) -> Answers[str, ExternalKey]:
+        async def obtain(use: SourceUse) -> ExternalKey:
+            return await self._named(use.source).obtain(self._far(use))
+
+        questions = {use.source: (use.source, partial(obtain, use)) for use in uses}
+        return await ask_all(questions, deadline, self._journal)
+
+    def _named(self, name: str) -> KeySource:
+        source = self._find(name)
+        if source is None:
+            raise SourceError(name, SourceFault.FILE, "is no longer configured")
+        return source
+
+    def _far(self, use: SourceUse) -> Correspondent:
+        return Correspondent(self._peer.name, use.peer_sae or "")
+
+    def _tell_missing(self, event: ExternalKeysWanted, failed: Mapping[str, SourceError]) -> None:
+        self._journal.record(
+            "external_keys_missing",
+            peer=self._peer.name,
+            level="warning",
+            role=event.role.value,
+            sources=", ".join(failed),
+            code=", ".join(sorted({error.fault.value for error in failed.values()})),
+            reason=policy.told(failed.values()),
+        )
+
+    # ---- as the responder
+
+    async def _as_responder(self, event: ExternalKeysWanted) -> None:
+        asked = self._remembered(event.token)
+        external = self.config
+        owners: dict[int, SourceUse] = {}
+        errors: dict[int, SourceError] = {}
+        for at, entry in enumerate(event.listing):
+            if entry.present:
+                try:
+                    owners[at] = self._owner(external, entry.reference)
+                except SourceError as error:
+                    errors[at] = error
+        objection = policy.as_responder(
+            external, self.mode_of(self._peer), [use.source for use in owners.values()]
+        )
+        if errors:
+            self._refuse(event, errors)
+            return
+        if objection:
+            self._give_up(event, objection, code=RejectCode.POLICY)
+            return
+        answers = await self._retrieve(event, owners)
+        if answers.failed:
+            self._refuse(event, answers.failed)
+            return
+        now = boottime()
+        asked.mixed = tuple(
+            MixedKey.of(use.source, event.listing[at].reference, now) for at, use in owners.items()
+        )
+        keys = tuple(
+            ExternalKey(entry.reference, answers.given.get(at))
+            for at, entry in enumerate(event.listing)
+        )
+        self._hand_over(event, keys, self._holders(event, owners))
+
+    def _owner(self, external: ExternalKeys, reference: ExternalKeyReference) -> SourceUse:
+        """The source of this link that a key of the initiator's listing is from."""
+        files = []
+        for use in external.uses:
+            source = self._find(use.source)
+            if source is None:
+                continue
+            if source.serves(self._far(use), reference):
+                return use
+            if source.source_type is SourceType.FILE:
+                files.append(source)
+        what = reference.source or reference.source_type
+        if reference.source_type == SourceType.FILE.value and files:
+            theirs = ", ".join(reference.key_ids)
+            ours = ", ".join(source.status().identity for source in files)
+            raise SourceError(
+                files[0].name,
+                SourceFault.MISMATCH,
+                f"static keys differ: {_short(theirs)} at the initiator, {_short(ours)} at the "
+                "responder",
+                "the same file has to be at both ends",
+            )
+        raise SourceError(
+            what,
+            SourceFault.UNKNOWN_KEY,
+            f"no {reference.source_type} source of this link knows the initiator as "
+            f'"{reference.sae}"',
+            "peer_sae has to be the far end's own name at both ends",
+        )
+
+    async def _retrieve(
+        self, event: ExternalKeysWanted, owners: Mapping[int, SourceUse]
+    ) -> Answers[int, Secret]:
+        async def retrieve(at: int) -> Secret:
+            use = owners[at]
+            reference = event.listing[at].reference
+            return await self._named(use.source).retrieve(self._far(use), reference)
+
+        questions = {at: (use.source, partial(retrieve, at)) for at, use in owners.items()}
+        return await ask_all(questions, event.deadline - ANSWER_MARGIN, self._journal)
+
+    def _refuse(self, event: ExternalKeysWanted, errors: Mapping[int, SourceError]) -> None:
+        code, failed = policy.refusal(errors)
+        for error in errors.values():
+            self._journal.record(
+                "external_keys_missing",
+                peer=self._peer.name,
+                level="warning",
+                role=event.role.value,
+                sources=error.source,
+                code=error.fault.value,
+                reason=str(error),
+            )
+        # Addresses and certificates of this end's key managers are not the peer's business
+        detail = "; ".join(
+            error.reason
+            if error.fault is SourceFault.MISMATCH
+            else f"{event.listing[at].reference.source or 'the static key'}: {error.fault.value} "
+            "at the responder"
+            for at, error in errors.items()
+        )
+        self._give_up(event, detail, code=code, failed=failed)
+
+    def _holders(self, event: ExternalKeysWanted, owners: Mapping[int, SourceUse]) -> str:
+        """Who gave the keys, at either end."""
+        named = []
+        for at, use in owners.items():
+            source = self._find(use.source)
+            own = "" if source is None else source.status().identity
+            reference = event.listing[at].reference
+            if reference.source_type == SourceType.FILE.value:
+                named.append(("a static key", "its own"))
+            else:
+                named.append((reference.source, own or use.source))
+        return policy.bounded(policy.pairs(named))
+
+    # ---- answers
+
+    def _hand_over(
+        self, event: ExternalKeysWanted, keys: tuple[ExternalKey, ...], holders: str = ""
+    ) -> None:
+        try:
+            with self._engine.driving() as (endpoint, now):
+                endpoint.external_keys(self._peer.name, event.token, keys, now, holders=holders)
+        except ValueError as error:
+            # A source has given what cannot be mixed or sent
+            self._give_up(event, str(error), code=RejectCode.POLICY)
+        except KexError:
+            return  # the link is gone meanwhile
+
+    def _give_up(
+        self,
+        event: ExternalKeysWanted,
+        reason: str,
+        *,
+        code: RejectCode,
+        failed: tuple[int, ...] = (),
+    ) -> None:
+        detail = policy.bounded(reason) if event.role is Role.RESPONDER else reason
+        try:
+            with self._engine.driving() as (endpoint, now):
+                endpoint.external_keys_failed(
+                    self._peer.name, event.token, detail, now, code=code, failed=failed
+                )
+        except KexError:
+            return  # the link is gone meanwhile
+
+    # ---- one exchange that somebody waits for
+
+    def demand(self, token: bytes, source: str) -> _Asked:
+        """Let the exchange of this token, just begun, give no key without one of `source`."""
+        asked = self._remembered(token)
+        asked.must = source
+        return asked
+
+
+def _means(mixed: MixedKey, reference: ExternalKeyReference) -> bool:
+    same = (mixed.source_type, mixed.manager) == (reference.source_type, reference.source)
+    return same and mixed.key_ids == reference.key_ids
+
+
+def _absent(use: SourceUse, source: KeySource | None) -> ExternalKey:
+    """The entry of a source that had no key, for the peer to know that there is one."""
+    kind = "" if source is None else source.source_type.value
+    name = "" if kind in ("", SourceType.FILE.value) else use.source
+    return ExternalKey(ExternalKeyReference(kind or "none", name, "", (), 0), None)
+
+
+def _short(hashes: str) -> str:
+    return ", ".join(one[:16] for one in hashes.split(", "))
