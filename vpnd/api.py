@@ -285,7 +285,7 @@ class KeyChange(TypedDict):
 
 class ConfigChange(TypedDict):
     what: str
-    """node, tunnel, peer or identity."""
+    """node, tunnel, peer, key source or identity."""
     name: str
     change: str
     """added, removed or changed."""

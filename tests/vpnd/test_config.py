@@ -99,10 +99,10 @@ REFUSED: list[tuple[str, Change, str, str]] = [
         "unknown key",
     ),
     (
-        "key sources",
+        "key sources of another name",
         lambda site: site.main.update(sources={"kme": {}}),
         "sources",
-        "no key sources",
+        "unknown key",
     ),
     (
         "no node",

@@ -210,4 +210,5 @@ class SourceListener(Protocol):
         self, event: str, source: str, *, level: str, reason: str, code: str, link: str = ""
     ) -> None:
         """`event` is a stable slug: source_failed, source_back, source_stock_low,
-        source_stock_back, source_certificate_expires, source_certificate_renewed."""
+        source_stock_back, source_certificate_expires, source_certificate_renewed,
+        source_certificate_unusable, source_file_changed."""

@@ -44,7 +44,7 @@ class Reserve:
         return sum(place.key is not None for place in self._places.values())
 
     def take(self, far: Correspondent) -> ExternalKey | None:
-        """The key for this far end, if there is one that is fresh. It is not there any more then."""
+        """The fresh key for this far end, if there is one; it is not there any more then."""
         self.expire()
         place = self._places.get(far.peer_id)
         if place is None or place.key is None:

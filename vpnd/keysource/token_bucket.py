@@ -12,7 +12,7 @@ class TokenBucket:
         self._rate = per_minute / 60
         self._room = float(per_minute)
         self._tokens = self._room
-        self._at = trio.current_time()
+        self._at: float | None = None
 
     def take(self, count: int = 1) -> bool:
         """Take `count` tokens if they are there."""
@@ -31,5 +31,6 @@ class TokenBucket:
 
     def _refill(self) -> None:
         now = trio.current_time()
-        self._tokens = min(self._room, self._tokens + (now - self._at) * self._rate)
+        if self._at is not None:
+            self._tokens = min(self._room, self._tokens + (now - self._at) * self._rate)
         self._at = now

@@ -24,20 +24,24 @@ class UsedKeys:
         self._seen: dict[bytes, None] = {}
 
     def seen_id(self, sae: str, key_id: str) -> bool:
-        return self._hash(b"id", f"{sae}\0{key_id}".encode()) in self._seen
+        return self._id(sae, key_id) in self._seen
 
     def add_id(self, sae: str, key_id: str) -> None:
-        self._add(self._hash(b"id", f"{sae}\0{key_id}".encode()))
+        self._add(self._id(sae, key_id))
 
     def forget_id(self, sae: str, key_id: str) -> None:
         """The key manager said itself that it was not delivered."""
-        self._seen.pop(self._hash(b"id", f"{sae}\0{key_id}".encode()), None)
+        self._seen.pop(self._id(sae, key_id), None)
 
     def seen_key(self, key: Secret) -> bool:
         return self._hash(b"key", key.expose()) in self._seen
 
     def add_key(self, key: Secret) -> None:
         self._add(self._hash(b"key", key.expose()))
+
+    def _id(self, sae: str, key_id: str) -> bytes:
+        # UUIDs and hexadecimal digits are the same in either case
+        return self._hash(b"id", f"{sae}\0{key_id.lower()}".encode())
 
     def _add(self, entry: bytes) -> None:
         self._seen[entry] = None

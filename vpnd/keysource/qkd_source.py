@@ -1,0 +1,241 @@
+"""A key manager after ETSI GS QKD 014 V1.1.1, as a key source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from kex.external import MAX_KEY_IDS, ExternalKey, ExternalKeyReference
+from kex.secret import Secret
+from vpnd.clock import boottime
+from vpnd.config_key_sources import QkdSourceConfig
+from vpnd.keysource.addresses import Address
+from vpnd.keysource.base import (
+    Correspondent,
+    SourceError,
+    SourceFault,
+    SourceListener,
+    SourceType,
+)
+from vpnd.keysource.etsi014 import (
+    DeliveredKey,
+    Status,
+    get_key_request,
+    get_key_with_ids_request,
+    read_keys_untrusted,
+    read_status_untrusted,
+    status_request,
+)
+from vpnd.keysource.https_call import Answer
+from vpnd.keysource.key_manager import AskFailed, BadAnswer
+from vpnd.keysource.remote_source import RemoteSource
+from vpnd.keysource.used_keys import UsedKeys
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """How a key is put together."""
+
+    parts: int
+    bits: int
+    """Of each part."""
+
+
+class QkdSource(RemoteSource):
+    """See RemoteSource; here is what ETSI GS QKD 014 makes of it."""
+
+    _type = SourceType.QKD
+
+    def __init__(
+        self,
+        name: str,
+        config: QkdSourceConfig,
+        listener: SourceListener,
+        *,
+        used: UsedKeys | None = None,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        super().__init__(
+            name,
+            config,
+            listener,
+            used=used or UsedKeys(),
+            what="KME",
+            low_water=config.low_water,
+            clock=clock,
+        )
+        self._qkd = config
+        self._post = config.verbs == "post"
+        self._statuses: dict[str, Status] = {}
+
+    # ---- keys
+
+    async def _fetch(self, far: Correspondent, room: trio.CapacityLimiter) -> ExternalKey:
+        if far.peer_id not in self._statuses and "no-status" not in self._qkd.quirks:
+            await self._look(far, room)
+        shape = self._shape(far)
+        request = get_key_request(
+            far.peer_id, number=shape.parts, size=self._size(shape.bits), post=self._post
+        )
+        try:
+            keys, said_name = await self._manager.ask(
+                request,
+                lambda answer, address: (
+                    read_keys_untrusted(answer, number=shape.parts, length=shape.bits // 8),
+                    address.identity,
+                ),
+                room=room,
+            )
+        except AskFailed as failed:
+            if failed.consumed:
+                self._health.counters["maybe_lost"] += shape.parts
+            raise
+        self._fresh(far, [one.key_id for one in keys], [one.key for one in keys])
+        self._health.succeeded(far=far.peer_id, link=far.link)
+        return ExternalKey(
+            ExternalKeyReference(
+                source_type=self._type.value,
+                source=said_name or self._name,
+                sae=self._qkd.sae,
+                key_ids=tuple(one.key_id for one in keys),
+                bits=shape.parts * shape.bits,
+            ),
+            _joined(keys),
+        )
+
+    async def _ask_for(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
+        ids = reference.key_ids
+        length = reference.bits // 8 // len(ids)
+        # One ID a call where it is a GET (clause 5.6)
+        groups = [ids] if self._post else [(key_id,) for key_id in ids]
+        found: list[DeliveredKey] = []
+        for group in groups:
+            found += await self._ask_for_some(far, group, length)
+        self._health.succeeded(far=far.peer_id, link=far.link)
+        for one in found:
+            self.used.add_key(one.key)
+        return _joined(found)
+
+    async def _ask_for_some(
+        self, far: Correspondent, ids: tuple[str, ...], length: int
+    ) -> list[DeliveredKey]:
+        def remember() -> None:
+            # Before anything is sent: whatever becomes of the call, it is not made twice
+            for key_id in ids:
+                self.used.add_id(far.peer_id, key_id)
+
+        try:
+            return await self._manager.ask(
+                get_key_with_ids_request(far.peer_id, ids, post=self._post),
+                lambda answer, _: read_keys_untrusted(
+                    answer, number=len(ids), length=length, wanted=ids
+                ),
+                room=self._retrieving,
+                about_to_ask=remember,
+            )
+        except AskFailed as failed:
+            if failed.consumed:
+                self._health.counters["maybe_lost"] += len(ids)
+            else:
+                for key_id in ids:
+                    self.used.forget_id(far.peer_id, key_id)
+            raise
+
+    def _shape(self, far: Correspondent) -> _Shape:
+        """One key, or several that make one where it gives none so long. Raises SourceError."""
+        bits = self._qkd.key_size
+        status = self._statuses.get(far.peer_id)
+        unit = 8 if "size-in-bytes" in self._qkd.quirks else 1
+        longest = bits if status is None or not status.max_key_size else status.max_key_size * unit
+        shortest = 0 if status is None or not status.min_key_size else status.min_key_size * unit
+        for parts in range(1, MAX_KEY_IDS + 1):
+            each = bits // parts
+            if bits % (8 * parts) == 0 and shortest <= each <= longest:
+                return _Shape(parts, each)
+        raise SourceError(
+            self._name,
+            SourceFault.REFUSED,
+            f"{self._manager.addresses.current.url}, status: expected keys of {bits} bits; it has "
+            f"keys of {shortest} to {longest} bits",
+            f"set key_size to what it gives, at most {MAX_KEY_IDS} of which make one key",
+        )
+
+    def _size(self, bits: int) -> int | None:
+        if "no-size" in self._qkd.quirks:
+            return None
+        return bits // 8 if "size-in-bytes" in self._qkd.quirks else bits
+
+    # ---- status
+
+    async def _look(self, far: Correspondent, room: trio.CapacityLimiter) -> None:
+        self._looked_at[far.peer_id] = trio.current_time()
+        if "no-status" in self._qkd.quirks:
+            return
+        status = await self._manager.ask(
+            status_request(far.peer_id),
+            lambda answer, address: self._read_status(answer, address, far),
+            room=room,
+        )
+        self._health.succeeded()
+        self._statuses[far.peer_id] = status
+        if status.stored is None:
+            return
+        change = self._stock.said(
+            far.peer_id, status.stored, status.capacity or 0, status.key_size or 0
+        )
+        if change is not None:
+            level = self._stock.level(far.peer_id)
+            left = "" if level is None or level.days_left is None else f", {level.days_left} days"
+            self._health.tell(
+                "source_stock_low" if change else "source_stock_back",
+                level="warning" if change else "info",
+                reason=f"{status.stored} keys for {far.peer_id} are left{left}",
+                code=SourceFault.EMPTY.value if change and not status.stored else "",
+            )
+
+    def _read_status(self, answer: Answer, address: Address, far: Correspondent) -> Status:
+        status = read_status_untrusted(answer)
+        if self._qkd.kme_id and status.source_kme not in self._qkd.kme_id:
+            raise BadAnswer(
+                SourceFault.CERTIFICATE,
+                f"expected KME {' or '.join(self._qkd.kme_id)}; it calls itself "
+                f'"{status.source_kme}"',
+                "is this the right address, and kme_id its source_KME_ID?",
+            )
+        if "other-sae-names" not in self._qkd.quirks:
+            for came, ours, whose in (
+                (status.master_sae, self._qkd.sae, "this end"),
+                (status.slave_sae, far.peer_id, "the far end"),
+            ):
+                if came and came != ours:
+                    raise BadAnswer(
+                        SourceFault.UNAUTHORIZED,
+                        f'expected {whose} to be SAE "{ours}"; to it, it is "{came}"',
+                        "exchanged names, or the certificate of another SAE? or quirks = "
+                        '["other-sae-names"], where it has names of its own',
+                        undelivered=True,
+                    )
+        address.identity = status.source_kme
+        return status
+
+    async def _probe_look(self, far: Correspondent | None) -> str:
+        if far is None or "no-status" in self._qkd.quirks:
+            return ""
+        await self._look(far, self._aside)
+        status = self._statuses[far.peer_id]
+        return (
+            f"KME {status.source_kme or '(no ID)'} to {status.target_kme or '(no ID)'}: "
+            f"{_number(status.stored)} of {_number(status.capacity)} keys, "
+            f"{_number(status.min_key_size)} to {_number(status.max_key_size)} bits, "
+            f"{_number(status.key_size)} without a size"
+        )
+
+
+def _joined(keys: list[DeliveredKey]) -> Secret:
+    return Secret(b"".join(one.key.expose() for one in keys))
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else str(value)

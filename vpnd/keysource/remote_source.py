@@ -1,0 +1,380 @@
+"""What all sources have in common that are asked over HTTPS.
+
+obtain ──▶ a key fetched ahead, or _fetch: a fresh one
+retrieve ──▶ _ask_for, again and again while the answer is that it is not there yet
+run ──▶ fetches ahead, keeps the stock, watches certificates
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from kex.external import (
+    MAX_KEY_IDS,
+    ExternalKey,
+    ExternalKeyReference,
+    check_bits,
+    check_reference,
+)
+from kex.secret import Secret
+from vpnd.clock import boottime
+from vpnd.config_key_sources import RemoteSourceConfig
+from vpnd.keysource.addresses import Address
+from vpnd.keysource.base import (
+    INITIATOR_SECONDS,
+    RESPONDER_SECONDS,
+    Correspondent,
+    ProbeStep,
+    SourceError,
+    SourceFault,
+    SourceListener,
+    SourceStatus,
+    SourceType,
+)
+from vpnd.keysource.certificate_watch import CertificateWatch
+from vpnd.keysource.files import day
+from vpnd.keysource.health import Health
+from vpnd.keysource.key_manager import AT_ONCE, AskFailed, KeyManager
+from vpnd.keysource.reserve import Reserve
+from vpnd.keysource.stock import Stock
+from vpnd.keysource.token_bucket import TokenBucket
+from vpnd.keysource.used_keys import UsedKeys
+
+LOOK_SECONDS: Final = 300.0
+"""Between two looks at the stock for a far end."""
+SPARE: Final = 0.5
+"""Seconds before the caller's deadline at which a source gives up by itself, with its reason."""
+NOT_YET: Final = (0.25, 0.5, 1.0)
+"""Seconds until a key that is not there yet is asked for again; then always the last."""
+AHEAD_AT_ONCE: Final = 4
+
+
+class RemoteSource(ABC):
+    """One configured source (KeySource) over HTTPS."""
+
+    _type: SourceType
+
+    def __init__(
+        self,
+        name: str,
+        config: RemoteSourceConfig,
+        listener: SourceListener,
+        *,
+        used: UsedKeys,
+        what: str,
+        low_water: int | None = None,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        self._name = name
+        self._config = config
+        self.used = used
+        self._manager = KeyManager(name, config, what)
+        self._health = Health(name, listener)
+        self._bucket = TokenBucket(config.max_keys_per_minute)
+        self._reserve = Reserve(clock)
+        self._stock = Stock(clock, low_water)
+        self._watch = CertificateWatch(self._manager, self._health)
+        self._fars: dict[str, Correspondent] = {}
+        """Who was asked for lately, by ID."""
+        self._looked_at: dict[str, float] = {}
+        self._stirred = trio.Event()
+        # Each kind waits for its own: a responder has 8 s, and looks must not take its place
+        self._obtaining = trio.CapacityLimiter(AT_ONCE)
+        self._retrieving = trio.CapacityLimiter(AT_ONCE)
+        self._aside = trio.CapacityLimiter(AHEAD_AT_ONCE)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def source_type(self) -> SourceType:
+        return self._type
+
+    # ---- what differs
+
+    @abstractmethod
+    async def _fetch(self, far: Correspondent, room: trio.CapacityLimiter) -> ExternalKey:
+        """A fresh key. Raises SourceError; AskFailed where the key manager was asked."""
+
+    @abstractmethod
+    async def _ask_for(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
+        """The key of a reference, asked for once. Raises SourceError."""
+
+    @abstractmethod
+    async def _look(self, far: Correspondent, room: trio.CapacityLimiter) -> None:
+        """What the key manager says of itself and of the stock. Raises SourceError."""
+
+    @abstractmethod
+    async def _probe_look(self, far: Correspondent | None) -> str:
+        """The same for a test: what was found, or "" without a question. Raises SourceError."""
+
+    # ---- the two ends of an exchange
+
+    async def obtain(self, far: Correspondent) -> ExternalKey:
+        """IC1: see KeySource."""
+        self._seen(far)
+        ready = self._reserve.take(far)
+        if ready is None:
+            with self._told(far), trio.move_on_after(INITIATOR_SECONDS - SPARE):
+                ready = await self._fetch_limited(far, self._obtaining)
+        if ready is None:
+            raise self._too_late(far, INITIATOR_SECONDS)
+        self._health.counters["obtained"] += 1
+        self._reserve.used(far)
+        self._stir()
+        return ready
+
+    async def retrieve(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
+        """RC1: see KeySource."""
+        self._seen(far)
+        with self._told(far):
+            self._check_asked(far, reference)
+            with trio.move_on_after(RESPONDER_SECONDS - SPARE):
+                key = await self._ask_until_there(far, reference)
+                self._health.counters["retrieved"] += 1
+                self._stock.used(far.peer_id, len(reference.key_ids))
+                return key
+        raise self._too_late(far, RESPONDER_SECONDS)
+
+    async def _ask_until_there(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
+        """Asked for again only where the answer says that nothing was delivered."""
+        until = trio.current_time() + RESPONDER_SECONDS - SPARE
+        pauses = iter(NOT_YET)
+        while True:
+            try:
+                return await self._ask_for(far, reference)
+            except AskFailed as failed:
+                pause = next(pauses, NOT_YET[-1])
+                again = failed.fault in (SourceFault.UNKNOWN_KEY, SourceFault.UNAVAILABLE)
+                late = trio.current_time() + pause >= until
+                if failed.consumed or not again or late:
+                    raise
+                self._health.counters["asked_again"] += 1
+                await trio.sleep(pause)
+
+    def serves(self, far: Correspondent, reference: ExternalKeyReference) -> bool:
+        return reference.source_type == self._type.value and reference.sae == far.peer_id
+
+    def _check_asked(self, far: Correspondent, reference: ExternalKeyReference) -> None:
+        """Raise SourceError for a reference that cannot be asked for."""
+        ids = reference.key_ids
+        try:
+            check_reference(reference)
+            check_bits(reference.bits)
+            if not ids or len(ids) > MAX_KEY_IDS or reference.bits % (8 * len(ids)):
+                raise ValueError(f"{len(ids)} key IDs for {reference.bits} bits")  # noqa: TRY301
+        except ValueError as error:
+            raise SourceError(
+                self._name, SourceFault.WRONG_KEY_ID, f"the far end names {error}"
+            ) from None
+        if len(set(ids)) < len(ids) or any(not key_id for key_id in ids):
+            raise SourceError(
+                self._name, SourceFault.WRONG_KEY_ID, "the far end names one key ID twice, or none"
+            )
+        for key_id in ids:
+            if self.used.seen_id(far.peer_id, key_id):
+                raise SourceError(
+                    self._name,
+                    SourceFault.WRONG_KEY_ID,
+                    f"key {key_id} was asked for before: it is not asked for twice",
+                    "nothing: the next exchange has another key",
+                )
+
+    def _fresh(self, far: Correspondent, key_ids: Sequence[str], keys: Sequence[Secret]) -> None:
+        """Remember keys that were delivered. Raises SourceError if one was there before."""
+        for key_id, key in zip(key_ids, keys, strict=True):
+            if self.used.seen_id(far.peer_id, key_id):
+                raise SourceError(
+                    self._name,
+                    SourceFault.WRONG_KEY_ID,
+                    f"expected a new key; key {key_id} was delivered before",
+                    "an error of the key manager: do not use it until that is mended",
+                )
+            if self.used.seen_key(key):
+                raise SourceError(
+                    self._name,
+                    SourceFault.BAD_KEY,
+                    f"expected a new key; {key_id} is one that was delivered under another ID",
+                    "an error of the key manager: do not use it until that is mended",
+                )
+        for key_id, key in zip(key_ids, keys, strict=True):
+            self.used.add_id(far.peer_id, key_id)
+            self.used.add_key(key)
+
+    async def _fetch_limited(self, far: Correspondent, room: trio.CapacityLimiter) -> ExternalKey:
+        if not self._bucket.take():
+            raise SourceError(
+                self._name,
+                SourceFault.LIMITED,
+                f"max_keys_per_minute ({self._config.max_keys_per_minute}) is reached; the next "
+                f"key is asked for in {self._bucket.wait():.0f} s at the earliest",
+                "which link uses so many? `vpnctl keysource show` counts; or raise the limit",
+            )
+        key = await self._fetch(far, room)
+        self._stock.used(far.peer_id, len(key.reference.key_ids))
+        return key
+
+    def _told(self, far: Correspondent) -> _Told:
+        return _Told(self._health, far)
+
+    def _too_late(self, far: Correspondent, seconds: float) -> SourceError:
+        error = SourceError(
+            self._name,
+            SourceFault.TIMEOUT,
+            f"{self._manager.addresses.current.url}: no key within {seconds:g} s",
+            "it is slow, or many links wait for it at once",
+        )
+        self._health.failed(error, far=far.peer_id, link=far.link)
+        return error
+
+    # ---- what is known
+
+    def status(self) -> SourceStatus:
+        address = self._manager.addresses.current
+        trouble = self._health.trouble
+        counters = dict(self._health.counters)
+        counters["thrown_away"] = self._reserve.thrown_away
+        return SourceStatus(
+            name=self._name,
+            source_type=self._type,
+            address=address.url,
+            identity=address.identity,
+            available=self._health.available,
+            fault=None if trouble is None else trouble.fault,
+            reason="" if trouble is None else trouble.reason,
+            hint="" if trouble is None else trouble.hint,
+            since_wall=0.0 if trouble is None else trouble.since_wall,
+            stock=self._stock.levels(),
+            certificates=self._watch.certificates(),
+            warnings=self._watch.warnings(),
+            prefetched=len(self._reserve),
+            counters=counters,
+        )
+
+    async def refresh_status(self) -> None:
+        """Ask for the stock of all far ends that were asked for. Raises the first SourceError."""
+        first: SourceError | None = None
+        for far in tuple(self._fars.values()):
+            try:
+                await self._look_told(far)
+            except SourceError as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    async def probe(self, far: Correspondent | None) -> Sequence[ProbeStep]:
+        """Each address: TCP and TLS, certificate, then what it says of itself."""
+        steps: list[ProbeStep] = []
+        for address in self._manager.addresses.all:
+            steps += await self._probe_address(address)
+        if all(step.done for step in steps) or any(step.step == "certificate" for step in steps):
+            try:
+                found = await self._probe_look(far)
+            except SourceError as error:
+                steps.append(ProbeStep("status", False, error.reason, error.hint))
+            else:
+                detail = found or "not asked: it needs a far end"
+                steps.append(ProbeStep("status", True, detail))
+        return steps
+
+    async def _probe_address(self, address: Address) -> list[ProbeStep]:
+        try:
+            version = await self._manager.shake_hands(address)
+        except AskFailed as failed:
+            step = {
+                SourceFault.FILE: "files",
+                SourceFault.CERTIFICATE: "certificate",
+                SourceFault.TLS: "tls",
+            }.get(failed.fault, "connect")
+            return [ProbeStep(step, False, failed.reason, failed.hint)]
+        shown = self._manager.shown[address.url]
+        return [
+            ProbeStep("connect", True, address.url),
+            ProbeStep("tls", True, version),
+            ProbeStep(
+                "certificate",
+                True,
+                f"{shown.subject}, until {day(shown.not_after)}, sha256:{shown.sha256}",
+            ),
+        ]
+
+    # ---- its own tasks
+
+    async def run(self) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch.run)
+                nursery.start_soon(self._keep_looking)
+                if self._config.prefetch:
+                    nursery.start_soon(self._fetch_ahead)
+        finally:
+            self._reserve.clear()
+
+    async def _fetch_ahead(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._reserve.expire()
+                for far in self._reserve.due():
+                    self._reserve.tried(far)
+                    nursery.start_soon(self._fetch_one_ahead, far)
+                with trio.move_on_after(self._reserve.next_due()):
+                    await self._stirred.wait()
+
+    async def _fetch_one_ahead(self, far: Correspondent) -> None:
+        try:
+            with self._told(far):
+                key = await self._fetch_limited(far, self._aside)
+        except SourceError:
+            return  # it is told; the renewal itself will try again
+        self._health.counters["fetched_ahead"] += 1
+        self._reserve.put(far, key)
+
+    async def _keep_looking(self) -> None:
+        """At the stock of each far end, one after the other."""
+        while True:
+            now = trio.current_time()
+            ages = {peer: now - self._looked_at.get(peer, -LOOK_SECONDS) for peer in self._fars}
+            oldest = max(ages, key=lambda peer: ages[peer], default=None)
+            if oldest is None or ages[oldest] < LOOK_SECONDS:
+                wait = LOOK_SECONDS - (0.0 if oldest is None else ages[oldest])
+                with trio.move_on_after(wait):
+                    await self._stirred.wait()
+                continue
+            try:
+                await self._look_told(self._fars[oldest])
+            except SourceError:
+                self._looked_at[oldest] = now
+            await trio.sleep(1)
+
+    async def _look_told(self, far: Correspondent) -> None:
+        with self._told(far):
+            await self._look(far, self._aside)
+
+    def _seen(self, far: Correspondent) -> None:
+        if far.peer_id not in self._fars:
+            self._fars[far.peer_id] = far
+            self._stir()
+
+    def _stir(self) -> None:
+        stirred, self._stirred = self._stirred, trio.Event()
+        stirred.set()
+
+
+class _Told:
+    """Around a piece of work for a far end: its end goes to the health."""
+
+    def __init__(self, health: Health, far: Correspondent) -> None:
+        self._health = health
+        self._far = far
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, SourceError):
+            self._health.failed(error, far=self._far.peer_id, link=self._far.link)
