@@ -55,7 +55,7 @@ SourceFinder = Callable[[str], KeySource | None]
 
 
 @dataclass(slots=True)
-class _Asked:
+class Asked:
     """What is remembered of an exchange, by its token."""
 
     mixed: tuple[MixedKey, ...] = ()
@@ -86,7 +86,7 @@ class LinkExternal:
         self._find = find
         self._journal = journal
         self.watch = watch
-        self._asked: dict[bytes, _Asked] = {}
+        self._asked: dict[bytes, Asked] = {}
         self._left_out: dict[str, float] = {}
         """Sources that the peer could not have a key of, and until when they are left out."""
         self._used_at: float | None = None
@@ -162,7 +162,7 @@ class LinkExternal:
 
     def established(self, event: KeyEstablished) -> None:
         """The key of an exchange is on the interface: what it has decides about the fallback."""
-        asked = self._asked.get(event.token, _Asked())
+        asked = self._asked.get(event.token, Asked())
         mixed = asked.mixed if any(entry.present for entry in event.external) else ()
         names = [each.source for each in mixed]
         reason = ""
@@ -175,7 +175,7 @@ class LinkExternal:
         asked.key_id = event.key_id
         asked.over.set()
 
-    def _why_missing(self, role: Role, asked: _Asked, mixed: list[str]) -> str:
+    def _why_missing(self, role: Role, asked: Asked, mixed: list[str]) -> str:
         lacking = ", ".join(policy.missing(self.config, mixed))
         if role is Role.RESPONDER:
             return f"the peer's exchange had no key of {lacking}"
@@ -218,8 +218,8 @@ class LinkExternal:
         if self._scopes.get(event.role, (b"", scope))[1] is scope:
             self._scopes.pop(event.role, None)
 
-    def _remembered(self, token: bytes) -> _Asked:
-        asked = self._asked.setdefault(token, _Asked())
+    def _remembered(self, token: bytes) -> Asked:
+        asked = self._asked.setdefault(token, Asked())
         while len(self._asked) > KEPT_TOKENS:
             del self._asked[next(iter(self._asked))]
         return asked
@@ -457,7 +457,7 @@ class LinkExternal:
 
     # ---- one exchange that somebody waits for
 
-    def demand(self, token: bytes, source: str) -> _Asked:
+    def demand(self, token: bytes, source: str) -> Asked:
         """Let the exchange of this token, just begun, give no key without one of `source`."""
         asked = self._remembered(token)
         asked.must = source

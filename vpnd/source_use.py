@@ -34,6 +34,8 @@ def read_peer_sae(value: object) -> str:
         raise FieldError(
             f"is longer than {MAX_PEER_SAE_BYTES} bytes", "an exchange has no room for more"
         )
+    if found.endswith("=") or "vpnd-identity" in found:
+        raise FieldError("looks like a key", "an SAE ID or a system ID is a name, and no secret")
     return found
 
 

@@ -28,7 +28,7 @@ def linked(site: Site) -> Site:
         sources[name] = {
             "type": "qkd",
             "urls": ["https://kme.example.net:8443"],
-            "sae": "sae-fra1",
+            "sae": "sae-fra1" * 8,
             **{each: str(site.folder / f"{each}.pem") for each in ("ca", "certificate", "key")},
         }
     site.main["key_sources"] = sources
