@@ -9,7 +9,8 @@ from vpnd.api import ErrorCode, FallbackExtension
 from vpnd.config_errors import ConfigErrors, ConfigProblem
 from vpnd.config_fields import FieldError
 from vpnd.config_source import Source
-from vpnd.fallback import MAX_EXTENSION, MAX_REASON_LENGTH, MIN_EXTENSION
+from vpnd.extension_reason import extension_reason
+from vpnd.fallback import MAX_EXTENSION, MIN_EXTENSION
 from vpnd.node_control import ControlError
 
 
@@ -34,16 +35,6 @@ def fallback_extension(values: dict[str, Any]) -> FallbackExtension:
     if problems:
         raise ConfigErrors(problems)
     return FallbackExtension(seconds=seconds, reason=reason)
-
-
-def extension_reason(value: object) -> str:
-    """Why a fallback is extended: it stands in the log."""
-    found = fields.text(value).strip()
-    if not 0 < len(found) <= MAX_REASON_LENGTH:
-        raise FieldError(
-            f"has {len(found)} characters", f"1 to {MAX_REASON_LENGTH}: why it is extended"
-        )
-    return found
 
 
 def source_test_request(values: dict[str, Any]) -> tuple[str | None, bool]:
