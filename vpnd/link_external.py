@@ -69,6 +69,16 @@ class Asked:
     key_id: str = ""
 
 
+class _StaticKeysDiffer(SourceError):
+    """The initiator has another file than this end; the hashes may be told."""
+
+    def __init__(self, source: str, theirs: str, ours: str) -> None:
+        reason = f"static keys differ: hash {theirs} at the initiator, {ours} at the responder"
+        super().__init__(
+            source, SourceFault.MISMATCH, reason, "the same file has to be at both ends"
+        )
+
+
 class LinkExternal:
     """The external keys of one link."""
 
@@ -251,7 +261,8 @@ class LinkExternal:
             return
         now = boottime()
         asked.mixed = tuple(
-            MixedKey.of(name, key.reference, now) for name, key in answers.given.items()
+            MixedKey.of(name, key.reference, now)
+            for name, key in sorted(answers.given.items(), key=lambda had: had[1].reference)
         )
         if answers.failed:
             self._tell_missing(event, answers.failed)
@@ -357,19 +368,13 @@ class LinkExternal:
                 continue
             if source.serves(self._far(use), reference):
                 return use
-            if source.source_type is SourceType.FILE:
+            if source.source_type is SourceType.FILE and source.status().available:
                 files.append(source)
         what = reference.source or reference.source_type
         if reference.source_type == SourceType.FILE.value and files:
             theirs = ", ".join(reference.key_ids)
             ours = ", ".join(source.status().identity for source in files)
-            raise SourceError(
-                files[0].name,
-                SourceFault.MISMATCH,
-                f"static keys differ: {_short(theirs)} at the initiator, {_short(ours)} at the "
-                "responder",
-                "the same file has to be at both ends",
-            )
+            raise _StaticKeysDiffer(files[0].name, theirs, ours)
         raise SourceError(
             what,
             SourceFault.UNKNOWN_KEY,
@@ -404,7 +409,7 @@ class LinkExternal:
         # Addresses and certificates of this end's key managers are not the peer's business
         detail = "; ".join(
             error.reason
-            if error.fault is SourceFault.MISMATCH
+            if isinstance(error, _StaticKeysDiffer)
             else f"{event.listing[at].reference.source or 'the static key'}: {error.fault.value} "
             "at the responder"
             for at, error in errors.items()
@@ -474,7 +479,3 @@ def _absent(use: SourceUse, source: KeySource | None) -> ExternalKey:
     kind = "" if source is None else source.source_type.value
     name = "" if kind in ("", SourceType.FILE.value) else use.source
     return ExternalKey(ExternalKeyReference(kind or "none", name, "", (), 0), None)
-
-
-def _short(hashes: str) -> str:
-    return ", ".join(one[:16] for one in hashes.split(", "))
