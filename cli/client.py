@@ -21,6 +21,10 @@ from vpnd.api import (
     SCHEMA,
     ErrorInfo,
     Event,
+    FallbackExtension,
+    KeySourceInfo,
+    KeySourceTest,
+    KeySourceTestRequest,
     LinkStatus,
     NodeStatus,
     PeerChange,
@@ -34,6 +38,9 @@ from vpnd.api import (
 
 TIMEOUT_SECONDS: Final = 30.0
 """Adding a peer may wait for netlink and for a name to resolve; nothing takes longer."""
+
+TEST_SECONDS: Final = 100.0
+"""A test of a key source waits for a slow key manager, and for an exchange."""
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 """Bounds what is read from whatever listens at the socket: some 10,000 links are a tenth of it."""
@@ -108,6 +115,25 @@ class Client:
         path = f"/v1/peers/{quote(peer, safe='')}/rekey"
         return cast(RekeyStarted, self._object("POST", path))
 
+    def extend_fallback(self, peer: str, request: FallbackExtension) -> LinkStatus:
+        path = f"/v1/peers/{quote(peer, safe='')}/fallback"
+        return cast(LinkStatus, self._object("POST", path, request))
+
+    def key_sources(self) -> list[KeySourceInfo]:
+        answer = self._call("GET", "/v1/keysources")
+        if not isinstance(answer, list):
+            raise self._not_vpnd("its list of key sources is no list")
+        return cast(list[KeySourceInfo], [self._checked(item) for item in answer])
+
+    def key_source(self, name: str) -> KeySourceInfo:
+        path = f"/v1/keysources/{quote(name, safe='')}"
+        return cast(KeySourceInfo, self._object("GET", path))
+
+    def test_key_source(self, name: str, request: KeySourceTestRequest) -> KeySourceTest:
+        path = f"/v1/keysources/{quote(name, safe='')}/test"
+        answer = self._object("POST", path, request, timeout=TEST_SECONDS)
+        return cast(KeySourceTest, answer)
+
     def events(self) -> Iterator[Event]:
         """What happens from now on, one by one, until the daemon ends the stream."""
         connection, response = self.open_events()
@@ -131,11 +157,15 @@ class Client:
             connection.sock.settimeout(None)  # a quiet hour is not an error
         return connection, response
 
-    def _object(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        return self._checked(self._call(method, path, body))
+    def _object(
+        self, method: str, path: str, body: object = None, *, timeout: float = TIMEOUT_SECONDS
+    ) -> dict[str, Any]:
+        return self._checked(self._call(method, path, body, timeout=timeout))
 
-    def _call(self, method: str, path: str, body: object = None) -> Any:
-        connection = _UnixConnection(self.socket_path, TIMEOUT_SECONDS)
+    def _call(
+        self, method: str, path: str, body: object = None, *, timeout: float = TIMEOUT_SECONDS
+    ) -> Any:
+        connection = _UnixConnection(self.socket_path, timeout)
         try:
             response = self._exchange(connection, method, path, body)
             return self._decode(response.read(MAX_ANSWER_BYTES))

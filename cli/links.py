@@ -8,8 +8,19 @@ from cli.show import NOTHING, duration, size, table
 from vpnd.api import LinkState, LinkStatus
 
 
+def is_over_limit(link: LinkStatus) -> bool:
+    """Whether the link has gone without its external keys for longer than it may."""
+    fallback = link["external_keys"].get("fallback")
+    return fallback is not None and fallback["over_limit"]
+
+
 def is_protected(link: LinkStatus, *, strict: bool = False) -> bool:
-    """True for active, and for degraded unless `strict`; a state that we do not know is neither."""
+    """True for active, and for degraded unless `strict`; a state that we do not know is neither.
+
+    A fallback over its limit is none, whatever the state.
+    """
+    if is_over_limit(link):
+        return False
     accepted = {LinkState.ACTIVE} if strict else {LinkState.ACTIVE, LinkState.DEGRADED}
     return link["state"] in accepted
 
@@ -44,6 +55,14 @@ def link_notes(link: LinkStatus) -> list[str]:
         notes.append(f"{peer} {link['state']}{how_long}: {link['reason'] or 'no reason given'}")
         if error := link["last_error"]:
             notes.append(f"{peer} last error at {error['at']}: {error['message']}")
+    if fallback := link["external_keys"].get("fallback"):
+        over = "over its limit since" if fallback["over_limit"] else "limit at"
+        extended = fallback["extended_seconds"]
+        more = f", extended by {duration(extended)}" if extended else ""
+        notes.append(
+            f"{peer} fallback since {fallback['since']}, {over} {fallback['until']}{more}: "
+            f"{fallback['reason']}"
+        )
     return [*notes, *(f"{peer} warning: {warning}" for warning in link["warnings"])]
 
 
@@ -61,12 +80,43 @@ def _row(link: LinkStatus) -> dict[str, str]:
         "key id": key_id,
         "key age": duration(shown["age_seconds"] if shown else None),
         "suite": str(link["suite"]),
-        "keys from": ", ".join(link["external_keys"]["mixed"]),
+        "keys from": _keys_from(link),
         "handshake": NOTHING if handshake is None else f"{duration(handshake)} ago",
         "received": size(wireguard["rx_bytes"]),
         "sent": size(wireguard["tx_bytes"]),
         "endpoint": wireguard["endpoint"] or link["endpoint"] or NOTHING,
     }
+
+
+def _keys_from(link: LinkStatus) -> str:
+    """The sources in the key in force, each with the age of its key."""
+    known = link["external_keys"].get("in_force")
+    if known is None:
+        return ", ".join(link["external_keys"]["mixed"])
+    named = [f"{each['source']} ({duration(each['age_seconds'])})" for each in known]
+    return ", ".join(named) or (NOTHING if link["external_keys"]["mode"] != "off" else "")
+
+
+def external_lines(link: LinkStatus) -> list[tuple[str, str]]:
+    """The external keys in the link's keys, by ID: IDs are not secret."""
+    external = link["external_keys"]
+    lines = []
+    for what, key, mixed in (
+        ("in force", link["key_in_force"], external.get("in_force", [])),
+        ("installed", link["key_installed"], external.get("installed", [])),
+    ):
+        if key is None:
+            continue
+        for each in mixed:
+            manager = f" of {each['key_manager']}" if each["key_manager"] else ""
+            lines.append(
+                (
+                    f"in key {key['key_id']} ({what})",
+                    f"{each['source']}: {each['type']} key {', '.join(each['key_ids'])}{manager}, "
+                    f"{each['bits']} bits, {duration(each['age_seconds'])} old",
+                )
+            )
+    return lines
 
 
 def _state(link: LinkStatus) -> str:

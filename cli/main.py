@@ -10,7 +10,19 @@ from typing import Annotated, Final
 
 import typer
 
-from cli import check, completion, events, identity, labs, peers, reload, setup, status
+from cli import (
+    check,
+    completion,
+    events,
+    fallback,
+    identity,
+    keysources,
+    labs,
+    peers,
+    reload,
+    setup,
+    status,
+)
 from cli.errors import PROGRAM, CliError, UsageProblem, report
 from cli.options import new_app
 from vpnd.api import CONTROL_SOCKET_ENVIRONMENT, ExitCode
@@ -21,6 +33,8 @@ app = new_app(name=PROGRAM, help="Operate vpnd: quantum-safe links between sites
 app.command()(setup.init)
 app.add_typer(identity.app)
 app.add_typer(peers.app)
+app.add_typer(keysources.app)
+app.add_typer(fallback.app)
 app.command()(status.status)
 app.command()(events.events)
 app.command()(check.check)

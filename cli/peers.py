@@ -9,7 +9,8 @@ import typer
 
 from cli.client import Client, Wakeups
 from cli.errors import DaemonUnreachable, LinkNotProtected, UsageProblem, hint
-from cli.links import is_protected, link_line, links_text
+from cli.external_flags import ExternalFlags, ExternalMode, PeerSae, SourceNames, external_table
+from cli.links import external_lines, is_protected, link_line, links_text
 from cli.options import AsJson, Settings, new_app
 from cli.peer_names import PeerArgument, asked_about
 from cli.show import NOTHING, fields, print_json, table
@@ -83,6 +84,9 @@ def add(
             "--wait", metavar="SECONDS", help="Wait so long for the link; exit 4 if it is not up."
         ),
     ] = None,
+    external_keys: ExternalMode = None,
+    source: SourceNames = None,
+    peer_sae: PeerSae = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a peer and start its link at once.
@@ -91,7 +95,10 @@ def add(
     """
     request, seconds = _read_request(name, identity, allow, endpoint, tunnel, keepalive, wait)
     more = _read_change(
-        "vpnctl peer add", local_identity=local_identity, wireguard_endpoint=wireguard_endpoint
+        "vpnctl peer add",
+        local_identity=local_identity,
+        wireguard_endpoint=wireguard_endpoint,
+        external=ExternalFlags(external_keys, source, peer_sae),
     )
     request.update(more)  # type: ignore[typeddict-item]  # keys that both have
     client = Client.of(Settings.of(context))
@@ -149,6 +156,9 @@ def change(
         str | None,
         typer.Option("--wireguard-endpoint", metavar="HOST:PORT", help="none: as it announces."),
     ] = None,
+    external_keys: ExternalMode = None,
+    source: SourceNames = None,
+    peer_sae: PeerSae = None,
     as_json: AsJson = False,
 ) -> None:
     """Change a peer while its link runs; what is not given stays as it is.
@@ -163,6 +173,7 @@ def change(
         keepalive=keepalive,
         local_identity=local_identity,
         wireguard_endpoint=wireguard_endpoint,
+        external=ExternalFlags(external_keys, source, peer_sae),
     )
     if not wanted:
         raise UsageProblem("nothing to change", "vpnctl peer set --help shows what can be")
@@ -201,6 +212,8 @@ def show(context: typer.Context, peer: PeerArgument, as_json: AsJson = False) ->
     if configured is not None:
         sys.stdout.write(fields(_configuration(configured)) + "\n")
     sys.stdout.write(links_text([link]))
+    if lines := external_lines(link):
+        sys.stdout.write("\n" + fields(lines))
 
 
 @app.command()
@@ -270,6 +283,7 @@ def _read_change(
     keepalive: str | None = None,
     local_identity: list[str] | None = None,
     wireguard_endpoint: str | None = None,
+    external: ExternalFlags | None = None,
 ) -> PeerChange:
     """What is to change; UsageProblem with all that is wrong. `none` takes an endpoint away."""
     from cli.values import Flags, number
@@ -297,6 +311,9 @@ def _read_change(
     if keepalive is not None:
         parse = number(0, 65_535, "seconds, 0 for none")
         change["keepalive"] = flags.read("--keepalive", parse, keepalive)
+    table = None if external is None else external_table(flags, external)
+    if table is not None:
+        change["external_keys"] = table
     flags.check()
     return change
 
@@ -323,6 +340,11 @@ def _row(peer: PeerInfo) -> list[str]:
     ]
 
 
+def _external(peer: PeerInfo) -> str:
+    sources = ", ".join(peer.get("key_sources", []))
+    return f"{peer['external_keys']}: {sources}" if sources else peer["external_keys"]
+
+
 def _configuration(peer: PeerInfo) -> list[tuple[str, str]]:
     protect = peer["protect"]
     return [
@@ -337,7 +359,7 @@ def _configuration(peer: PeerInfo) -> list[tuple[str, str]]:
         ("keepalive", f"{peer['keepalive']} s"),
         ("renewal every", f"{peer['rekey_interval']} s"),
         ("key lifetime", f"{peer['key_lifetime']} s"),
-        ("external keys", peer["external_keys"]),
+        ("external keys", _external(peer)),
         ("on stop", peer.get("on_stop", "keep")),
         ("file", peer["file"]),
     ]

@@ -59,7 +59,8 @@ def status(
 ) -> int:
     """Show the links: state, key, traffic.
 
-    With PEER, exits 0 while the link is protected (active or degraded), 4 otherwise.
+    With PEER, exits 0 while the link is protected (active or degraded), 4 otherwise, and once a
+    fallback is over its limit.
     """
     client = Client.of(Settings.of(context))
     try:

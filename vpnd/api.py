@@ -10,6 +10,10 @@ The API is HTTP over the Unix socket, JSON bodies, paths under `/v1`:
     PATCH  /v1/peers/{name} PeerChange -> LinkStatus
     DELETE /v1/peers/{name}          -> PeerRemoved
     POST   /v1/peers/{name}/rekey    -> RekeyStarted
+    POST   /v1/peers/{name}/fallback FallbackExtension -> LinkStatus
+    GET    /v1/keysources            -> list[KeySourceInfo]
+    GET    /v1/keysources/{name}     -> KeySourceInfo
+    POST   /v1/keysources/{name}/test KeySourceTestRequest -> KeySourceTest
     POST   /v1/reload  ReloadRequest -> ReloadResult
     GET    /v1/events                -> Event, one JSON object a line (application/x-ndjson)
 
@@ -18,7 +22,7 @@ Any answer from 400 on carries an `ErrorBody`. Clients ignore fields they do not
 """
 
 from enum import IntEnum, StrEnum
-from typing import Final, NotRequired, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
 
 SCHEMA: Final = 1
 
@@ -73,6 +77,7 @@ class ErrorCode(StrEnum):
     NOT_ALLOWED = "not_allowed"  # 403: the caller's uid may not do this
     NO_SUCH_ROUTE = "no_such_route"  # 404
     NO_SUCH_PEER = "no_such_peer"  # 404
+    NO_SUCH_SOURCE = "no_such_source"  # 404
     METHOD_NOT_ALLOWED = "method_not_allowed"  # 405
     PEER_EXISTS = "peer_exists"  # 409
     CONFLICT = "conflict"  # 409: a prefix, an identity or a file is in use elsewhere
@@ -135,11 +140,52 @@ class WireGuardInfo(TypedDict):
     tx_bytes: int
 
 
+class MixedKeyInfo(TypedDict):
+    """A key from outside that is mixed into a link's key: names and IDs, which are not secret."""
+
+    source: str
+    """As [key_sources] calls it here."""
+    type: str
+    """qkd, skip or file."""
+    key_manager: str
+    """What the initiator's key manager calls itself; empty for a file."""
+    key_ids: list[str]
+    """The same at both ends."""
+    bits: int
+    age_seconds: float
+
+
+class FallbackInfo(TypedDict):
+    """A link in `prefer` without the external keys that are needed."""
+
+    since: str
+    reason: str
+    until: str
+    """The limit; after it the link behaves as with `require`."""
+    seconds_left: float
+    over_limit: bool
+    extended_seconds: int
+    """0 where nobody has extended it."""
+    extension_reason: str
+    extension_uid: int | None
+
+
 class ExternalKeysInfo(TypedDict):
     mode: str
     """off, prefer or require."""
     mixed: list[str]
     """Names of the sources whose keys are in the key in force."""
+    effective_mode: NotRequired[str]
+    """What exchanges go by: `prefer` is `require` once a fallback is over its limit."""
+    sources: NotRequired[list[str]]
+    """All that are configured for the link."""
+    in_force: NotRequired[list[MixedKeyInfo]]
+    """What is mixed into the key in force."""
+    installed: NotRequired[list[MixedKeyInfo]]
+    """… and into the key that was installed last."""
+    fallback: NotRequired[FallbackInfo | None]
+    standing: NotRequired[str]
+    """What is not as configured, in words; empty if nothing is."""
 
 
 class LastError(TypedDict):
@@ -229,7 +275,10 @@ class PeerInfo(TypedDict):
     key_lifetime: int
     protect: list[str] | None
     external_keys: str
+    """The mode."""
     file: str
+    key_sources: NotRequired[list[str]]
+    """The sources of the link, each with what it calls the far end."""
     local_identity: NotRequired[list[str]]
     """Names of this node's identities for this link; empty where none are named."""
     wireguard_endpoint: NotRequired[str | None]
@@ -254,6 +303,8 @@ class PeerRequest(TypedDict):
     local_identity: NotRequired[str | list[str]]
     wireguard_endpoint: NotRequired[str | None]
     on_stop: NotRequired[str | None]
+    external_keys: NotRequired[dict[str, Any]]
+    """The table [external_keys], whole."""
 
 
 class PeerChange(TypedDict, total=False):
@@ -269,6 +320,8 @@ class PeerChange(TypedDict, total=False):
     local_identity: str | list[str] | None
     wireguard_endpoint: str | None
     on_stop: str | None
+    external_keys: dict[str, Any] | None
+    """The table [external_keys], whole."""
 
 
 class ReloadRequest(TypedDict):
@@ -312,6 +365,87 @@ class RekeyStarted(TypedDict):
     schema: int
     peer: str
     started: bool
+
+
+class FallbackExtension(TypedDict):
+    """Once in a fallback."""
+
+    seconds: int
+    reason: str
+
+
+class KeySourceUse(TypedDict):
+    peer: str
+    peer_sae: str | None
+    """The far end's SAE ID or system ID."""
+    mode: str
+
+
+class StockInfo(TypedDict):
+    """What a pair of key managers holds for one far end, as it last said."""
+
+    peer_id: str
+    stored: int
+    capacity: int
+    key_bits: int
+    at: str
+    used_per_day: float
+    days_left: float | None
+    low: bool
+
+
+class CertificateInfo(TypedDict):
+    what: str
+    subject: str
+    not_after: str
+    sha256: str
+
+
+class KeySourceInfo(TypedDict):
+    schema: int
+    name: str
+    type: str
+    address: str
+    identity: str
+    available: bool
+    code: str | None
+    """What is wrong, one of the codes in docs/operations.md."""
+    reason: str
+    hint: str
+    since: str | None
+    stock: list[StockInfo]
+    certificates: list[CertificateInfo]
+    warnings: list[str]
+    prefetched: int
+    counters: dict[str, int]
+    links: list[KeySourceUse]
+
+
+class KeySourceTestRequest(TypedDict):
+    peer: NotRequired[str | None]
+    """The link that it is tested for; needed to consume a key."""
+    consume_one: NotRequired[bool]
+    """Begin an exchange on that link which gives no key without one of this source."""
+
+
+class TestStep(TypedDict):
+    step: str
+    done: bool
+    detail: str
+    hint: str
+
+
+class KeySourceTest(TypedDict):
+    schema: int
+    source: str
+    peer: str | None
+    done: bool
+    """Whether every step was."""
+    steps: list[TestStep]
+    key_id: str | None
+    """Of the link's new key, which both ends have proved to hold."""
+    key_ids: list[str]
+    """Of the key of this source that is mixed into it."""
 
 
 class Event(TypedDict):

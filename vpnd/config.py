@@ -107,6 +107,7 @@ class Config:
             peers=peers,
             sources=dict.fromkeys(peers, source),
             identities=self.identities,
+            key_sources=self.key_sources,
         )
         problems = tuple(check(draft))
         if problems:
@@ -181,7 +182,9 @@ class _Loader:
         sources: dict[str, Source] = {}
         peers = dict(self._peers(self._peers_dir(node), defaults, sources))
         own = self._own(node) if with_identities and node is not None else {}
-        draft = Draft(self.main, node, tunnels, peers, sources, own)
+        named = self.values.get("key_sources")
+        declared = dict.fromkeys(named) if isinstance(named, dict) else {}
+        draft = Draft(self.main, node, tunnels, peers, sources, own, declared | key_sources)
         self.problems += check(draft)
         if self.problems or node is None:
             raise ConfigErrors(_in_order(self.problems))

@@ -15,6 +15,7 @@ from typing import Final
 from kex.identity import Fingerprint
 from vpnd.config_errors import ConfigProblem, Location, shown
 from vpnd.config_fields import Prefix, did_you_mean
+from vpnd.config_key_sources import KeySourceConfig
 from vpnd.config_model import (
     MAIN_TABLE,
     MAX_ANNOUNCED_PREFIXES,
@@ -24,6 +25,7 @@ from vpnd.config_model import (
     TunnelConfig,
 )
 from vpnd.config_source import Source
+from vpnd.external_check import check_external
 from vpnd.local_identity import check_identities
 
 _MIN_IPV6_MTU: Final = 1280
@@ -42,6 +44,8 @@ class Draft:
     """Where each peer of `peers` came from."""
     identities: Mapping[str, Fingerprint]
     """This node's identities by name, the one in use first, as far as they are known."""
+    key_sources: Mapping[str, KeySourceConfig | None]
+    """Those of [key_sources]; None for one whose table is wrong, which is told there."""
 
 
 def check(draft: Draft) -> Iterator[ConfigProblem]:
@@ -51,7 +55,9 @@ def check(draft: Draft) -> Iterator[ConfigProblem]:
     yield from check_identities(draft.peers, draft.sources, draft.identities)
     yield from _check_prefixes(draft)
     for peer in draft.peers.values():
-        yield from _check_peer(peer, draft.tunnels.get(peer.tunnel), draft.sources[peer.name])
+        tunnel, source = draft.tunnels.get(peer.tunnel), draft.sources[peer.name]
+        yield from _check_peer(peer, tunnel, source)
+        yield from check_external(peer, tunnel, draft.key_sources, source)
 
 
 def notes(draft: Draft) -> Iterator[ConfigProblem]:

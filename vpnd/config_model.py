@@ -26,7 +26,7 @@ from vpnd import config_fields as fields
 from vpnd.config_errors import ConfigErrors, Location, kind_of
 from vpnd.config_fields import Endpoint, FieldError, InterfaceAddress, ListenAddress, Prefix
 from vpnd.config_source import Source
-from vpnd.source_use import SourceUse, peer_sae, source_uses
+from vpnd.source_use import SourceUse, read_peer_sae, source_uses
 
 MIN_REKEY_INTERVAL: Final = 120
 """Seconds: WireGuard renews its session no sooner, and a PSK counts from a renewal on."""
@@ -199,7 +199,7 @@ class ExternalKeys(Table):
     ] = "off"
     source: Name | None = None
     """One of [key_sources]; `sources` names several."""
-    peer_sae: Annotated[str, PlainValidator(peer_sae)] | None = None
+    peer_sae: Annotated[str, PlainValidator(read_peer_sae)] | None = None
     sources: Annotated[tuple[SourceUse, ...], PlainValidator(source_uses)] = ()
     require: Annotated[tuple[Name, ...], AfterValidator(_one_or_more), _at_most(4)] = ()
     """Sources that every key needs; with `prefer`, those without which it is a fallback."""

@@ -26,7 +26,8 @@ from vpnd.config_model import PeerRequest, validate
 from vpnd.config_source import Source
 from vpnd.event_feed import Subscription, TooManySubscribers
 from vpnd.file_trust import FileFault
-from vpnd.node_control import Caller, ControlError, NodeControl, no_such_peer
+from vpnd.node_control import Caller, ControlError, NodeControl, no_such_peer, no_such_source
+from vpnd.source_requests import fallback_extension, source_test_request
 
 MAX_DETAILS: Final = 100
 
@@ -48,6 +49,10 @@ def control_app(node: NodeControl, stopping: trio.Event) -> Starlette:
             Route("/v1/peers", _answering(routes.peers), methods=["GET", "POST"]),
             Route("/v1/peers/{peer}", _answering(routes.peer), methods=["PATCH", "DELETE"]),
             Route("/v1/peers/{peer}/rekey", _answering(routes.rekey), methods=["POST"]),
+            Route("/v1/peers/{peer}/fallback", _answering(routes.fallback), methods=["POST"]),
+            Route("/v1/keysources", _answering(routes.key_sources), methods=["GET"]),
+            Route("/v1/keysources/{source}", _answering(routes.key_source), methods=["GET"]),
+            Route("/v1/keysources/{source}/test", _answering(routes.test_source), methods=["POST"]),
             Route("/v1/reload", _answering(routes.reload), methods=["POST"]),
             Route("/v1/events", _answering(routes.events), methods=["GET"]),
         ],
@@ -105,6 +110,27 @@ class _Routes:
 
     async def rekey(self, request: Request) -> Response:
         return JSONResponse(await self._node.rekey(_peer_name(request), _caller(request)))
+
+    async def fallback(self, request: Request) -> Response:
+        extension = fallback_extension(_json_object(await request.body()))
+        name = _peer_name(request)
+        return JSONResponse(await self._node.extend_fallback(name, extension, _caller(request)))
+
+    async def key_sources(self, request: Request) -> Response:
+        return JSONResponse(await self._node.key_sources())
+
+    async def key_source(self, request: Request) -> Response:
+        return JSONResponse(await self._node.key_source(_source_name(request)))
+
+    async def test_source(self, request: Request) -> Response:
+        body = await request.body()
+        peer, consume = source_test_request(_json_object(body) if body else {})
+        name = _source_name(request)
+        return JSONResponse(
+            await self._node.test_key_source(
+                name, peer=peer, consume_one=consume, caller=_caller(request)
+            )
+        )
 
     async def reload(self, request: Request) -> Response:
         body = await request.body()
@@ -218,7 +244,7 @@ def _no_route(request: Request, error: Exception) -> Response:
         ControlError(
             ErrorCode.NO_SUCH_ROUTE,
             f"there is nothing at {asked}",
-            "paths begin with /v1/: status, links/PEER, peers, reload, events",
+            "paths begin with /v1/: status, links/PEER, peers, keysources, reload, events",
         )
     )
 
@@ -235,6 +261,13 @@ def _peer_name(request: Request) -> str:
         return parse_name(request.path_params["peer"])
     except FieldError:
         raise no_such_peer(printable(request.path_params["peer"])) from None
+
+
+def _source_name(request: Request) -> str:
+    try:
+        return parse_name(request.path_params["source"])
+    except FieldError:
+        raise no_such_source(printable(request.path_params["source"])) from None
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 from kex import payload
 from kex.exchange import initiator_payload_length
@@ -16,6 +16,7 @@ from kex.external import (
     MAX_EXTERNAL_KEYS,
     MAX_KEY_ID_LENGTH,
     MAX_KEY_IDS,
+    MAX_KEY_LENGTH,
     MAX_NAME_LENGTH,
     ExternalKeyReference,
     ExternalMode,
@@ -25,6 +26,7 @@ from kex.suites import SUITE_NUMBERS
 from kex.suites import suite as make_suite
 from vpnd.config_errors import ConfigProblem, shown
 from vpnd.config_fields import did_you_mean
+from vpnd.config_key_sources import FileSourceConfig, KeySourceConfig, SkipSourceConfig
 from vpnd.config_model import ExternalKeys, PeerConfig, TunnelConfig
 from vpnd.config_source import Source
 
@@ -35,14 +37,11 @@ _ROOM: Final = {
     for number in SUITE_NUMBERS
 }
 
-KeySourceTable = Any
-"""A table of [key_sources]: what is read of it is `type`, and by type `sae`, `kme_id`, …"""
-
 
 def check_external(
     peer: PeerConfig,
     tunnel: TunnelConfig | None,
-    key_sources: Mapping[str, KeySourceTable],
+    key_sources: Mapping[str, KeySourceConfig | None],
     source: Source,
 ) -> Iterator[ConfigProblem]:
     """All that contradicts itself in a peer's table."""
@@ -82,7 +81,7 @@ def _written_twice(external: ExternalKeys) -> Iterator[_Found]:
 
 
 def _check_uses(
-    external: ExternalKeys, key_sources: Mapping[str, KeySourceTable]
+    external: ExternalKeys, key_sources: Mapping[str, KeySourceConfig | None]
 ) -> Iterator[_Found]:
     at = "sources" if external.sources else "source"
     uses = external.uses
@@ -99,6 +98,8 @@ def _check_uses(
             continue
         named.add(use.source)
         table = key_sources.get(use.source)
+        if table is None and use.source in key_sources:
+            continue
         if table is None:
             known = ", ".join(map(shown, key_sources)) or "none"
             hint = f"{did_you_mean(use.source, list(key_sources))}sources here: {known}"
@@ -141,13 +142,14 @@ def _check_needed(external: ExternalKeys) -> Iterator[_Found]:
 def _check_room(
     peer: PeerConfig,
     tunnel: TunnelConfig,
-    key_sources: Mapping[str, KeySourceTable],
+    key_sources: Mapping[str, KeySourceConfig | None],
     source: Source,
 ) -> Iterator[ConfigProblem]:
     """Whether the longest message that this can lead to fits (docs/protocol.md, section 5.5)."""
     listing = tuple(
-        ExternalListing(_longest_reference(key_sources[use.source]), present=True)
+        ExternalListing(_longest_reference(table), present=True)
         for use in peer.external_keys.uses
+        if (table := key_sources[use.source]) is not None
     )
     announcement = Announcement(
         wireguard_key=bytes(payload.WIREGUARD_KEY_LENGTH),
@@ -170,15 +172,13 @@ def _check_room(
         )
 
 
-def _longest_reference(table: KeySourceTable) -> ExternalKeyReference:
+def _longest_reference(table: KeySourceConfig) -> ExternalKeyReference:
     """What a source may put on the wire, at its longest."""
-    bits = int(getattr(table, "key_size", 8 * 1024))
-    longest = "x" * MAX_NAME_LENGTH
-    if table.type == "file":
-        return ExternalKeyReference("file", "", "", ("x" * MAX_KEY_ID_LENGTH,), bits)
-    if table.type == "skip":
-        return ExternalKeyReference("skip", longest, longest, ("x" * MAX_KEY_ID_LENGTH,), bits)
-    names = tuple(getattr(table, "kme_id", ())) or (longest,)
-    ids = min(MAX_KEY_IDS, max(1, -(-bits // 256)))
-    name = max(names, key=lambda each: len(each.encode()))
-    return ExternalKeyReference("qkd", name, table.sae, ("x" * _UUID_LENGTH,) * ids, bits)
+    longest, key_id = "x" * MAX_NAME_LENGTH, "x" * MAX_KEY_ID_LENGTH
+    if isinstance(table, FileSourceConfig):
+        return ExternalKeyReference("file", "", "", (key_id,), 8 * MAX_KEY_LENGTH)
+    if isinstance(table, SkipSourceConfig):
+        return ExternalKeyReference("skip", longest, longest, (key_id,), table.key_size)
+    name = max(table.kme_id or (longest,), key=lambda each: len(each.encode()))
+    ids = min(MAX_KEY_IDS, -(-table.key_size // 256))
+    return ExternalKeyReference("qkd", name, table.sae, ("x" * _UUID_LENGTH,) * ids, table.key_size)

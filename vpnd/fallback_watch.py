@@ -12,7 +12,7 @@ from vpnd import external_policy as policy
 from vpnd.clock import boottime, rfc3339, wall_of
 from vpnd.config_model import ExternalKeys
 from vpnd.external_record import ExternalRecord, ExternalRecords
-from vpnd.fallback import Fallback
+from vpnd.fallback import Fallback, NotExtensible
 from vpnd.file_trust import FileFault
 from vpnd.journal import Journal
 from vpnd.mixed_key import MixedKey
@@ -152,9 +152,9 @@ class FallbackWatch:
         self._remember()
 
     def extend(self, seconds: int, reason: str, *, uid: int) -> None:
-        """Raises NotExtensible. There has to be a fallback."""
+        """Raises NotExtensible."""
         if self.fallback is None:
-            return
+            raise NotExtensible("is not there: the link has what is needed")
         self.fallback = self.fallback.extend(seconds, reason, uid=uid, now=boottime())
         self._told_over = False
         self._journal.record(

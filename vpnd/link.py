@@ -42,7 +42,7 @@ from vpnd.fallback_watch import FallbackWatch
 from vpnd.file_trust import FileFault
 from vpnd.identity_store import PeerKeyCache
 from vpnd.journal import Journal
-from vpnd.link_external import LinkExternal, SourceFinder
+from vpnd.link_external import Asked, LinkExternal, SourceFinder
 from vpnd.link_judge import Facts, judge
 from vpnd.link_peer import Superseded, WireGuardPeer
 from vpnd.link_record import LinkRecords
@@ -237,6 +237,22 @@ class ManagedLink:
         with self._engine.driving() as (endpoint, now):
             endpoint.request_exchange(self.name, StartReason.REQUESTED, now)
         return True
+
+    def exchange_with(self, source: str) -> Asked | None:
+        """Start an exchange that gives no key without one of this source, and follow it; None
+        where one is under way already. Raises NotPossible."""
+        if not self.rekey():
+            return None
+        exchange = self._engine.endpoint.link(self.name).exchange
+        return None if exchange is None else self.external.demand(exchange.exchange_id, source)
+
+    def extend_fallback(self, seconds: int, reason: str, *, uid: int) -> None:
+        """Let a fallback go on for longer. Raises NotExtensible."""
+        self.external.watch.extend(seconds, reason, uid=uid)
+        self.update_config()
+        if self.joined:
+            self._request(StartReason.REQUESTED)
+        self.refresh()
 
     def busy(self) -> bool:
         """Whether a stop now could leave the two ends with different keys."""

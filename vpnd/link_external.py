@@ -55,7 +55,7 @@ SourceFinder = Callable[[str], KeySource | None]
 
 
 @dataclass(slots=True)
-class _Asked:
+class Asked:
     """What is remembered of an exchange, by its token."""
 
     mixed: tuple[MixedKey, ...] = ()
@@ -67,6 +67,16 @@ class _Asked:
     outcome: str = ""
     """Once it is over: empty for a key, else why there is none."""
     key_id: str = ""
+
+
+class _StaticKeysDiffer(SourceError):
+    """The initiator has another file than this end; the hashes may be told."""
+
+    def __init__(self, source: str, theirs: str, ours: str) -> None:
+        reason = f"static keys differ: hash {theirs} at the initiator, {ours} at the responder"
+        super().__init__(
+            source, SourceFault.MISMATCH, reason, "the same file has to be at both ends"
+        )
 
 
 class LinkExternal:
@@ -86,7 +96,7 @@ class LinkExternal:
         self._find = find
         self._journal = journal
         self.watch = watch
-        self._asked: dict[bytes, _Asked] = {}
+        self._asked: dict[bytes, Asked] = {}
         self._left_out: dict[str, float] = {}
         """Sources that the peer could not have a key of, and until when they are left out."""
         self._used_at: float | None = None
@@ -162,7 +172,7 @@ class LinkExternal:
 
     def established(self, event: KeyEstablished) -> None:
         """The key of an exchange is on the interface: what it has decides about the fallback."""
-        asked = self._asked.get(event.token, _Asked())
+        asked = self._asked.get(event.token, Asked())
         mixed = asked.mixed if any(entry.present for entry in event.external) else ()
         names = [each.source for each in mixed]
         reason = ""
@@ -175,7 +185,7 @@ class LinkExternal:
         asked.key_id = event.key_id
         asked.over.set()
 
-    def _why_missing(self, role: Role, asked: _Asked, mixed: list[str]) -> str:
+    def _why_missing(self, role: Role, asked: Asked, mixed: list[str]) -> str:
         lacking = ", ".join(policy.missing(self.config, mixed))
         if role is Role.RESPONDER:
             return f"the peer's exchange had no key of {lacking}"
@@ -218,8 +228,8 @@ class LinkExternal:
         if self._scopes.get(event.role, (b"", scope))[1] is scope:
             self._scopes.pop(event.role, None)
 
-    def _remembered(self, token: bytes) -> _Asked:
-        asked = self._asked.setdefault(token, _Asked())
+    def _remembered(self, token: bytes) -> Asked:
+        asked = self._asked.setdefault(token, Asked())
         while len(self._asked) > KEPT_TOKENS:
             del self._asked[next(iter(self._asked))]
         return asked
@@ -251,7 +261,8 @@ class LinkExternal:
             return
         now = boottime()
         asked.mixed = tuple(
-            MixedKey.of(name, key.reference, now) for name, key in answers.given.items()
+            MixedKey.of(name, key.reference, now)
+            for name, key in sorted(answers.given.items(), key=lambda had: had[1].reference)
         )
         if answers.failed:
             self._tell_missing(event, answers.failed)
@@ -357,19 +368,13 @@ class LinkExternal:
                 continue
             if source.serves(self._far(use), reference):
                 return use
-            if source.source_type is SourceType.FILE:
+            if source.source_type is SourceType.FILE and source.status().available:
                 files.append(source)
         what = reference.source or reference.source_type
         if reference.source_type == SourceType.FILE.value and files:
             theirs = ", ".join(reference.key_ids)
             ours = ", ".join(source.status().identity for source in files)
-            raise SourceError(
-                files[0].name,
-                SourceFault.MISMATCH,
-                f"static keys differ: {_short(theirs)} at the initiator, {_short(ours)} at the "
-                "responder",
-                "the same file has to be at both ends",
-            )
+            raise _StaticKeysDiffer(files[0].name, theirs, ours)
         raise SourceError(
             what,
             SourceFault.UNKNOWN_KEY,
@@ -404,7 +409,7 @@ class LinkExternal:
         # Addresses and certificates of this end's key managers are not the peer's business
         detail = "; ".join(
             error.reason
-            if error.fault is SourceFault.MISMATCH
+            if isinstance(error, _StaticKeysDiffer)
             else f"{event.listing[at].reference.source or 'the static key'}: {error.fault.value} "
             "at the responder"
             for at, error in errors.items()
@@ -457,7 +462,7 @@ class LinkExternal:
 
     # ---- one exchange that somebody waits for
 
-    def demand(self, token: bytes, source: str) -> _Asked:
+    def demand(self, token: bytes, source: str) -> Asked:
         """Let the exchange of this token, just begun, give no key without one of `source`."""
         asked = self._remembered(token)
         asked.must = source
@@ -474,7 +479,3 @@ def _absent(use: SourceUse, source: KeySource | None) -> ExternalKey:
     kind = "" if source is None else source.source_type.value
     name = "" if kind in ("", SourceType.FILE.value) else use.source
     return ExternalKey(ExternalKeyReference(kind or "none", name, "", (), 0), None)
-
-
-def _short(hashes: str) -> str:
-    return ", ".join(one[:16] for one in hashes.split(", "))

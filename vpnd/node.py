@@ -16,11 +16,14 @@ from kex.identity import Identity
 from kex.link_state import NotPossible
 from kex.suites import SUITE_NUMBERS
 from kex.wire import HEADER_LENGTH, TRAILER_LENGTH
-from vpnd import reload
+from vpnd import reload, source_test
 from vpnd.api import (
     SCHEMA,
     ErrorCode,
+    FallbackExtension,
     IdentityInfo,
+    KeySourceInfo,
+    KeySourceTest,
     LinkStatus,
     NodeStatus,
     PeerInfo,
@@ -33,19 +36,25 @@ from vpnd.config import Config
 from vpnd.config_model import PeerConfig, PeerRequest, TunnelConfig
 from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
+from vpnd.external_record import ExternalRecords
+from vpnd.fallback import NotExtensible
 from vpnd.guards import guarded_prefixes
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
+from vpnd.keysource.base import KeySource
+from vpnd.keysource.registry import KeySources
 from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
 from vpnd.ml_kem import ml_kem_provider
-from vpnd.node_control import Caller, ControlError, no_such_peer
+from vpnd.node_control import Caller, ControlError, no_such_peer, no_such_source
 from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, write_peer_file
+from vpnd.source_journal import SourceJournal
 from vpnd.transport import Transport
 from vpnd.tunnels import BackendErrors, ManagedTunnel
 from vpnd.upkeep import Upkeep
 from vpnd.view import link_status, peer_info, tunnel_status
+from vpnd.view_external import key_source, source_warnings
 
 STOP_SECONDS: Final = 15.0
 """How long a clean stop waits for an exchange that the other end may have completed."""
@@ -76,6 +85,8 @@ class Node:
         self.identities = self._load_identities()
         """By name, the one in use first."""
         self._records = LinkRecords(config.node.runtime_dir)
+        self._external_records = ExternalRecords(config.node.runtime_dir)
+        self.sources = KeySources(config.key_sources, SourceJournal(journal))
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
         self._upkeep = Upkeep(self, journal)
@@ -124,6 +135,7 @@ class Node:
                     await trio.lowlevel.checkpoint()
             for tunnel in self.tunnels.values():
                 await tunnel.try_open()
+            nursery.start_soon(self.sources.run)
             nursery.start_soon(self.engine.run)
             nursery.start_soon(self._upkeep.run)
             for tunnel in self.tunnels.values():
@@ -241,6 +253,8 @@ class Node:
             own=(config or self.config).locals_of(peer),
             engine=self.engine,
             records=self._records,
+            external_records=self._external_records,
+            find_source=self.sources.get,
             peer_keys=self._peer_keys,
             journal=self._journal,
         )
@@ -293,6 +307,7 @@ class Node:
                 *(str(note) for note in self.config.notes),
                 *self._transport.problems(),
                 *self._upkeep.warnings,
+                *source_warnings(self.sources.statuses()),
             ],
         )
 
@@ -416,6 +431,60 @@ class Node:
             ) from error
         self._journal.record("rekey_requested", peer=name, uid=caller.uid)
         return RekeyStarted(schema=SCHEMA, peer=name, started=started)
+
+    async def extend_fallback(
+        self, name: str, request: FallbackExtension, caller: Caller
+    ) -> LinkStatus:
+        link = self._named(name)
+        try:
+            link.extend_fallback(request["seconds"], request["reason"], uid=caller.uid)
+        except NotExtensible as error:
+            raise ControlError(
+                ErrorCode.CONFLICT,
+                f"{name}: the fallback {error}",
+                f"`vpnctl status {name}` shows it; fallback_limit in the peer's file is for longer",
+            ) from error
+        return await self.link(name)
+
+    async def key_sources(self) -> list[KeySourceInfo]:
+        peers = self.config.peers
+        return [key_source(status, peers) for status in self.sources.statuses()]
+
+    def _source(self, name: str) -> KeySource:
+        found = self.sources.get(name)
+        if found is None:
+            raise no_such_source(name)
+        return found
+
+    async def key_source(self, name: str) -> KeySourceInfo:
+        return key_source(self._source(name).status(), self.config.peers)
+
+    async def test_key_source(
+        self, name: str, *, peer: str | None, consume_one: bool, caller: Caller
+    ) -> KeySourceTest:
+        source = self._source(name)
+        if peer is not None:
+            self._named(peer)
+        user = source_test.user_of(source, list(self.config.peers.values()), peer)
+        if consume_one and user is None:
+            raise ControlError(
+                ErrorCode.CONFLICT,
+                f"no link uses the key source {name}: no far end could be compared with",
+                "name it in [external_keys] of a peer's file first",
+            )
+        told = None if user is None else user[0].name
+        self._journal.record(
+            "source_tested", peer=told, source=name, uid=caller.uid, consume_one=consume_one
+        )
+        test = await source_test.probe(source, None if user is None else user[1], told)
+        if not consume_one or user is None or not test["done"]:
+            return test
+        try:
+            return await source_test.consume_one(self._named(user[0].name), source, test)
+        except NotPossible as error:
+            raise ControlError(
+                ErrorCode.CONFLICT, str(error), "run it at the other end of the link"
+            ) from error
 
     def subscribe_events(self) -> Subscription:
         return self._feed.subscribe()

@@ -12,6 +12,9 @@ from vpnd.api import (
     ErrorCode,
     ErrorDetail,
     ErrorInfo,
+    FallbackExtension,
+    KeySourceInfo,
+    KeySourceTest,
     LinkStatus,
     NodeStatus,
     PeerInfo,
@@ -28,6 +31,7 @@ HTTP_STATUS: Final = MappingProxyType(
         ErrorCode.NOT_ALLOWED: 403,
         ErrorCode.NO_SUCH_ROUTE: 404,
         ErrorCode.NO_SUCH_PEER: 404,
+        ErrorCode.NO_SUCH_SOURCE: 404,
         ErrorCode.METHOD_NOT_ALLOWED: 405,
         ErrorCode.PEER_EXISTS: 409,
         ErrorCode.CONFLICT: 409,
@@ -89,6 +93,15 @@ def no_such_peer(name: str) -> ControlError:
     )
 
 
+def no_such_source(name: str) -> ControlError:
+    """For a name that is not that of a key source."""
+    return ControlError(
+        ErrorCode.NO_SUCH_SOURCE,
+        f"there is no key source {name}",
+        "`vpnctl keysource list` names them all",
+    )
+
+
 class NodeControl(Protocol):
     """The daemon, as far as its control socket goes.
 
@@ -120,6 +133,22 @@ class NodeControl(Protocol):
 
     async def rekey(self, name: str, caller: Caller) -> RekeyStarted:
         """Start an exchange now; `no_such_peer`."""
+
+    async def extend_fallback(
+        self, name: str, request: FallbackExtension, caller: Caller
+    ) -> LinkStatus:
+        """Let a fallback go on for longer, once; `no_such_peer`, and `conflict`."""
+
+    async def key_sources(self) -> list[KeySourceInfo]:
+        """The key sources as they are known now."""
+
+    async def key_source(self, name: str) -> KeySourceInfo:
+        """One key source; `no_such_source`."""
+
+    async def test_key_source(
+        self, name: str, *, peer: str | None, consume_one: bool, caller: Caller
+    ) -> KeySourceTest:
+        """Try a source; `no_such_source`, `no_such_peer`, and `conflict`."""
 
     def subscribe_events(self) -> Subscription:
         """A subscription of its own to the daemon's EventFeed."""

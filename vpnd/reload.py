@@ -255,6 +255,7 @@ async def _change(
         tunnel.config = plan.new.tunnels[name]
     for name in plan.changed:
         gone.append((node.links[name].peer, node.links[name].tunnel))
+    node.sources.reconfigure(plan.new.key_sources)
     node.update_links(plan.new, plan.identities)
     node.config = plan.new
     for name in plan.added:

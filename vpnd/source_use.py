@@ -25,7 +25,7 @@ class SourceUse:
         return self.source if self.peer_sae is None else f"{self.source} ({self.peer_sae})"
 
 
-def peer_sae(value: object) -> str:
+def read_peer_sae(value: object) -> str:
     """The far end's SAE ID or system ID: printable, not empty, 64 bytes at most."""
     found = fields.text(value)
     if not found:
@@ -34,6 +34,8 @@ def peer_sae(value: object) -> str:
         raise FieldError(
             f"is longer than {MAX_PEER_SAE_BYTES} bytes", "an exchange has no room for more"
         )
+    if found.endswith("=") or "vpnd-identity" in found:
+        raise FieldError("looks like a key", "an SAE ID or a system ID is a name, and no secret")
     return found
 
 
@@ -54,4 +56,4 @@ def _use(item: object) -> SourceUse:
     if "source" not in table:
         raise FieldError("has an entry that names no source", _HINT)
     far = table.get("peer_sae")
-    return SourceUse(fields.name(table["source"]), None if far is None else peer_sae(far))
+    return SourceUse(fields.name(table["source"]), None if far is None else read_peer_sae(far))

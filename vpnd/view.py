@@ -9,7 +9,6 @@ from kex.link import Link
 from tun import PeerStatus
 from vpnd.api import (
     SCHEMA,
-    ExternalKeysInfo,
     KeyInfo,
     LastError,
     LinkStatus,
@@ -22,6 +21,7 @@ from vpnd.config_model import PeerConfig
 from vpnd.handshake import KeyInForce, WatchedKey
 from vpnd.link import ManagedLink
 from vpnd.tunnels import ManagedTunnel
+from vpnd.view_external import external_keys
 
 
 def link_status(link: ManagedLink, exchange: Link | None, counters: dict[str, int]) -> LinkStatus:
@@ -46,7 +46,7 @@ def link_status(link: ManagedLink, exchange: Link | None, counters: dict[str, in
         expires_seconds=_seconds_until(link.wireguard.expires_at, now),
         endpoint=None if exchange is None or exchange.address is None else str(exchange.address),
         wireguard=_wireguard(link, now),
-        external_keys=ExternalKeysInfo(mode=link.peer.external_keys.mode, mixed=[]),
+        external_keys=external_keys(link),
         last_error=None
         if link.problem is None
         else LastError(
@@ -54,7 +54,10 @@ def link_status(link: ManagedLink, exchange: Link | None, counters: dict[str, in
         ),
         counters=counters,
         allowed_ips=[str(prefix) for prefix in link.peer.allowed_ips],
-        warnings=[*link.warnings, *filter(None, [link.wireguard.record_fault])],
+        warnings=[
+            *link.warnings,
+            *filter(None, [link.wireguard.record_fault, link.external.watch.record_fault]),
+        ],
     )
     if last is not None:
         status["role"] = last.role.value
@@ -98,6 +101,7 @@ def peer_info(peer: PeerConfig, on_stop: str) -> PeerInfo:
         if peer.wireguard_endpoint is None
         else str(peer.wireguard_endpoint),
         on_stop=peer.on_stop or on_stop,
+        key_sources=[str(use) for use in peer.external_keys.uses],
     )
 
 

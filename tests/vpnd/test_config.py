@@ -369,16 +369,16 @@ REFUSED: list[tuple[str, Change, str, str]] = [
         "too short for a rekey_interval of 600 s",
     ),
     (
-        "required key source",
+        "unknown key source",
         lambda site: site.peers["ams1"].update(external_keys={"mode": "require", "source": "k"}),
-        "external_keys.mode",
-        "no key sources",
+        "external_keys.source",
+        'there is no key source "k"',
     ),
     (
-        "preferred key source",
+        "no key source",
         lambda site: site.peers["ams1"].update(external_keys={"mode": "prefer"}),
-        "external_keys.mode",
-        "no key sources",
+        "external_keys.source",
+        "is missing",
     ),
     (
         "default route without protect",

@@ -125,7 +125,21 @@ requests = st.fixed_dictionaries(
         "key_lifetime": st.integers(420, 172800) | st.none(),
         "protect": prefixes | st.just([]) | st.none(),
         "external_keys": st.fixed_dictionaries(
-            {}, optional={"mode": st.just("off"), "source": names, "peer_sae": names}
+            {},
+            optional={
+                "mode": st.just("off"),
+                "source": names,
+                "peer_sae": st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=16),
+                "sources": st.lists(
+                    st.fixed_dictionaries({"source": names}, optional={"peer_sae": names}),
+                    max_size=4,
+                ),
+                "require": st.lists(names, min_size=1, max_size=4),
+                "at_least": st.integers(1, 4),
+                "fallback_limit": st.integers(0, 86400),
+                "on_mismatch": st.sampled_from(["keep", "close"]),
+                "min_interval": st.integers(0, 600),
+            },
         ),
     },
 )

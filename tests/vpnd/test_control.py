@@ -367,7 +367,7 @@ async def test_all_that_is_wrong_with_a_body_is_told_at_once(running: Running) -
         "allowed_ips": ["10.0.0.1/8", 5],
         "keepalive": "25",
         "tunnl": "backbone",
-        "external_keys": {"mode": "require"},
+        "external_keys": {"mode": "required"},
     }
     answer = await running.ask("POST", "/v1/peers", body)
     error = answer.error()

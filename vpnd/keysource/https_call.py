@@ -11,6 +11,7 @@ asked. It is used without httpx, which has no place for that.
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ import trio
 from vpnd.keysource.base import SourceFault
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
-"""Of a body: four keys of 1,024 bytes with their extensions have a tenth of it."""
+"""Headers and body: four keys of 1,024 bytes with their extensions have a tenth of it."""
 
 # It logs requests and headers, never bodies; nothing of it is wanted all the same
 logging.getLogger("httpcore").setLevel(logging.WARNING)
@@ -89,6 +90,8 @@ class _Watch:
         self.connected = False
         self.secured = False
         self.asked = False
+        self.read = 0
+        """Bytes, headers included."""
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
@@ -141,7 +144,16 @@ class _Stream(httpcore.AsyncNetworkStream):
         max_bytes: int,
         timeout: float | None = None,  # noqa: ASYNC109 -- httpcore's interface
     ) -> bytes:
-        return await self._inner.read(max_bytes, timeout)
+        data = await self._inner.read(max_bytes, timeout)
+        self._watch.read += len(data)
+        if self._watch.read > MAX_ANSWER_BYTES:
+            # Here, where it goes through all that httpcore has under way, and ends it
+            raise CallFailed(
+                SourceFault.BAD_ANSWER,
+                f"expected at most {MAX_ANSWER_BYTES} bytes; more came, and the rest was not read",
+                "is this the address of a key manager?",
+            )
+        return data
 
     async def write(
         self,
@@ -149,13 +161,33 @@ class _Stream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109 -- httpcore's interface
     ) -> None:
         self._watch.asked = True
-        await self._inner.write(buffer, timeout)
+        try:
+            await self._inner.write(buffer, timeout)
+        except httpcore.WriteError:
+            # A request is far shorter than what the kernel takes at once: it did not leave whole
+            self._watch.asked = False
+            raise
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
+
+
+class _Body:
+    """What is sent, once. No generator, which would have to be closed where sending breaks off."""
+
+    def __init__(self, body: bytes) -> None:
+        self._rest = [body] if body else []
+
+    def __aiter__(self) -> _Body:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._rest:
+            raise StopAsyncIteration
+        return self._rest.pop()
 
 
 async def call(
@@ -240,14 +272,18 @@ async def _ask(
     if request.body is not None:
         headers.append(("Content-Type", "application/json"))
         headers.append(("Content-Length", str(len(request.body))))
-    async with pool.stream(
+    asked = httpcore.Request(
         "GET" if request.body is None else "POST",
         base_url + request.path,
         headers=headers,
-        content=request.body,
+        content=_Body(request.body or b""),
         extensions=extensions,
-    ) as response:
+    )
+    response = await pool.handle_async_request(asked)
+    try:
         return await _read(response)
+    finally:
+        await response.aclose()
 
 
 async def _read(response: httpcore.Response) -> Answer:
@@ -261,14 +297,6 @@ async def _read(response: httpcore.Response) -> Answer:
         )
     body = bytearray()
     async for chunk in response.aiter_stream():
-        if len(body) + len(chunk) > MAX_ANSWER_BYTES:
-            body[:] = bytes(len(body))
-            raise CallFailed(
-                SourceFault.BAD_ANSWER,
-                f"expected at most {MAX_ANSWER_BYTES} bytes; more came with status "
-                f"{response.status}, and the rest was not read",
-                "is this the address of a key manager?",
-            )
         body += chunk
     return Answer(
         status=response.status,
@@ -348,11 +376,17 @@ def _broken(error: Exception, watch: _Watch) -> CallFailed:
             "is this the address of a key manager?",
             reached=True,
         )
+    if not watch.asked:
+        return CallFailed(
+            SourceFault.TLS,
+            "the connection broke off before the request was sent",
+            "does it know this end's certificate, and the CA of it?",
+        )
     return CallFailed(
         SourceFault.TLS,
         "the connection broke off before the answer",
         "its log says why; a certificate that it does not know is one reason",
-        reached=watch.asked,
+        reached=True,
     )
 
 
@@ -389,7 +423,8 @@ def _os_reason(error: BaseException) -> str:
     found: BaseException | None = error
     while found is not None:
         nested = getattr(found, "exceptions", ())
-        if isinstance(found, OSError) and found.strerror:
-            return found.strerror
+        if isinstance(found, OSError) and found.errno:
+            # trio writes the address into strerror; a name that is not found has a code < 0
+            return os.strerror(found.errno) if found.errno > 0 else str(found.strerror)
         found = nested[0] if nested else (found.__cause__ or found.__context__)
     return "unknown error"

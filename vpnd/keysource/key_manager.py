@@ -110,7 +110,10 @@ class KeyManager:
                 check=lambda der: self._check(address, der),
             )
         except CallFailed as failed:
-            address.failed()
+            if failed.fault is SourceFault.BAD_ANSWER:
+                address.busy()
+            else:
+                address.failed()
             self._last_failure = error = self._error(address, request, failed)
             error.consumed = failed.reached
             if failed.reached:

@@ -67,6 +67,14 @@ class TlsServer:
 
     async def start(self, nursery: trio.Nursery) -> None:
         """Listen, at the same port as before if it was stopped."""
+        context = self.context()
+        listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
+        self.port = listeners[0].socket.getsockname()[1]
+        self._scope = trio.CancelScope()
+        nursery.start_soon(self._serve, listeners, context)
+
+    def context(self) -> ssl.SSLContext:
+        """Mutual TLS, as a KME has it."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate, key = self.folder / "server.pem", self.folder / "server.key"
         self.issued.write(certificate, key)
@@ -74,10 +82,7 @@ class TlsServer:
         context.verify_mode = ssl.CERT_REQUIRED
         trusted = self.client_authority or self.authority
         context.load_verify_locations(cadata=trusted.pem.decode())
-        listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
-        self.port = listeners[0].socket.getsockname()[1]
-        self._scope = trio.CancelScope()
-        nursery.start_soon(self._serve, listeners, context)
+        return context
 
     def stop(self) -> None:
         self._scope.cancel()
