@@ -63,7 +63,7 @@ class Control:
     async def _answer(self, request: Request) -> Answer:
         try:
             return Answer.of(200, await self._do(request))
-        except (BadRequest, FaultError, ValueError, TypeError) as error:
+        except (BadRequest, FaultError, ValueError) as error:
             return Answer.of(400, {"error": {"code": "bad_order", "message": str(error)}})
         except LookupError as error:
             return Answer.of(404, {"error": {"code": "not_found", "message": str(error)}})

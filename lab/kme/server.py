@@ -82,7 +82,7 @@ class KeyManager:
         self._close_connections()
 
     def settle(self, **changes: float) -> LinkSettings:
-        """Change the settings of the quantum network. Raises ValueError, TypeError."""
+        """Change the settings of the quantum network. Raises ValueError."""
         return self.network.change(**changes)
 
     def _new_context(self, kind: CertificateKind, days: float) -> ssl.SSLContext:
