@@ -109,7 +109,7 @@ async def open_pair(
                 network=str(folder / "network.sqlite"),
                 authority=str(authority.folder),
                 control=str(Path(sockets) / f"{name}.sock"),
-                names=[f"{name}.example", "localhost", _LOOPBACK],
+                names=[f"{name}.example", name, "localhost", _LOOPBACK],
                 homes=homes,
                 etsi=[(_LOOPBACK, 0)],
                 skip=[(_LOOPBACK, 0)],

@@ -100,11 +100,11 @@ async def _killed_and_back(pair: Pair) -> None:
 
 
 def test_the_program_says_how_to_reach_a_pair(tmp_path: Path) -> None:
-    argv = [PROGRAM, "pair", tmp_path]
+    argv = [str(PROGRAM), "pair", str(tmp_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None
-            lines = []
+            lines: list[str] = []
             while not lines or "Ctrl-C" not in lines[-1]:
                 lines.append(running.stdout.readline())
                 assert lines[-1], lines
