@@ -159,7 +159,7 @@ def test_sources_of_keys_are_asked_for_in_one_line() -> None:
     external = made.link("fra", "ams").external_keys
     assert external is not None
     far = {source.name: source for source in made.sites["ams"].sources}
-    table = tomllib.loads(external.table(far, site="ams"))["external_keys"]
+    table = tomllib.loads(external.table(far))["external_keys"]
     assert table == {"mode": "require", "source": "kme", "peer_sae": "sae-ams"}
 
 
@@ -176,7 +176,7 @@ def test_a_link_may_say_otherwise_and_more() -> None:
     external = made.link("a", "b").external_keys
     assert external is not None
     far = {source.name: source for source in made.sites["b"].sources}
-    table = tomllib.loads(external.table(far, site="b"))["external_keys"]
+    table = tomllib.loads(external.table(far))["external_keys"]
     assert table == {"mode": "prefer", "source": "shared", "fallback_limit": 60}
     assert made.link("a", "c").external_keys is None
 
