@@ -109,7 +109,8 @@ def networks_of(spec: LabSpec) -> dict[str, str]:
             networks.setdefault(kme, source)
     for name, site in spec.sites.items():
         for kme in skip_of(name, site):
-            networks.setdefault(kme, QKD_SOURCE)
+            # One of its own, with a name of its own, may be beside one for QKD
+            networks.setdefault(kme, SKIP_SOURCE if isinstance(site.skip, str) else QKD_SOURCE)
     return networks
 
 
@@ -159,10 +160,10 @@ def homes(kmes: Iterable[KmePlan], network: str) -> dict[str, str]:
 
 
 def shared_sources(spec: LabSpec, sites: tuple[str, str]) -> tuple[str, ...]:
-    """The names of the sources that both sites of a link have."""
+    """The names of the sources that both sites of a link have, in one network."""
     one, other = (sources_of(spec, name) for name in sites)
-    known = {(source.name, source.kind) for source in other}
-    return tuple(source.name for source in one if (source.name, source.kind) in known)
+    known = {(source.name, source.kind, source.network) for source in other}
+    return tuple(each.name for each in one if (each.name, each.kind, each.network) in known)
 
 
 def conflicts(spec: LabSpec) -> Iterator[tuple[str, str]]:

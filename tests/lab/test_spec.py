@@ -192,3 +192,18 @@ def test_faults_in_sources_of_keys_are_told() -> None:
         "external_keys",
     }
     assert "have no source of keys in common" in problems["external_keys"]
+
+
+def test_skip_may_come_from_a_key_manager_of_its_own() -> None:
+    made = make_plan(
+        LabSpec.parse(
+            'external_keys = "prefer"\n'
+            '[sites.a]\nkme = true\nskip = "a-skip"\n[sites.b]\nkme = true\nskip = "b-skip"\n'
+            "[sites.c]\nkme = true\nskip = true\n"
+        )
+    )
+    sources = {source.name: source for source in made.sites["a"].sources}
+    assert (sources["skip"].kme, sources["skip"].sae) == ("a-skip", "sae-a-skip")
+    used = {link.sites: link.external_keys for link in made.links}
+    names = {pair: external.sources for pair, external in used.items() if external is not None}
+    assert names == {("a", "b"): ("kme", "skip"), ("a", "c"): ("kme",), ("b", "c"): ("kme",)}
