@@ -5,7 +5,8 @@
 
 The library behind `vpnctl lab`, the project's own network tests, and other people's harnesses: see
 lab.spec for the lab file, lab.lab for a running lab, lab.meter for measuring traffic,
-lab.capture for what passes an interface, lab.pytest_plugin for the fixture.
+lab.capture for what passes an interface, lab.external_keys for key managers, lab.pytest_plugin for
+the fixture.
 
 Names are looked up when they are asked for: pytest loads the plugin in every run of every project
 where vpnd is installed, and the traffic processes are to stay small.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         Problem,
         WaitTimeout,
     )
+    from lab.external_keys import KeyManager
     from lab.lab import Lab, open_lab
     from lab.meter import FlowReport, Mark, Meter, Report
     from lab.node import Completed, Node
@@ -42,6 +44,7 @@ _MODULES = {
         "Problem",
         "WaitTimeout",
     ),
+    "lab.external_keys": ("KeyManager",),
     "lab.lab": ("Lab", "open_lab"),
     "lab.meter": ("FlowReport", "Mark", "Meter", "Report"),
     "lab.node": ("Completed", "Node"),
@@ -55,6 +58,7 @@ __all__ = [
     "Completed",
     "DaemonFailed",
     "FlowReport",
+    "KeyManager",
     "Lab",
     "LabError",
     "LabFileError",

@@ -1,8 +1,10 @@
 """Key managers, certificates and key files of a lab: made, started, and told to the sites.
 
-/run/vpnd-lab/NAME/.keys/ca/            the CA of all key managers and applications
-/run/vpnd-lab/NAME/.keys/NETWORK.sqlite the quantum links and the calls of a network
-/run/vpnd-lab/NAME/SITE/etc/kme/        the site's ca.pem, sae.pem, sae.key, shared.key
+    /run/vpnd-lab/NAME/.keys/ca/            the CA of all key managers and applications
+    /run/vpnd-lab/NAME/.keys/NETWORK.sqlite the quantum links and the calls of a network
+    /run/vpnd-lab/NAME/SITE/etc/kme/        the site's ca.pem, sae.pem, sae.key, shared.key
+
+The certificate for another network than `kme` is NETWORK.pem, its key NETWORK.key.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from lab.kme.config import KmeConfig
 from lab.kme.handle import KeyManagerHandle
 from lab.node import Node
 from lab.plan import Plan
-from lab.plan_keys import ETSI_PORT, SKIP_PORT, homes, sae_of
+from lab.plan_keys import ETSI_PORT, QKD_SOURCE, SKIP_PORT, homes, sae_of
 from lab.process import ProcessId
 from lab.state import LabState
 
@@ -75,15 +77,20 @@ def certificate_folder(node_folder: Path) -> Path:
 
 
 def renew_certificate(
-    lab_folder: Path, site: str, kind: CertificateKind = "good", *, days: float = 30.0
+    lab_folder: Path, site: str, kind: CertificateKind, *, network: str, days: float
 ) -> None:
     """Put a new certificate in the place of a site's, right or wrong: lab.kme.certificates."""
     from lab.kme.certificates import Authority
 
     authority = Authority.load(lab_folder / _FOLDER / "ca")
     folder = certificate_folder(lab_folder / site)
-    credentials = authority.client(sae_of(site), kind=kind, days=days)
-    credentials.write(folder / "sae.pem", folder / "sae.key")
+    credentials = authority.client(sae_of(site, network), kind=kind, days=days)
+    credentials.write(*_certificate_files(folder, network))
+
+
+def _certificate_files(folder: Path, network: str) -> tuple[Path, Path]:
+    stem = "sae" if network == QKD_SOURCE else network
+    return folder / f"{stem}.pem", folder / f"{stem}.key"
 
 
 def key_sources(site: str, folder: Path, plan: Plan) -> str:
@@ -98,10 +105,11 @@ def key_sources(site: str, folder: Path, plan: Plan) -> str:
             port = ETSI_PORT if source.kind == "qkd" else SKIP_PORT
             values["urls"] = [f"https://{_address_of(plan, source.kme, site)}:{port}"]
             if source.kind == "qkd":
-                values["sae"] = sae_of(site)
+                values["sae"] = source.sae
+            certificate, key = _certificate_files(own, source.network)
             values["ca"] = str(own / "ca.pem")
-            values["certificate"] = str(own / "sae.pem")
-            values["key"] = str(own / "sae.key")
+            values["certificate"] = str(certificate)
+            values["key"] = str(key)
             if source.kind == "skip":
                 values["local_system_id"] = source.kme
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
@@ -141,7 +149,7 @@ async def start_key_managers(state: LabState, plan: Plan, settings: KeyManagers)
 
 def _make_files(state: LabState, plan: Plan, settings: KeyManagers) -> None:
     # Only labs with key managers load what follows
-    from lab.kme.certificates import Authority, write_file
+    from lab.kme.certificates import VALID_DAYS, Authority, write_file
     from lab.kme.pool import LinkSettings, Network
 
     common = state.folder / _FOLDER
@@ -156,7 +164,8 @@ def _make_files(state: LabState, plan: Plan, settings: KeyManagers) -> None:
             own = certificate_folder(state.folder / name)
             own.mkdir(mode=0o755)
             write_file(own / "ca.pem", authority.ca_file.read_bytes(), mode=0o644)
-            authority.client(sae_of(name)).write(own / "sae.pem", own / "sae.key")
+            for network in {source.network for source in site.sources} - {""}:
+                renew_certificate(state.folder, name, "good", network=network, days=VALID_DAYS)
             if any(source.kind == "file" for source in site.sources):
                 write_file(own / "shared.key", shared_key, mode=0o600)
     for name, kme in plan.kmes.items():

@@ -125,7 +125,7 @@ class Lab:
         said, table = self.link_plan(at, peer).external_keys, ""
         if said is not None:
             far = {source.name: source for source in self.plan.sites[peer].sources}
-            table = said.table(far, site=peer)
+            table = said.table(far)
         file = self.site(at).config_path.parent / "peers.d" / f"{peer}.toml"
         file.parent.mkdir(exist_ok=True)
         file.write_text(programs.peer_file(**values, external_keys=table), encoding="utf-8")

@@ -254,7 +254,7 @@ def _site(spec: LabSpec, name: str, number: int, links: tuple[LinkPlan, ...]) ->
             for tunnel_name, tunnel in spec.tunnels.items()
             if tunnel_name in wanted
         ),
-        sources=sources_of(name, site),
+        sources=sources_of(spec, name),
     )
 
 

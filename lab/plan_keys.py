@@ -3,8 +3,9 @@
         fra-kme ── fra ── internet ── ams ── ams-kme
 
 A key manager is a node of its own, with a cable to each site that asks it. Key managers that sites
-know under one name of a source are a network: each pair of them has a quantum link. An application
-is called sae-SITE; in SKIP, the key manager's name is the system ID.
+know under one name of a source are a network: each pair of them has a quantum link. A site has an
+application, and a certificate, for each network: sae-SITE in `kme`, sae-SITE-NETWORK in others. In
+SKIP, the key manager's name is the system ID.
 """
 
 from __future__ import annotations
@@ -23,18 +24,23 @@ QKD_SOURCE, SKIP_SOURCE, FILE_SOURCE = "kme", "skip", "shared"
 """Names of sources where the lab file gives none."""
 
 
-def sae_of(site: str) -> str:
-    """The SAE ID of a site."""
-    return f"sae-{site}"
+def sae_of(site: str, network: str = QKD_SOURCE) -> str:
+    """The SAE ID of a site in a network: never the same in two, for vpnd tells keys apart by it."""
+    return f"sae-{site}" if network == QKD_SOURCE else f"sae-{site}-{network}"
 
 
 @dataclass(frozen=True, slots=True)
 class SourcePlan:
-    """One source of keys of a site, by its name in vpnd.toml; `kme` is empty for a file."""
+    """One source of keys of a site, by its name in vpnd.toml.
+
+    `kme`, its network, and `sae`, the site's application there, are empty for a file.
+    """
 
     name: str
     kind: SourceType
     kme: str = ""
+    network: str = ""
+    sae: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +60,13 @@ class ExternalKeysPlan:
     sources: tuple[str, ...]
     further: Mapping[str, Any] = field(default_factory=dict)
 
-    def table(self, far: Mapping[str, SourcePlan], *, site: str) -> str:
-        """`[external_keys]` of a peer's file, towards `site` that has the sources `far`."""
+    def table(self, far: Mapping[str, SourcePlan]) -> str:
+        """`[external_keys]` of a peer's file, towards a site that has the sources `far`."""
         uses = []
         for name in self.sources:
             use = {"source": name}
             if far[name].kind != "file":
-                use["peer_sae"] = sae_of(site) if far[name].kind == "qkd" else far[name].kme
+                use["peer_sae"] = far[name].sae if far[name].kind == "qkd" else far[name].kme
             uses.append(use)
         values: dict[str, Any] = {"mode": self.mode}
         if len(uses) == 1:
@@ -79,13 +85,33 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def sources_of(name: str, site: Site) -> tuple[SourcePlan, ...]:
+def sources_of(spec: LabSpec, name: str) -> tuple[SourcePlan, ...]:
     """A site's sources: QKD, then SKIP, then the file."""
+    site, networks = spec.sites[name], networks_of(spec)
+    asked: list[tuple[str, SourceType, str]] = [
+        *((source, "qkd", kme) for source, kme in qkd_of(name, site).items()),
+        *((SKIP_SOURCE, "skip", kme) for kme in skip_of(name, site)),
+    ]
     return (
-        *(SourcePlan(source, "qkd", kme) for source, kme in qkd_of(name, site).items()),
-        *(SourcePlan(SKIP_SOURCE, "skip", kme) for kme in skip_of(name, site)),
+        *(
+            SourcePlan(source, kind, kme, networks[kme], sae_of(name, networks[kme]))
+            for source, kind, kme in asked
+        ),
         *((SourcePlan(FILE_SOURCE, "file"),) if site.key_file else ()),
     )
+
+
+def networks_of(spec: LabSpec) -> dict[str, str]:
+    """The network of each key manager: the name of the source under which sites know it."""
+    networks: dict[str, str] = {}
+    for name, site in spec.sites.items():
+        for source, kme in qkd_of(name, site).items():
+            networks.setdefault(kme, source)
+    for name, site in spec.sites.items():
+        for kme in skip_of(name, site):
+            # One of its own, with a name of its own, may be beside one for QKD
+            networks.setdefault(kme, SKIP_SOURCE if isinstance(site.skip, str) else QKD_SOURCE)
+    return networks
 
 
 def qkd_of(name: str, site: Site) -> dict[str, str]:
@@ -114,30 +140,30 @@ def skip_of(name: str, site: Site) -> tuple[str, ...]:
 
 def key_managers(spec: LabSpec) -> dict[str, KmePlan]:
     """Every key manager that a site asks, by name."""
-    networks: dict[str, str] = {}
     sites: dict[str, list[str]] = {}
     for name, site in spec.sites.items():
-        for source, kme in qkd_of(name, site).items():
-            networks.setdefault(kme, source)
-    for name, site in spec.sites.items():
-        for source_plan in sources_of(name, site):
-            if source_plan.kme and name not in sites.setdefault(source_plan.kme, []):
-                sites[source_plan.kme].append(name)
-    return {
-        kme: KmePlan(kme, networks.get(kme, QKD_SOURCE), tuple(at)) for kme, at in sites.items()
-    }
+        for kme in (*qkd_of(name, site).values(), *skip_of(name, site)):
+            if name not in sites.setdefault(kme, []):
+                sites[kme].append(name)
+    networks = networks_of(spec)
+    return {kme: KmePlan(kme, networks[kme], tuple(at)) for kme, at in sites.items()}
 
 
 def homes(kmes: Iterable[KmePlan], network: str) -> dict[str, str]:
     """The key manager of each application in a network, by SAE ID."""
-    return {sae_of(site): kme.name for kme in kmes if kme.network == network for site in kme.sites}
+    return {
+        sae_of(site, network): kme.name
+        for kme in kmes
+        if kme.network == network
+        for site in kme.sites
+    }
 
 
 def shared_sources(spec: LabSpec, sites: tuple[str, str]) -> tuple[str, ...]:
-    """The names of the sources that both sites of a link have."""
-    one, other = (sources_of(name, spec.sites[name]) for name in sites)
-    known = {(source.name, source.kind) for source in other}
-    return tuple(source.name for source in one if (source.name, source.kind) in known)
+    """The names of the sources that both sites of a link have, in one network."""
+    one, other = (sources_of(spec, name) for name in sites)
+    known = {(source.name, source.kind, source.network) for source in other}
+    return tuple(each.name for each in one if (each.name, each.kind, each.network) in known)
 
 
 def conflicts(spec: LabSpec) -> Iterator[tuple[str, str]]:

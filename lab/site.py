@@ -109,12 +109,14 @@ class Site(Node):
                 file.write(key_sources(self.name, self.folder, self._plan))
         return self._identity
 
-    def renew_certificate(self, kind: CertificateKind = "good", *, days: float = 30.0) -> None:
-        """Put a new certificate for its key managers in the place of the old one.
+    def renew_certificate(
+        self, kind: CertificateKind = "good", *, network: str = "kme", days: float = 90.0
+    ) -> None:
+        """Put a new certificate for its key manager of a network in the place of the old one.
 
         `days`: how long it is valid, unless the kind says otherwise.
         """
-        renew_certificate(self._state.folder, self.name, kind, days=days)
+        renew_certificate(self._state.folder, self.name, kind, network=network, days=days)
 
     async def start_daemon(
         self, *, program: Sequence[str] | None = None, env: Mapping[str, str] | None = None

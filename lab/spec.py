@@ -28,7 +28,8 @@ With every key (defaults shown for the first site of such a file):
     kme = false                               # true: a QKD key manager of its own, fra-kme, as
                                               # source "kme"; "x-kme": one that other sites name,
                                               # too; { a = "fra-a", b = "fra-b" }: by source
-    skip = false                              # true: Cisco SKIP from the same, as source "skip"
+    skip = false                              # true: Cisco SKIP from the same, as source "skip";
+                                              # or the name of another one
     key_file = false                          # true: a static key that all such sites have, as
                                               # source "shared"
 

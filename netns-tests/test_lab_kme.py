@@ -143,9 +143,9 @@ async def test_sites_may_share_a_key_manager_and_have_several() -> None:
     """
     async with open_lab(LabSpec.parse(text, name="kme")) as lab:
         for site in ("one", "two"):
-            document = await ask(lab, "hub", "a", "GET", f"/api/v1/keys/sae-{site}/status")
+            document = await ask(lab, "hub", "a", "GET", f"/api/v1/keys/sae-{site}-a/status")
             assert document["document"]["target_KME_ID"] == "far-a"
-        answer = await ask(lab, "hub", "b", "GET", "/api/v1/keys/sae-two/status")
+        answer = await ask(lab, "hub", "b", "GET", "/api/v1/keys/sae-two-b/status")
         assert answer["status"] == 400  # two is not in that network
         assert lab.kme("hub", source="b").name == "hub-b"
 

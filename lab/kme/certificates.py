@@ -24,6 +24,8 @@ CertificateKind = Literal["good", "expired", "not-yet-valid", "wrong-ca", "wrong
 CERTIFICATE_KINDS: tuple[CertificateKind, ...] = get_args(CertificateKind)
 
 WRONG_NAME = "somebody-else.example"
+VALID_DAYS = 90.0
+"""More than the 30 from which on vpnd warns."""
 _CA_DAYS = 3650.0
 _DNS_LABELS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 
@@ -109,7 +111,7 @@ class Authority:
         return cls(folder, _Issuer.load(folder, "ca"), _Issuer.load(folder, "wrong-ca"))
 
     def server(
-        self, names: Sequence[str], *, kind: CertificateKind = "good", days: float = 30.0
+        self, names: Sequence[str], *, kind: CertificateKind = "good", days: float = VALID_DAYS
     ) -> Credentials:
         """A key manager's certificate for DNS names and IP addresses; the first is its CN, too.
 
@@ -119,7 +121,7 @@ class Authority:
         return self._issue(wanted, kind, days, ExtendedKeyUsageOID.SERVER_AUTH)
 
     def client(
-        self, sae: str, *, kind: CertificateKind = "good", days: float = 30.0
+        self, sae: str, *, kind: CertificateKind = "good", days: float = VALID_DAYS
     ) -> Credentials:
         """An application's certificate, with its SAE ID as CN. `days`: as for `server`."""
         wanted = [WRONG_NAME if kind == "wrong-name" else sae]

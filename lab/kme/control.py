@@ -6,7 +6,7 @@ GET    /v1/statistics            calls counted by kind, by answer, by applicatio
 POST   /v1/faults                one more fault: lab.kme.faults
 DELETE /v1/faults                none any more
 POST   /v1/listener              {"state": "up" | "down" | "silent"}
-POST   /v1/certificate           {"kind": "good" | "expired" | …, "days": 30}
+POST   /v1/certificate           {"kind": "good" | "expired" | …, "days": 90}
 POST   /v1/network               {"rate": …, "pool": …, "delay": …, "error_rate": …}
 POST   /v1/drain                 empty its pools
 POST   /v1/saes                  {"sae": …, "kme": … | null}: know, or forget, an application
@@ -25,7 +25,7 @@ from typing import Any, get_args
 
 import trio
 
-from lab.kme.certificates import CERTIFICATE_KINDS
+from lab.kme.certificates import CERTIFICATE_KINDS, VALID_DAYS
 from lab.kme.faults import Fault, FaultError
 from lab.kme.server import KeyManager, Listening
 from lab.kme.wire import Answer, BadRequest, BrokenOff, Request, serve_connection
@@ -63,7 +63,7 @@ class Control:
     async def _answer(self, request: Request) -> Answer:
         try:
             return Answer.of(200, await self._do(request))
-        except (BadRequest, FaultError, ValueError, TypeError) as error:
+        except (BadRequest, FaultError, ValueError) as error:
             return Answer.of(400, {"error": {"code": "bad_order", "message": str(error)}})
         except LookupError as error:
             return Answer.of(404, {"error": {"code": "not_found", "message": str(error)}})
@@ -148,7 +148,7 @@ class Control:
         await self._kme.listen(state)
 
     def _certificate(self, order: dict[str, Any]) -> None:
-        kind, days = order.get("kind", "good"), order.get("days", 30.0)
+        kind, days = order.get("kind", "good"), order.get("days", VALID_DAYS)
         if kind not in CERTIFICATE_KINDS:
             raise BadRequest(f"kind = {kind!r} is not one of {', '.join(CERTIFICATE_KINDS)}")
         if isinstance(days, bool) or not isinstance(days, int | float) or not 0 < days < 10_000:

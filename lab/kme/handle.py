@@ -196,7 +196,7 @@ class KeyManagerHandle:
         """`down`: refuse connections; `silent`: accept them and no more; `up`."""
         await self.ask("POST", "/v1/listener", {"state": state})
 
-    async def certificate(self, kind: CertificateKind = "good", *, days: float = 30.0) -> None:
+    async def certificate(self, kind: CertificateKind = "good", *, days: float = 90.0) -> None:
         """Show a new certificate, valid for `days` unless the kind says otherwise."""
         await self.ask("POST", "/v1/certificate", {"kind": kind, "days": days})
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from lab.kme.certificates import Authority, CertificateKind
+from lab.kme.certificates import VALID_DAYS, Authority, CertificateKind
 from lab.kme.config import KmeConfig
 from lab.kme.handle import KeyManagerHandle
 from lab.kme.pool import LinkSettings, Network
@@ -48,7 +48,7 @@ class End:
         """The application's private key, mode 0600."""
         return self.folder / f"{self.sae}.key"
 
-    def renew(self, kind: CertificateKind = "good", *, days: float = 30.0) -> None:
+    def renew(self, kind: CertificateKind = "good", *, days: float = VALID_DAYS) -> None:
         """Put a new certificate in the place of the application's, right or wrong."""
         self.authority.client(self.sae, kind=kind, days=days).write(self.certificate, self.key)
 
@@ -109,7 +109,7 @@ async def open_pair(
                 network=str(folder / "network.sqlite"),
                 authority=str(authority.folder),
                 control=str(Path(sockets) / f"{name}.sock"),
-                names=[f"{name}.example", "localhost", _LOOPBACK],
+                names=[f"{name}.example", name, "localhost", _LOOPBACK],
                 homes=homes,
                 etsi=[(_LOOPBACK, 0)],
                 skip=[(_LOOPBACK, 0)],

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -134,7 +134,10 @@ class Network:
         return LinkSettings(**json.loads(document))
 
     def change(self, **changes: float) -> LinkSettings:
-        """Change settings, for all pairs, from now on. Raises ValueError, TypeError."""
+        """Change settings, for all pairs, from now on. Raises ValueError."""
+        known = {each.name for each in fields(LinkSettings)}
+        if unknown := set(changes) - known:
+            raise ValueError(f"{min(unknown)!r} is no setting; there are: {sorted(known)}")
         with self._transaction():
             before = self.settings
             after = replace(before, **changes)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import trio
 
 from lab.kme import etsi, skip
-from lab.kme.certificates import Authority, CertificateKind
+from lab.kme.certificates import VALID_DAYS, Authority, CertificateKind
 from lab.kme.config import Address, KmeConfig
 from lab.kme.faults import FaultBook, instead, spoil, waits
 from lab.kme.pool import Ends, LinkSettings, Network
@@ -43,7 +43,7 @@ class KeyManager:
             skip.API: list(config.skip),
         }
         self._authority = Authority.load(Path(config.authority))
-        self._context = self._new_context("good", 30.0)
+        self._context = self._new_context("good", VALID_DAYS)
         self._connections: set[trio.CancelScope] = set()
         self._nursery: trio.Nursery | None = None
         self._listeners = trio.CancelScope()
@@ -75,14 +75,14 @@ class KeyManager:
         if how != "down" and was == "down":
             await self._nursery.start(self._listen)
 
-    def show_certificate(self, kind: CertificateKind, days: float = 30.0) -> None:
+    def show_certificate(self, kind: CertificateKind, days: float = VALID_DAYS) -> None:
         """Show a new certificate from now on; connections that stand are closed."""
         self._context = self._new_context(kind, days)
         self.certificate = kind
         self._close_connections()
 
     def settle(self, **changes: float) -> LinkSettings:
-        """Change the settings of the quantum network. Raises ValueError, TypeError."""
+        """Change the settings of the quantum network. Raises ValueError."""
         return self.network.change(**changes)
 
     def _new_context(self, kind: CertificateKind, days: float) -> ssl.SSLContext:

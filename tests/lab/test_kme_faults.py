@@ -17,6 +17,8 @@ from lab.kme.certificates import CertificateKind
 from lab.kme.faults import KINDS, Fault, FaultBook, FaultError
 from tests.lab.kme_caller import Caller, both
 
+pytestmark = pytest.mark.slow
+
 NEW = "/api/v1/keys/sae-b/enc_keys"
 STATUS = "/api/v1/keys/sae-b/status"
 

@@ -159,7 +159,7 @@ def test_sources_of_keys_are_asked_for_in_one_line() -> None:
     external = made.link("fra", "ams").external_keys
     assert external is not None
     far = {source.name: source for source in made.sites["ams"].sources}
-    table = tomllib.loads(external.table(far, site="ams"))["external_keys"]
+    table = tomllib.loads(external.table(far))["external_keys"]
     assert table == {"mode": "require", "source": "kme", "peer_sae": "sae-ams"}
 
 
@@ -176,7 +176,7 @@ def test_a_link_may_say_otherwise_and_more() -> None:
     external = made.link("a", "b").external_keys
     assert external is not None
     far = {source.name: source for source in made.sites["b"].sources}
-    table = tomllib.loads(external.table(far, site="b"))["external_keys"]
+    table = tomllib.loads(external.table(far))["external_keys"]
     assert table == {"mode": "prefer", "source": "shared", "fallback_limit": 60}
     assert made.link("a", "c").external_keys is None
 
@@ -192,3 +192,18 @@ def test_faults_in_sources_of_keys_are_told() -> None:
         "external_keys",
     }
     assert "have no source of keys in common" in problems["external_keys"]
+
+
+def test_skip_may_come_from_a_key_manager_of_its_own() -> None:
+    made = make_plan(
+        LabSpec.parse(
+            'external_keys = "prefer"\n'
+            '[sites.a]\nkme = true\nskip = "a-skip"\n[sites.b]\nkme = true\nskip = "b-skip"\n'
+            "[sites.c]\nkme = true\nskip = true\n"
+        )
+    )
+    sources = {source.name: source for source in made.sites["a"].sources}
+    assert (sources["skip"].kme, sources["skip"].sae) == ("a-skip", "sae-a-skip")
+    used = {link.sites: link.external_keys for link in made.links}
+    names = {pair: external.sources for pair, external in used.items() if external is not None}
+    assert names == {("a", "b"): ("kme", "skip"), ("a", "c"): ("kme",), ("b", "c"): ("kme",)}
