@@ -20,7 +20,7 @@ from vpnd.mixed_key import MixedKey
 MAX_SLEEP: Final = 30.0
 """Seconds: the boot clock runs on in suspend, the one that sleeps are measured by does not."""
 KEPT_KEYS: Final = 3
-"""In force, installed, and the one before."""
+"""Installed, the one before, and the one in force, which may be much older."""
 
 
 class FallbackWatch:
@@ -95,15 +95,22 @@ class FallbackWatch:
     # ---- what happens
 
     def key_set(
-        self, key_id: str, mixed: tuple[MixedKey, ...], reason: str, *, lifetime: int
+        self,
+        key_id: str,
+        mixed: tuple[MixedKey, ...],
+        reason: str,
+        *,
+        lifetime: int,
+        in_force: str = "",
     ) -> None:
         """A key was set on the interface with these mixed, and lives for `lifetime` seconds;
-        `reason` says why others are not mixed."""
+        `reason` says why others are not mixed. The key `in_force` is in use on: what is mixed into
+        it stays known, however many came after it."""
         kept = dict(self.keys)
         kept.pop(key_id, None)
         kept[key_id] = mixed
         while len(kept) > KEPT_KEYS:
-            del kept[next(iter(kept))]
+            del kept[next(each for each in kept if each != in_force)]
         self.keys = kept
         self._missing_reason = reason
         names = [each.source for each in mixed]

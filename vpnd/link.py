@@ -596,7 +596,8 @@ class ManagedLink:
         self._to_install = None
         self.last = LastExchange(event.role, event.suite, event.peer_identity)
         self._warn(tuple(self._compare(event)))
-        self.external.established(event)
+        in_force = self.wireguard.watch.in_force
+        self.external.established(event, "" if in_force is None else in_force.key_id)
         with self._engine.driving() as (endpoint, now):
             endpoint.key_installed(self.name, event.token, now)
         self.update_config()  # a fallback may be over

@@ -170,16 +170,24 @@ class LinkExternal:
         if running is not None and running[0] == token:
             running[1].cancel()
 
-    def established(self, event: KeyEstablished) -> None:
-        """The key of an exchange is on the interface: what it has decides about the fallback."""
+    def established(self, event: KeyEstablished, in_force: str = "") -> None:
+        """The key of an exchange is on the interface: what it has decides about the fallback.
+
+        `in_force` is the ID of the key that WireGuard's session goes on with meanwhile.
+        """
         asked = self._asked.get(event.token, Asked())
         mixed = asked.mixed if any(entry.present for entry in event.external) else ()
         names = [each.source for each in mixed]
         reason = ""
         if policy.missing(self.config, names):
             reason = self._why_missing(event.role, asked, names)
-        lifetime = self._peer.key_lifetime
-        self.watch.key_set(event.key_id, mixed, reason, lifetime=lifetime)
+        self.watch.key_set(
+            event.key_id,
+            mixed,
+            reason,
+            lifetime=self._peer.key_lifetime,
+            in_force=in_force,
+        )
         if event.role is Role.INITIATOR and not policy.is_fallback(self.config, names):
             self._refusal = ""
         asked.key_id = event.key_id
