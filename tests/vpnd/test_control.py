@@ -24,10 +24,10 @@ from vpnd import control
 from vpnd.api import (
     SCHEMA,
     ErrorCode,
+    Event,
     FallbackExtension,
     KeySourceInfo,
     KeySourceTest,
-    Event,
     LinkStatus,
     NodeStatus,
     PeerInfo,
@@ -47,7 +47,7 @@ from vpnd.control import (
 )
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.file_trust import FileFault
-from vpnd.node_control import HTTP_STATUS, NodeControl, no_such_peer
+from vpnd.node_control import HTTP_STATUS, NodeControl, no_such_peer, no_such_source
 
 SECRET = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0MDA="
 LON1 = {
