@@ -108,7 +108,7 @@ def test_what_cli_shares_with_the_daemon_runs_no_tasks() -> None:
     for module in sorted(shared):
         path = module_path(module)
         assert path is not None
-        heavy = {"trio", "hypercorn", "starlette", "httpx", "pyroute2", "tun", "lab"}
+        heavy = {"trio", "hypercorn", "starlette", "httpcore", "pyroute2", "tun", "lab"}
         found = {name for name in imported_by(path) if name.partition(".")[0] in heavy}
         assert not found, f"vpnctl would load {sorted(found)} through {module}"
 

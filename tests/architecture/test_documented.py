@@ -10,10 +10,11 @@ import pytest
 
 from kex.events import FailureCode, RejectCode
 from vpnd.api import ErrorCode, ExitCode, LinkState
+from vpnd.keysource.base import SourceFault
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-TELLERS = {"record", "_trouble", "Problem"}
+TELLERS = {"record", "_trouble", "Problem", "tell", "_tell", "source_event"}
 """What takes the name of an event, or the code of a problem, as its first argument."""
 
 
@@ -49,6 +50,7 @@ def test_every_event_and_problem_is_explained(name: str) -> None:
         *(f"refused_{code.name.lower()}" for code in RejectCode),
         *(code.value for code in ErrorCode),
         *(state.value for state in LinkState),
+        *(fault.value for fault in SourceFault),
     ],
 )
 def test_every_code_is_explained(name: str) -> None:

@@ -18,7 +18,8 @@ from vpnd.config_key_sources import RemoteSourceConfig
 from vpnd.file_trust import FileFault
 from vpnd.keysource.addresses import Address, Addresses
 from vpnd.keysource.base import Certificate, SourceError, SourceFault
-from vpnd.keysource.credentials import CredentialFiles, Credentials, certificate_of
+from vpnd.keysource.credential_files import CredentialFiles
+from vpnd.keysource.credentials import Credentials, certificate_of
 from vpnd.keysource.files import day
 from vpnd.keysource.https_call import Answer, CallFailed, Limits, Request, call, handshake
 
