@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -91,6 +91,17 @@ class FallbackWatch:
     @property
     def _why(self) -> str:
         return "" if self.fallback is None else self.fallback.reason
+
+    def sources_of(self, key_id: str) -> dict[str, Any]:
+        """For a record of a key: the sources that are mixed into it, and the IDs of their keys."""
+        mixed = self.keys.get(key_id, ())
+        if not mixed:
+            return {}
+        ids = [each for one in mixed for each in one.key_ids]
+        return {
+            "sources": ", ".join(one.source for one in mixed),
+            "external_key_ids": ", ".join(ids),
+        }
 
     # ---- what happens
 

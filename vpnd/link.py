@@ -541,13 +541,12 @@ class ManagedLink:
         self.adopted = self._to_close = False
         self._end_reason = self.closed_reason = self.renewal_problem = self.waiting_reason = ""
         self.problem = None
-        mixed = self.external.watch.keys.get(event.key_id, ())
         self._journal.record(
             "key_installed",
             peer=self.name,
             key_id=event.key_id,
             role=event.role.value,
-            sources=", ".join(each.source for each in mixed) or None,
+            **self.external.watch.sources_of(event.key_id),
         )
 
     def _expired(self, event: LinkExpired) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vpnd.journal import Journal
 
 
@@ -14,11 +16,7 @@ class SourceJournal:
     def source_event(
         self, event: str, source: str, *, level: str, reason: str, code: str, link: str = ""
     ) -> None:
-        self._journal.record(
-            event,
-            peer=link or None,
-            level=level,
-            source=source,
-            reason=reason,
-            code=code or None,
-        )
+        fields: dict[str, Any] = {"source": source, "reason": reason}
+        if code:
+            fields["code"] = code
+        self._journal.record(event, peer=link or None, level=level, **fields)

@@ -176,10 +176,24 @@ class Device:
         """Nobody looks by himself here: see `Site.shake_hands`."""
 
 
+class News:
+    """Whether anything has happened at either end."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def tell(self) -> None:
+        self._event.set()
+        self._event = trio.Event()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
 class Site:
     """One end of the link."""
 
-    def __init__(self, name: str, folder: Path, port: int, identity: Identity) -> None:
+    def __init__(self, name: str, folder: Path, port: int, identity: Identity, news: News) -> None:
         self.name = name
         self.folder = folder
         self.port = port
@@ -187,7 +201,7 @@ class Site:
         self.sources: dict[str, KeySource] = {}
         self.feed = EventFeed()
         self.events: list[Event] = []
-        self._news = trio.Event()
+        self.news = news
         self.link: ManagedLink
         self.device: Device
         self.peer: PeerConfig
@@ -209,6 +223,16 @@ class Site:
         journal = Journal(self.feed)
         transport = Transport([ListenAddress("127.0.0.1", self.port)], journal)
         transport.open()
+        try:
+            async with self._running(far, peer, transport, journal):
+                yield
+        finally:
+            transport.close()
+
+    @asynccontextmanager
+    async def _running(
+        self, far: Site, peer: PeerConfig, transport: Transport, journal: Journal
+    ) -> AsyncIterator[None]:
         suite = system_suite(1)
         endpoint = Endpoint(
             suites={1: suite}, identities=[self.identity], random=random, now=boottime()
@@ -238,13 +262,11 @@ class Site:
                     yield
                 finally:
                     nursery.cancel_scope.cancel()
-        transport.close()
 
     async def _follow(self, subscription: Any) -> None:
         async for event in subscription:
             self.events.append(event)
-            self._news.set()
-            self._news = trio.Event()
+            self.news.tell()
 
     def named(self, event: str) -> list[Event]:
         return [each for each in self.events if each["event"] == event]
@@ -253,7 +275,7 @@ class Site:
         """The event of that name, at the latest the `count`th of them."""
         with trio.fail_after(seconds):
             while len(self.named(event)) < count:
-                await self._news.wait()
+                await self.news.wait()
         return self.named(event)[count - 1]
 
     def psk(self, far: Site) -> bytes | None:
@@ -281,7 +303,7 @@ class Site:
         """Begin an exchange, as soon as none is under way."""
         with trio.fail_after(20):
             while not self.link.rekey():
-                await self._news.wait()
+                await self.news.wait()
 
 
 def make_sites(folder: Path) -> tuple[Site, Site]:
@@ -292,10 +314,10 @@ def make_sites(folder: Path) -> tuple[Site, Site]:
         (Identity(suite, suite.generate_private_key()) for _ in range(2)),
         key=lambda one: one.fingerprint,
     )
-    sites = []
+    sites, news = [], News()
     for name, identity in zip(("fra", "ams"), identities, strict=True):
         (folder / name).mkdir()
-        sites.append(Site(name, folder / name, free_port(), identity))
+        sites.append(Site(name, folder / name, free_port(), identity, news))
     fra, ams = sites
     for source in ("kme-a", "kme-b"):
         vault = Vault()
@@ -306,3 +328,13 @@ def make_sites(folder: Path) -> tuple[Site, Site]:
 
 def use(far: Site, source: str) -> dict[str, str]:
     return {"source": source, "peer_sae": f"sae-{far.name}-{source}"}
+
+
+async def agree(fra: Site, ams: Site, *, but: bytes | None = None, seconds: float = 45) -> bytes:
+    """Wait until both ends have the same PSK, another one than `but`."""
+    with trio.fail_after(seconds):
+        while True:
+            psk = fra.psk(ams)
+            if psk is not None and psk == ams.psk(fra) and psk != but:
+                return psk
+            await fra.news.wait()

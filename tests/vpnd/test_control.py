@@ -25,6 +25,9 @@ from vpnd.api import (
     SCHEMA,
     ErrorCode,
     Event,
+    FallbackExtension,
+    KeySourceInfo,
+    KeySourceTest,
     LinkStatus,
     NodeStatus,
     PeerInfo,
@@ -44,7 +47,7 @@ from vpnd.control import (
 )
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.file_trust import FileFault
-from vpnd.node_control import HTTP_STATUS, NodeControl, no_such_peer
+from vpnd.node_control import HTTP_STATUS, NodeControl, no_such_peer, no_such_source
 
 SECRET = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0MDA="
 LON1 = {
@@ -141,6 +144,29 @@ class MemoryNode:
         self._check(name)
         self.callers.append(caller)
         return RekeyStarted(schema=SCHEMA, peer=name, started=True)
+
+    async def extend_fallback(
+        self, name: str, request: FallbackExtension, caller: Caller
+    ) -> LinkStatus:
+        self._check(name)
+        self.callers.append(caller)
+        self.changes.append(dict(request))
+        return _link(name)
+
+    async def key_sources(self) -> list[KeySourceInfo]:
+        return []
+
+    async def key_source(self, name: str) -> KeySourceInfo:
+        raise no_such_source(name)
+
+    async def test_key_source(
+        self, name: str, *, peer: str | None, consume_one: bool, caller: Caller
+    ) -> KeySourceTest:
+        self.callers.append(caller)
+        self.changes.append({"name": name, "peer": peer, "consume_one": consume_one})
+        return KeySourceTest(
+            schema=SCHEMA, source=name, peer=peer, done=True, steps=[], key_id=None, key_ids=[]
+        )
 
     def subscribe_events(self) -> Subscription:
         return self.feed.subscribe()
@@ -850,3 +876,59 @@ def test_a_socket_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ControlSocketError, match="cannot be made"):
         open_control_socket(tmp_path / "file" / "control.sock")
+
+
+# Fallbacks and key sources
+
+
+async def test_a_fallback_is_extended(running: Running) -> None:
+    await running.ask("POST", "/v1/peers", LON1)
+    target = f"/v1/peers/{LON1['name']}/fallback"
+    answer = await running.ask("POST", target, {"seconds": 7200, "reason": " repair "})
+    assert answer.status == 200
+    assert running.node.changes == [{"seconds": 7200, "reason": "repair"}]
+    assert running.node.callers[-1].uid == os.getuid()
+
+
+@pytest.mark.parametrize(
+    ("body", "keys"),
+    [
+        ({}, {"seconds", "reason"}),
+        ({"seconds": 59, "reason": "x"}, {"seconds"}),
+        ({"seconds": 604_801, "reason": "x"}, {"seconds"}),
+        ({"seconds": "2h", "reason": ""}, {"seconds", "reason"}),
+        ({"seconds": True, "reason": "x" * 201}, {"seconds", "reason"}),
+        ({"seconds": 60, "reason": "two\nlines"}, {"reason"}),
+        ({"seconds": 60, "reason": "x", "uid": 0}, {"uid"}),
+    ],
+)
+async def test_an_extension_that_cannot_be(
+    running: Running, body: dict[str, Any], keys: set[str]
+) -> None:
+    await running.ask("POST", "/v1/peers", LON1)
+    answer = await running.ask("POST", f"/v1/peers/{LON1['name']}/fallback", body)
+    assert answer.status == 422
+    assert {detail["key"] for detail in answer.error()["details"]} == keys
+    assert running.node.changes == []
+
+
+async def test_key_sources_are_asked_about(running: Running) -> None:
+    assert (await running.ask("GET", "/v1/keysources")).json() == []
+    answer = await running.ask("GET", "/v1/keysources/kme")
+    assert (answer.status, answer.error()["code"]) == (404, "no_such_source")
+    answer = await running.ask("GET", "/v1/keysources/..")
+    assert answer.status == 404
+    body = {"peer": "ams1", "consume_one": True}
+    assert (await running.ask("POST", "/v1/keysources/kme/test", body)).status == 200
+    assert (await running.ask("POST", "/v1/keysources/kme/test")).status == 200
+    assert running.node.changes == [
+        {"name": "kme", "peer": "ams1", "consume_one": True},
+        {"name": "kme", "peer": None, "consume_one": False},
+    ]
+
+
+@pytest.mark.parametrize("body", [{"consume_one": "yes"}, {"peer": 5}, {"more": 1}])
+async def test_a_test_of_a_source_that_cannot_be(running: Running, body: dict[str, Any]) -> None:
+    answer = await running.ask("POST", "/v1/keysources/kme/test", body)
+    assert (answer.status, answer.error()["code"]) == (400, "bad_request")
+    assert running.node.changes == []

@@ -30,6 +30,9 @@ KEY: dict[str, Any] = {"has_key": True, "in_force": True}
         (Facts(adopted=True, **KEY), LinkState.ACTIVE, "adopted"),
         (Facts(second_identity=True, **KEY), LinkState.DEGRADED, "second identity"),
         (Facts(renewal_problem="no answer", **KEY), LinkState.DEGRADED, "no answer"),
+        (Facts(external="fallback", **KEY), LinkState.DEGRADED, "fallback"),
+        (Facts(external="a", renewal_problem="b", **KEY), LinkState.DEGRADED, "a; b"),
+        (Facts(external="fallback", has_key=True), LinkState.INSTALLED, "first handshake"),
         # A tunnel that says "connected" and passes nothing is what nobody wants
         (Facts(dead=True, minutes_silent=4, **KEY), LinkState.DOWN, "4 min"),
         (Facts(dead=True, has_key=True, doubtful=True), LinkState.DOWN, "no WireGuard handshake"),

@@ -82,6 +82,11 @@ class Health:
                 reason = f"over after {max(0.0, wall() - over.since_wall):.0f} s: {over.reason}"
                 self._tell("source_back", "info", reason, over.fault.value, link)
 
+    def forget(self, far: str) -> None:
+        """Nobody asks for this far end any more."""
+        self._fars.discard(far)
+        self._troubles.pop(far, None)
+
     def tell(self, event: str, *, level: str, reason: str, code: str = "") -> None:
         """Something else that happened to the source."""
         self._tell(event, level, reason, code, "")

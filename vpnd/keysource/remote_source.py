@@ -40,7 +40,7 @@ from vpnd.keysource.files import day
 from vpnd.keysource.health import Health
 from vpnd.keysource.key_manager import AT_ONCE, AskFailed, KeyManager
 from vpnd.keysource.reserve import Reserve
-from vpnd.keysource.stock import Stock
+from vpnd.keysource.stock import DAY, Stock
 from vpnd.keysource.token_bucket import TokenBucket
 from vpnd.keysource.used_keys import UsedKeys
 
@@ -81,6 +81,7 @@ class RemoteSource(ABC):
         self._fars: dict[str, Correspondent] = {}
         """Who was asked for lately, by ID."""
         self._looked_at: dict[str, float] = {}
+        self._asked_at: dict[str, float] = {}
         self._stirred = trio.Event()
         # Each kind waits for its own: a responder has 8 s, and looks must not take its place
         self._obtaining = trio.CapacityLimiter(AT_ONCE)
@@ -207,7 +208,8 @@ class RemoteSource(ABC):
             self.used.add_key(key)
 
     async def _fetch_limited(self, far: Correspondent, room: trio.CapacityLimiter) -> ExternalKey:
-        if not self._bucket.take():
+        # Where nothing is asked for, nothing counts: the reason stays the one that it is
+        if self._manager.addresses.candidates() and not self._bucket.take():
             raise SourceError(
                 self._name,
                 SourceFault.LIMITED,
@@ -338,6 +340,7 @@ class RemoteSource(ABC):
         """At the stock of each far end, one after the other."""
         while True:
             now = trio.current_time()
+            self._forget_old(now)
             ages = {peer: now - self._looked_at.get(peer, -LOOK_SECONDS) for peer in self._fars}
             oldest = max(ages, key=lambda peer: ages[peer], default=None)
             if oldest is None or ages[oldest] < LOOK_SECONDS:
@@ -355,7 +358,17 @@ class RemoteSource(ABC):
         with self._told(far):
             await self._look(far, self._aside)
 
+    def _forget_old(self, now: float) -> None:
+        """Far ends that no link has any more, or that are not used."""
+        for peer_id, at in tuple(self._asked_at.items()):
+            if now - at > DAY:
+                for each in (self._asked_at, self._fars, self._looked_at):
+                    each.pop(peer_id, None)
+                self._health.forget(peer_id)
+                self._stock.forget(peer_id)
+
     def _seen(self, far: Correspondent) -> None:
+        self._asked_at[far.peer_id] = trio.current_time()
         if far.peer_id not in self._fars:
             self._fars[far.peer_id] = far
             self._stir()

@@ -73,6 +73,12 @@ class Stock:
             return False
         return None
 
+    def forget(self, peer_id: str) -> None:
+        """Nobody asks for this far end any more."""
+        self._levels.pop(peer_id, None)
+        self._uses.pop(peer_id, None)
+        self._low.discard(peer_id)
+
     def level(self, peer_id: str) -> StockLevel | None:
         if peer_id not in self._levels:
             return None

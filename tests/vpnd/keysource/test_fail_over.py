@@ -167,6 +167,38 @@ async def test_a_kme_that_is_down_is_left_alone_and_comes_back_by_itself(
     assert told.names == ["source_failed", "source_back"]
 
 
+async def test_two_hundred_links_outlast_an_outage_with_bounded_requests(
+    kme: TlsServer, nursery: trio.Nursery, qkd_config: QkdConfig, told: Told
+) -> None:
+    kme.answers = [http(500)]
+    source = QkdSource("kme", qkd_config(kme), told)
+    done = 0
+
+    async def link(number: int) -> None:
+        nonlocal done
+        while True:
+            try:
+                await source.obtain(Correspondent(f"l{number}", f"sae-{number}"))
+                break
+            except SourceError:
+                await trio.sleep(0.2)
+        done += 1
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as links:
+            for number in range(200):
+                links.start_soon(link, number)
+            await trio.sleep(2)
+            # The first calls side by side, and then one at each try: not 200 every 0.2 s
+            assert len(kme.received) <= 25
+            assert done == 0
+            kme.answers = [fresh]
+    assert done == 200
+    assert "source_limited" not in source.status().counters
+    assert set(told.names) == {"source_failed", "source_back"}
+    assert source.status().available
+
+
 async def test_many_links_at_once_are_asked_for_a_few_at_a_time(
     kme: TlsServer, qkd_config: QkdConfig, told: Told
 ) -> None:
