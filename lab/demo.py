@@ -7,11 +7,7 @@ the traffic, and every datagram has a number that is counted at the other end.
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -28,6 +24,7 @@ from lab.proof import (
     wait_new_key,
 )
 from lab.spec import LabSpec
+from lab.story import Story, perform
 
 ONE, OTHER = "fra", "ams"
 LAB_FILE = """
@@ -51,27 +48,6 @@ class Row:
     recovered: str
     before: KeyPair
     after: KeyPair
-
-
-@dataclass(slots=True)
-class Story:
-    """Tells what happens, with the seconds since the start."""
-
-    started: float = field(default_factory=time.monotonic)
-
-    def tell(self, text: str) -> None:
-        print(f"{time.monotonic() - self.started:6.1f} s  {text}", flush=True)
-
-    def explain(self, text: str) -> None:
-        print(f"          {text}", flush=True)
-
-    @contextmanager
-    def timed(self) -> Iterator[list[float]]:
-        """A list that holds the seconds that the block took, once it is over."""
-        taken: list[float] = []
-        begun = time.monotonic()
-        yield taken
-        taken.append(time.monotonic() - begun)
 
 
 async def first_tunnel(lab: Lab, story: Story) -> None:
@@ -242,25 +218,7 @@ async def demo() -> None:
 
 def main() -> None:
     """Entry point of `python -m lab.demo`."""
-    try:
-        trio.run(demo)
-    except* LabError as group:
-        for error in _leaves(group):
-            print(f"demo: failed: {error}", file=sys.stderr)
-            for note in getattr(error, "__notes__", ()):
-                print(note, file=sys.stderr)
-        sys.exit(1)
-    except* KeyboardInterrupt:
-        print("demo: interrupted; everything was taken away again", file=sys.stderr)
-        sys.exit(130)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+    perform(demo)
 
 
 if __name__ == "__main__":

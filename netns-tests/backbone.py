@@ -25,7 +25,8 @@ from typing import Any, Final, TypeVar
 import trio
 from linking import TUNNEL
 
-from lab.control import NotAnswering, Refused, ask
+from lab.control import ask
+from lab.journal import Record, log_end, records, wait_record
 from lab.kme.handle import KeyManagerHandle
 from lab.lab import Lab, open_lab
 from lab.meter import Mark, Meter
@@ -38,7 +39,6 @@ HUB, STRICT, LENIENT = "fra", "ams", "par"
 """The initiator; the far end of the link in `require`; that of the link in `prefer`."""
 FAR: Final = (STRICT, LENIENT)
 T = TypeVar("T")
-Event = dict[str, Any]
 
 LAB_FILE: Final = f"""
 [sites.fra]
@@ -92,46 +92,6 @@ async def rekey(lab: Lab, one: str, other: str) -> None:
     await trio.to_thread.run_sync(partial(ask, socket, "POST", path), abandon_on_cancel=True)
 
 
-def events(site: Site, since: int = 0) -> list[Event]:
-    """The journal of a site's daemon from this byte of its log on."""
-    with site.daemon_log.open("rb") as file:
-        file.seek(since)
-        lines = file.read().decode().splitlines()
-    found = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
-
-
-def log_end(site: Site) -> int:
-    """Where its log ends now."""
-    return site.daemon_log.stat().st_size
-
-
-def matching(found: list[Event], event: str, **fields: object) -> list[Event]:
-    """Those of a kind; a field that is a text has to be in the event's own."""
-
-    def fits(each: Event) -> bool:
-        if each.get("event") != event:
-            return False
-        return all(
-            value in str(each.get(name, "")) if isinstance(value, str) else each.get(name) == value
-            for name, value in fields.items()
-        )
-
-    return [each for each in found if fits(each)]
-
-
-@dataclass(slots=True)
-class Since:
-    """A moment in the life of a lab: what the daemons wrote, and the keys, until then."""
-
-    logs: dict[str, int]
-    keys: dict[str, KeyPair]
-    traffic: Mark
-
-
 @dataclass(slots=True)
 class Backbone:
     """The lab, running in its thread, and the traffic of both links."""
@@ -156,8 +116,8 @@ class Backbone:
     def logs(self) -> dict[str, int]:
         return {name: log_end(site) for name, site in self.lab.sites.items()}
 
-    def told(self, site: str, since: dict[str, int]) -> list[Event]:
-        return events(self.lab.site(site), since[site])
+    def told(self, site: str, since: dict[str, int]) -> list[Record]:
+        return records(self.lab.site(site), since[site])
 
     async def rekey(self, far: str) -> None:
         await rekey(self.lab, HUB, far)
@@ -165,16 +125,11 @@ class Backbone:
     # ---- waiting
 
     async def wait_event(
-        self, site: str, since: dict[str, int], event: str, *, seconds: float = 45, **fields: object
-    ) -> Event:
-        """The first such record; raises AssertionError with what there was instead."""
-        with trio.move_on_after(patient(seconds)):
-            while True:
-                if found := matching(self.told(site, since), event, **fields):
-                    return found[0]
-                await trio.sleep(0.05)
-        said = "\n".join(json.dumps(each) for each in self.told(site, since))
-        raise AssertionError(f"{site}: no {event} with {fields} in {seconds:g} s; there was:\n{said}")
+        self, site: str, since: dict[str, int], event: str, *, seconds: float = 45, **fields: Any
+    ) -> Record:
+        """The first such record since; raises WaitTimeout with what there was instead."""
+        at = self.lab.site(site)
+        return await wait_record(at, since[site], event, seconds=seconds, **fields)
 
     async def wait_fresh(self, far: str, before: KeyPair, *, seconds: float = 60) -> KeyPair:
         """Force exchanges until both ends have installed a key, the same, that is another than
@@ -201,7 +156,9 @@ class Backbone:
         ids = []
         for site, peer in ((HUB, far), (far, HUB)):
             status = await self.lab.site(site).link_status(peer)
-            ids.append([one for key in status["external_keys"]["installed"] for one in key["key_ids"]])
+            ids.append(
+                [one for key in status["external_keys"]["installed"] for one in key["key_ids"]]
+            )
         return ids[0] if ids[0] == ids[1] else []
 
     # ---- traffic
@@ -223,9 +180,10 @@ class Backbone:
     async def same_key(self, far: str) -> None:
         """Both interfaces hold one and the same preshared key."""
         with trio.move_on_after(patient(10)):
-            while not await same_preshared_key(self.lab, HUB, far):
+            while True:
+                if await same_preshared_key(self.lab, HUB, far):
+                    return
                 await trio.sleep(0.2)  # one end may be a moment ahead
-            return
         raise AssertionError(f"{HUB} and {far} hold different preshared keys")
 
     # ---- afterwards
@@ -297,5 +255,3 @@ def in_a_thread() -> Iterator[Backbone]:
         running.join()
     if failed:
         raise failed[0]
-
-
