@@ -98,6 +98,7 @@ class Backbone:
 
     lab: Lab
     meters: dict[str, Meter]
+    _cut: set[str] = field(default_factory=set)
     token: trio.lowlevel.TrioToken = field(default_factory=trio.lowlevel.current_trio_token)
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -186,16 +187,26 @@ class Backbone:
                 await trio.sleep(0.2)  # one end may be a moment ahead
         raise AssertionError(f"{HUB} and {far} hold different preshared keys")
 
+    # ---- cables
+
+    async def cut_off(self, site: str) -> None:
+        """The cable between a site and its key manager, until all is mended."""
+        await self.lab.kme(site).cut_off(site)
+        self._cut.add(site)
+
     # ---- afterwards
 
     async def mend(self) -> None:
         """Every key manager as it should be, and both links renewed with an external key."""
+        for site in self._cut:
+            await self.lab.kme(site).reconnect(site)
+        self._cut.clear()
         for kme in self.lab.kmes.values():
             if kme.handle.process is None or not kme.handle.process.alive():
                 await kme.handle.start()
             await kme.handle.reset()
-        for site in self.lab.sites.values():
-            site.renew_certificate()
+        for gateway in self.lab.sites.values():
+            gateway.renew_certificate()
         before = await self.keys()
         async with trio.open_nursery() as nursery:
             for far in FAR:

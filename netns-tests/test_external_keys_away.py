@@ -47,7 +47,7 @@ def client(kind: Any) -> Tell:
 
 
 async def cut_off(backbone: Backbone, site: str) -> None:
-    await backbone.lab.kme(site).cut_off(site)
+    await backbone.cut_off(site)
 
 
 async def revoke(backbone: Backbone, site: str) -> None:
