@@ -20,13 +20,14 @@ from typing import Any, Final
 
 from cryptography.hazmat.backends.openssl import backend
 
-from bench import exchange, junk, links, status, tunnel
+from bench import exchange, external_keys, junk, links, status, tunnel
 from bench.liboqs import available
 from bench.result import NotRun, Row, table
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 PARTS: Final[dict[str, Callable[[], Iterable[Row | NotRun]]]] = {
     "exchange": exchange.measure,
+    "external-keys": external_keys.measure,
     "junk": junk.measure,
     "status": status.measure,
     "tunnel": tunnel.measure,
