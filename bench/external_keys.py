@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -124,16 +124,17 @@ def _link_of(node: BenchNode) -> str:
 
 
 def _source(end: End) -> KeySource:
-    config = QkdSourceConfig(
-        type="qkd",
-        urls=tuple(end.kme.urls("etsi")),
-        sae=end.sae,
-        ca=end.ca,
-        certificate=end.certificate,
-        key=end.key,
-        max_keys_per_minute=60_000,
-        prefetch=False,
-    )
+    table: dict[str, Any] = {
+        "type": "qkd",
+        "urls": end.kme.urls("etsi"),
+        "sae": end.sae,
+        "ca": str(end.ca),
+        "certificate": str(end.certificate),
+        "key": str(end.key),
+        "max_keys_per_minute": 60_000,
+        "prefetch": False,
+    }
+    config = QkdSourceConfig.model_validate(table)
     return QkdSource(end.sae, config, SourceJournal(Journal(EventFeed())))
 
 
