@@ -177,7 +177,7 @@ async def test_nothing_is_lost_until_the_lifetime_is_over(case: Case) -> None:
         for far, meter in meters.items():
             traffic = await meter.between(starts[far], before_the_end[far])
             case.traffic(traffic, f"{HUB}-{far} until the lifetime is over")
-            assert (traffic.lost, traffic.repeated) == (0, 0)
+            assert (traffic.lost, traffic.repeated) == (0, 0), f"{far}: {traffic}"
         for site, peer in ((HUB, STRICT), (STRICT, HUB)):
             told = backbone.told(site, logs)
             assert not matching(told, "key_installed", peer=peer), f"after {old}"
