@@ -68,7 +68,8 @@ def _seconds(text: str) -> int:
     if not MIN_FALLBACK_EXTENSION <= seconds <= MAX_FALLBACK_EXTENSION:
         raise FieldError(
             f"{text!r} is not a time to extend by",
-            f"such as 30min, 2h or 1d; {MIN_FALLBACK_EXTENSION} s to {MAX_FALLBACK_EXTENSION // 86_400} days",
+            f"such as 30min, 2h or 1d; {MIN_FALLBACK_EXTENSION} s to "
+            f"{MAX_FALLBACK_EXTENSION // 86_400} days",
         )
     return seconds
 
