@@ -18,10 +18,11 @@ from vpnd.config_key_sources import RemoteSourceConfig
 from vpnd.file_trust import FileFault
 from vpnd.keysource.addresses import Address, Addresses
 from vpnd.keysource.base import Certificate, SourceError, SourceFault
+from vpnd.keysource.call_failed import CallFailed, Limits
 from vpnd.keysource.credential_files import CredentialFiles
 from vpnd.keysource.credentials import Credentials, certificate_of
 from vpnd.keysource.files import day
-from vpnd.keysource.https_call import Answer, CallFailed, Limits, Request, call, handshake
+from vpnd.keysource.https_call import Answer, Request, call, handshake
 
 AT_ONCE: Final = 16
 """Calls of one kind that run side by side; the others wait."""
