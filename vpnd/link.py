@@ -42,10 +42,11 @@ from vpnd.fallback_watch import FallbackWatch
 from vpnd.file_trust import FileFault
 from vpnd.identity_store import PeerKeyCache
 from vpnd.journal import Journal
-from vpnd.link_external import Asked, LinkExternal, SourceFinder
+from vpnd.link_external import Asked, LinkExternal
 from vpnd.link_judge import Facts, judge
 from vpnd.link_peer import Superseded, WireGuardPeer
 from vpnd.link_record import LinkRecords
+from vpnd.listed_keys import SourceFinder
 from vpnd.resolver import PeerAddresses
 from vpnd.tunnels import ManagedTunnel
 
