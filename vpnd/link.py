@@ -50,6 +50,7 @@ RESTART_SECONDS: Final = 5.0
 UNPINNED_SECONDS: Final = 30.0
 """What a key lives on after the identity that it was agreed with was taken out of the peer's list:
 time for an exchange under another identity of the list, and for a second one if that gets lost."""
+CLOSED_WHILE_AWAY: Final = "the key's lifetime is over: it ended while no daemon ran here"
 OTHER_IDENTITY: Final = "the peer used another identity than the first one pinned here"
 
 
@@ -321,6 +322,11 @@ class ManagedLink:
     def _adopt(self, peers: Mapping[bytes, PeerStatus]) -> None:
         record = self.wireguard.adopt(peers)
         if record is None:
+            if self.wireguard.closed_while_away:
+                self.closed_reason = CLOSED_WHILE_AWAY
+                self._journal.record(
+                    "link_closed", peer=self.name, level="error", reason=self.closed_reason
+                )
             return
         self.adopted = True
         with self._engine.driving() as (endpoint, _):

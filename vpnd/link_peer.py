@@ -62,6 +62,8 @@ class WireGuardPeer:
         """Of the PSK on the interface, as it was set; None where that is not known."""
         self._configured_anew = False
         """Whether somebody changed where the peer is, and no exchange was completed since."""
+        self.closed_while_away = False
+        """Whether `adopt` found a key whose lifetime was over."""
         self.record_fault = ""
         """Why the record on disk is not the one it should be; it is tried again."""
 
@@ -113,7 +115,8 @@ class WireGuardPeer:
         if status is None:
             return None
         identities = [fingerprint.text() for fingerprint in self._peer.identity]
-        if record.identity not in identities or record.expires_at <= boottime():
+        self.closed_while_away = record.expires_at <= boottime()
+        if record.identity not in identities or self.closed_while_away:
             self._tunnel.discard(key)
             return None
         self._record, self.public_key, self.status = record, key, status

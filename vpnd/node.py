@@ -36,6 +36,7 @@ from vpnd.event_feed import EventFeed, Subscription
 from vpnd.guards import guarded_prefixes
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
+from vpnd.leftovers import Leftovers
 from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
 from vpnd.ml_kem import ml_kem_provider
@@ -79,6 +80,7 @@ class Node:
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
         self._upkeep = Upkeep(self, journal)
+        self._leftovers = Leftovers(config, self._records, journal)
         self.tunnels: dict[str, ManagedTunnel] = {}
         for tunnel in config.tunnels.values():
             self.make_tunnel(tunnel)
@@ -118,6 +120,7 @@ class Node:
             self._nursery = nursery
             # Guard routes come first: before any interface, and whatever becomes of it
             await self._upkeep.guard_all()
+            await self._leftovers.take_away(self.tunnels)
             for number, peer in enumerate(self.config.peers.values(), 1):
                 self.start_link(peer)
                 if number % AT_ONCE == 0:
@@ -170,7 +173,10 @@ class Node:
     def make_tunnel(self, config: TunnelConfig) -> None:
         """A further tunnel, not opened yet: guards and links can have it from now on."""
         self.tunnels[config.name] = ManagedTunnel(
-            config, self._journal, guard_links=self._upkeep.guard_tunnel
+            config,
+            self._journal,
+            guard_links=self._upkeep.guard_tunnel,
+            records=self._leftovers.tunnels,
         )
 
     async def open_tunnel(self, name: str) -> None:
@@ -180,7 +186,7 @@ class Node:
         self._tunnel_scopes[name] = self._keep_running(tunnel.run)
 
     async def delete_tunnel(self, name: str) -> None:
-        """Take a tunnel away that no link uses. Raises TunError, OSError."""
+        """Take a tunnel away that no link uses. Raises TunError, OSError, FileFault."""
         self._tunnel_scopes.pop(name).cancel()
         await self.tunnels.pop(name).delete()
 
