@@ -91,6 +91,15 @@ class Site:
         assert not check or done.returncode == 0, f"{command} in {self.name}: {done.stderr}"
         return done.stdout
 
+    def python(self, script: str, *, behind: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """Start a script of this folder in this site; `behind`: a command that runs it."""
+        python = sys.executable.replace(f"{_CHECKOUT}/", f"{_VISIBLE}/")
+        return subprocess.Popen(
+            self.command(*behind, python, f"{_VISIBLE}/netns-tests/{script}"),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": _VISIBLE},
+        )  # fmt: skip
+
     def succeeds(self, *command: str) -> bool:
         return subprocess.run(self.command(*command), capture_output=True).returncode == 0  # noqa: PLW1510
 
@@ -137,13 +146,7 @@ class Site:
     def call(self, name: str, **values: Any) -> Any:
         """Call `tun` through the driver; raises Refused."""
         if self._driver is None:
-            python = sys.executable.replace(f"{_CHECKOUT}/", f"{_VISIBLE}/")
-            driver = f"{_VISIBLE}/netns-tests/tun_driver.py"
-            self._driver = subprocess.Popen(
-                self.command(*self._driver_runs_by, python, driver),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env={**os.environ, "PYTHONPATH": _VISIBLE},
-            )  # fmt: skip
+            self._driver = self.python("tun_driver.py", behind=self._driver_runs_by)
         assert self._driver.stdin is not None
         assert self._driver.stdout is not None
         self._driver.stdin.write(json.dumps([name, values]) + "\n")
