@@ -170,6 +170,13 @@ async def test_a_configuration_that_cannot_be_taken_changes_nothing(case: Case) 
 
         ams.write_text('identity = "vpnd1nonsense"\nallowed_ips = ["10.0.0.1/8"]\nkeepalve = 3\n')
         await refused("identity", "allowed_ips[0]", "keepalve")
+        # By SIGHUP nobody waits for an answer: each error is a record of its own
+        assert fra.daemon is not None
+        os.kill(fra.daemon.pid, signal.SIGHUP)
+        for key in ("identity", "allowed_ips[0]", "keepalve"):
+            await wait_logged(fra, f" {key}: ")
+        assert fra.daemon_log.read_text().count('"event": "reload_refused"') == 3
+        assert (await wireguard_peer(fra, "ams"), await routes(fra)) == kept[:2]
         ams.write_text(good)
         fra.config_path.write_text(main.replace("listen_port = 51820", "listen_port = 51999"))
         await refused("restart vpnd for tunnels.backbone.listen_port")
