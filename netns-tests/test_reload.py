@@ -389,6 +389,8 @@ async def test_what_a_clean_stop_leaves(on_stop: str) -> None:
         peers = (await fra.run(["wg", "show", "wg0", "peers"])).stdout
         assert bool(peers) == (on_stop == "keep")
         assert await routes(fra) == guards
+        into = (await fra.run(["ip", "route", "show", "dev", "wg0", "proto", "157"])).stdout
+        assert bool(into) == (on_stop == "keep")
         done = await lab.node("fra-host").run(["ping", "-c1", "-W2", target], check=False)
         assert (done.returncode == 0) == (on_stop == "keep")
         await fra.start_daemon()

@@ -353,8 +353,8 @@ class WireGuardPeer:
         self.record_fault = ""
         self.watch.reset()
 
-    async def take_off(self) -> None:
-        """Take the peer off the interface; what fails now is tried again."""
+    async def take_off(self, *, with_routes: bool = True) -> None:
+        """Take the peer off the interface, and the routes to it; what fails now is tried again."""
         key = self.public_key
         self.forget()
         if key is not None:
@@ -364,7 +364,8 @@ class WireGuardPeer:
                 self._journal.record(
                     "peer_not_removed", peer=self._peer.name, level="error", reason=str(error)
                 )
-            await self._tunnel.set_routes()
+            if with_routes:
+                await self._tunnel.set_routes()
         self.forget_record()
 
     def forget_record(self) -> None:

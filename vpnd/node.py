@@ -141,13 +141,33 @@ class Node:
                 if number % AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-        with trio.move_on_after(STOP_SECONDS):
-            for link in self.links.values():
-                if (link.peer.on_stop or self.config.node.on_stop) == "close":
-                    await link.wireguard.take_off()
-                    self._journal.record("link_closed", peer=link.name, reason='on_stop = "close"')
+        await self._close_links()
         for tunnel in self.tunnels.values():
             await tunnel.aclose()
+
+    async def _close_links(self) -> None:
+        """Take off what is not to run on without the daemon; what there was no time for is told."""
+        to_close = {
+            name: link
+            for name, link in self.links.items()
+            if (link.peer.on_stop or self.config.node.on_stop) == "close"
+        }
+        used = {link.tunnel.name for link in to_close.values()}
+        with trio.move_on_after(STOP_SECONDS):
+            for name, link in tuple(to_close.items()):
+                # Routes for all at once afterwards: with many links each look at them takes long
+                await link.wireguard.take_off(with_routes=False)
+                del to_close[name]
+                self._journal.record("link_closed", peer=name, reason='on_stop = "close"')
+            for name in used:
+                await self.tunnels[name].set_routes()
+        for name in to_close:
+            self._journal.record(
+                "peer_not_removed",
+                peer=name,
+                level="error",
+                reason=f'on_stop = "close" took more than {STOP_SECONDS:.0f} s: it runs on',
+            )
 
     def _keep_running(self, task: Callable[[], Awaitable[None]]) -> trio.CancelScope:
         """Run a part's task, which meets its own errors, until its scope is cancelled."""
