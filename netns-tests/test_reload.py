@@ -17,13 +17,21 @@ from typing import Any
 
 import pytest
 import trio
+from linking import HANDSHAKE_SECONDS
 from report import Case
 
 from lab.errors import CommandFailed
 from lab.lab import Lab, open_lab
 from lab.meter import Meter, Report
 from lab.patience import patient
-from lab.proof import KeyPair, installed, same_preshared_key, wait_new_key
+from lab.proof import (
+    KeyPair,
+    in_force,
+    installed,
+    same_preshared_key,
+    wait_in_force,
+    wait_new_key,
+)
 from lab.site import Site
 from lab.spec import LabSpec
 
@@ -328,9 +336,10 @@ async def test_an_identity_is_rotated_without_loss(case: Case, suite: str) -> No
         for site in rotating.values():
             await site.vpnctl("id", "remove", "default")
             await site.vpnctl("reload")
-        key = await at_rest(lab)
+        key, taken_up = await at_rest(lab), await in_force(lab, "fra", "ams")
         await fra.vpnctl("peer", "rekey", "ams")
         await wait_new_key(lab, "fra", "ams", before=key)
+        await wait_in_force(lab, "fra", "ams", before=taken_up, seconds=HANDSHAKE_SECONDS)
         status = await ams.link_status("fra")
         assert (status["state"], status["suite"]) == ("active", int(suite))
         assert await same_preshared_key(lab, "fra", "ams")
