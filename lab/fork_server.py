@@ -8,9 +8,11 @@ everything once, and each start is a fork of it. What is forked is a process lik
 own session, in its node's namespaces, with its own arguments, environment and descriptors, and
 killed with real signals.
 
-The two talk over a socket that is the server's standard input: a request is one JSON datagram with
-five descriptors (stdin, stdout, stderr, a pipe to report on, a pidfd of the node's holder). On the
-pipe come two lines: pid and start time, and, if anybody still reads, the exit status.
+The two talk over a socket that is the server's standard input; others that the first one started
+(workers of pytest-xdist) connect to a socket that is its standard output, where `sharing` put one
+there. A request is one JSON datagram with five descriptors (stdin, stdout, stderr, a pipe to report
+on, a pidfd of the node's holder). On the pipe come two lines: pid and start time, and, if anybody
+still reads, the exit status.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ import pkgutil
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +45,8 @@ from lab.errors import LabError
 from lab.process import ProcessId, spawn
 
 ENVIRONMENT = "VPND_LAB_FORK_SERVER"
+SHARED = "VPND_LAB_FORK_SERVER_SOCKET"
+"""Path of the socket on which a server shared by several processes takes connections."""
 PROGRAMS = ("vpnd", "vpnctl")
 MODULES = ("lab.traffic", "lab.sniffer")
 """What is started by `python -m`."""
@@ -97,7 +103,12 @@ def _words(argv: Sequence[str]) -> list[str]:
 
 
 class _ForkServer:
-    def __init__(self) -> None:
+    def __init__(self, listener: socket.socket | None = None) -> None:
+        """Connect to the server that is shared, else start one, which has `listener`."""
+        if shared := os.environ.get(SHARED):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.connect(shared)
+            return
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -105,12 +116,16 @@ class _ForkServer:
                 [sys.executable, "-m", "lab.fork_server"],
                 env=os.environ,
                 stdin=theirs.fileno(),
-                stdout=null,
+                stdout=null if listener is None else listener.fileno(),
                 stderr=sys.__stderr__.fileno() if sys.__stderr__ else null,
             )
         finally:
             os.close(null)
             theirs.close()
+
+    def close(self) -> None:
+        """The server ends, if it is our own."""
+        self._socket.close()
 
     def request(self, start: Start, descriptors: Sequence[int]) -> None:
         """Raises OSError where the server has gone."""
@@ -126,6 +141,23 @@ def _server() -> _ForkServer:
     """This process's own server; it ends when this process does."""
     with _making:
         return _cached_server()
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Start a server now, for all processes that this one starts until the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="vpnd-fork-server-") as folder:
+        path = f"{folder}/socket"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(path)
+            listener.listen()
+            server = _ForkServer(listener)
+        os.environ[SHARED] = path
+        try:
+            yield
+        finally:
+            del os.environ[SHARED]
+            server.close()
 
 
 def _fork(start: Start, stdin: int, stdout: int, stderr: int) -> tuple[ProcessId, int]:
@@ -291,20 +323,35 @@ def _serve(control: socket.socket) -> str:
     In a fork it returns at once, with the name of the program to be.
     """
     children: dict[int, tuple[int, int]] = {}
+    listener = socket.socket(fileno=1) if stat.S_ISSOCK(os.fstat(1).st_mode) else None
+    clients = {control.fileno(): control}
     poll = select.poll()
     poll.register(control, select.POLLIN)
+    if listener is not None:
+        poll.register(listener, select.POLLIN)
     while True:
         for fd, _ in poll.poll():
-            if fd != control.fileno():
+            if listener is not None and fd == listener.fileno():
+                client, _ = listener.accept()
+                clients[client.fileno()] = client
+                poll.register(client, select.POLLIN)
+                continue
+            if fd not in clients:
                 _end_children(children, poll, fd)
                 continue
-            message, descriptors, _, _ = socket.recv_fds(control, _REQUEST_BYTES, _DESCRIPTORS)
-            if not message:
+            message, descriptors, _, _ = socket.recv_fds(clients[fd], _REQUEST_BYTES, _DESCRIPTORS)
+            if not message and fd == control.fileno():
                 return ""
+            if not message:
+                poll.unregister(fd)
+                clients.pop(fd).close()
+                continue
             request = json.loads(message)
             pid = os.fork()
             if pid == 0:
-                control.detach()  # its descriptor becomes the fork's standard input
+                # Their descriptors' numbers become those of something else
+                for each in (*clients.values(), *([listener] if listener else [])):
+                    each.detach()
                 _become(request, descriptors)
                 return _words(request["argv"])[0]
             report = descriptors.pop(3)

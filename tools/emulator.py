@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from priority import share_as_nice
+
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".setup"
 
@@ -199,6 +201,7 @@ def running_guest(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         env=environment,
         start_new_session=True,
     )
+    share_as_nice(process.pid, os.nice(0))
     try:
         yield process
     finally:
