@@ -60,6 +60,7 @@ UNPINNED: Final = (
     "one"
 )
 LIFETIME_OVER: Final = "the key's lifetime is over, and no exchange gave a new one"
+CLOSED_WHILE_AWAY: Final = "the key's lifetime is over: it ended while no daemon ran here"
 OTHER_IDENTITY: Final = "the peer used another identity than the first one pinned here"
 
 
@@ -364,6 +365,11 @@ class ManagedLink:
     def _adopt(self, peers: Mapping[bytes, PeerStatus]) -> None:
         record = self.wireguard.adopt(peers)
         if record is None:
+            if self.wireguard.closed_while_away:
+                self.closed_reason = CLOSED_WHILE_AWAY
+                self._journal.record(
+                    "link_closed", peer=self.name, level="error", reason=self.closed_reason
+                )
             return
         self.adopted = True
         with self._engine.driving() as (endpoint, _):
