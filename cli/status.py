@@ -93,11 +93,10 @@ def _kept_links(runtime_dir: str) -> list[str]:
     """Until when the links run that a daemon has left behind, as far as its records say."""
     from vpnd.link_record import LinkRecords
 
-    folder = Path(runtime_dir, "links")
     records = LinkRecords(Path(runtime_dir))
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     lines = []
-    for name in sorted(path.stem for path in folder.glob("*.json")):
+    for name in records.names():
         record = records.load(name)
         left = 0.0 if record is None else record.expires_at - now
         if left > 0:

@@ -14,7 +14,6 @@ A router sees what it forwards twice, coming in and going out. Packets in both d
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +128,7 @@ async def open_capture(
         "--protected": protected,
     }
     words = [word for name, values in arguments.items() for v in values for word in (name, str(v))]
-    async with node.background([sys.executable, "-m", "lab.sniffer", *words]) as process:
-        sniffer = Talker(node, process)
+    async with node.module("lab.sniffer", *words) as background:
+        sniffer = Talker(node, background)
         await sniffer.read()
         yield Capture(node, sniffer)

@@ -1,15 +1,18 @@
-"""Starts vpnd and vpnctl by forking a process that has imported them already.
+"""Starts vpnd, vpnctl and the lab's own modules by forking a process that has imported them.
 
 A lab starts its programs as anybody would, by name. On an emulated processor that is dear:
 importing what vpnd needs takes half a minute there, and a lab of two sites starts six programs.
-Where the environment variable VPND_LAB_FORK_SERVER is "1", one process (`python -m
-lab.fork_server`) imports everything once, and each start is a fork of it. What is forked is a
-process like any other: of its own session, in its node's namespaces, with its own arguments,
-environment and descriptors, and killed with real signals.
+Python alone takes a second or two, and four processes of it count a test's traffic. Where the
+environment variable VPND_LAB_FORK_SERVER is "1", one process (`python -m lab.fork_server`) imports
+everything once, and each start is a fork of it. What is forked is a process like any other: of its
+own session, in its node's namespaces, with its own arguments, environment and descriptors, and
+killed with real signals.
 
-The two talk over a socket that is the server's standard input: a request is one JSON datagram with
-five descriptors (stdin, stdout, stderr, a pipe to report on, a pidfd of the node's holder). On the
-pipe come two lines: pid and start time, and, if anybody still reads, the exit status.
+The two talk over a socket that is the server's standard input; others that the first one started
+(workers of pytest-xdist) connect to a socket that is its standard output, where `sharing` put one
+there. A request is one JSON datagram with five descriptors (stdin, stdout, stderr, a pipe to report
+on, a pidfd of the node's holder). On the pipe come two lines: pid and start time, and, if anybody
+still reads, the exit status.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ import pkgutil
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +45,11 @@ from lab.errors import LabError
 from lab.process import ProcessId, spawn
 
 ENVIRONMENT = "VPND_LAB_FORK_SERVER"
+SHARED = "VPND_LAB_FORK_SERVER_SOCKET"
+"""Path of the socket on which a server shared by several processes takes connections."""
 PROGRAMS = ("vpnd", "vpnctl")
+MODULES = ("lab.traffic", "lab.sniffer")
+"""What is started by `python -m`."""
 
 _REQUEST_BYTES = 1 << 17
 _DESCRIPTORS = 5
@@ -65,13 +74,41 @@ class Start:
     holder: ProcessId
 
 
+@dataclass(frozen=True, slots=True)
+class Background:
+    """A process in the background, and the pipes to it."""
+
+    process: ProcessId
+    stdin: trio.abc.SendStream
+    stdout: trio.abc.ReceiveStream
+    stderr: trio.abc.ReceiveStream
+
+
+def module_argv(module: str, arguments: Iterable[object]) -> list[str]:
+    """The command line of a module of ours."""
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
 def forks(argv: Sequence[str]) -> bool:
     """Whether this command line is started by the fork server, here and now."""
-    return os.environ.get(ENVIRONMENT) == "1" and Path(argv[0]).name in PROGRAMS
+    known = (*PROGRAMS, *MODULES)
+    return os.environ.get(ENVIRONMENT) == "1" and _words(argv)[0] in known
+
+
+def _words(argv: Sequence[str]) -> list[str]:
+    """The command line from the name of its program or module on."""
+    if len(argv) > 2 and argv[0] == sys.executable and argv[1] == "-m":
+        return list(argv[2:])
+    return [Path(argv[0]).name, *argv[1:]]
 
 
 class _ForkServer:
-    def __init__(self) -> None:
+    def __init__(self, listener: socket.socket | None = None) -> None:
+        """Connect to the server that is shared, else start one, which has `listener`."""
+        if shared := os.environ.get(SHARED):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.connect(shared)
+            return
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -79,12 +116,16 @@ class _ForkServer:
                 [sys.executable, "-m", "lab.fork_server"],
                 env=os.environ,
                 stdin=theirs.fileno(),
-                stdout=null,
+                stdout=null if listener is None else listener.fileno(),
                 stderr=sys.__stderr__.fileno() if sys.__stderr__ else null,
             )
         finally:
             os.close(null)
             theirs.close()
+
+    def close(self) -> None:
+        """The server ends, if it is our own."""
+        self._socket.close()
 
     def request(self, start: Start, descriptors: Sequence[int]) -> None:
         """Raises OSError where the server has gone."""
@@ -100,6 +141,23 @@ def _server() -> _ForkServer:
     """This process's own server; it ends when this process does."""
     with _making:
         return _cached_server()
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Start a server now, for all processes that this one starts until the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="vpnd-fork-server-") as folder:
+        path = f"{folder}/socket"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(path)
+            listener.listen()
+            server = _ForkServer(listener)
+        os.environ[SHARED] = path
+        try:
+            yield
+        finally:
+            del os.environ[SHARED]
+            server.close()
 
 
 def _fork(start: Start, stdin: int, stdout: int, stderr: int) -> tuple[ProcessId, int]:
@@ -130,6 +188,31 @@ async def fork_daemon(start: Start, *, stdin: int, stdout: int, stderr: int) -> 
     process, report = await trio.to_thread.run_sync(_fork, start, stdin, stdout, stderr)
     os.close(report)
     return process
+
+
+@contextlib.asynccontextmanager
+async def forked(start: Start) -> AsyncIterator[Background]:
+    """Run a program beside the block, with pipes; it is killed at the block's end.
+
+    Raises LabError, ProcessLookupError.
+    """
+    child_in, ours_in = os.pipe()
+    ours_out, child_out = os.pipe()
+    ours_err, child_err = os.pipe()
+    async with contextlib.AsyncExitStack() as stack:
+        ours = [trio.lowlevel.FdStream(fd) for fd in (ours_in, ours_out, ours_err)]
+        for stream in ours:
+            stack.push_async_callback(trio.aclose_forcefully, stream)
+        try:
+            process = await fork_daemon(start, stdin=child_in, stdout=child_out, stderr=child_err)
+        finally:
+            for fd in (child_in, child_out, child_err):
+                os.close(fd)
+        try:
+            yield Background(process, stdin=ours[0], stdout=ours[1], stderr=ours[2])
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
 
 
 async def run_forked(start: Start, *, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
@@ -193,14 +276,17 @@ def _load() -> dict[str, Callable[[], object]]:
                     importlib.import_module(module.name)
     for name in _LATE:
         importlib.import_module(name)
+    for name in MODULES:
+        mains[name] = importlib.import_module(name).main
     return mains
 
 
 def _become(request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
     """Turn this fork into what was asked for, up to the call of its main function."""
+    words = _words(request["argv"])
     os.setsid()
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_NAME, Path(request["argv"][0]).name.encode())
+    libc.prctl(_PR_SET_NAME, words[0].encode())
     # setns(2) with a pidfd goes into several namespaces at once: Linux 5.8 and newer
     if libc.setns(descriptors[4], _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWUTS) != 0:
         number = ctypes.get_errno()
@@ -217,7 +303,7 @@ def _become(request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.argv = list(request["argv"])
+    sys.argv = words
 
 
 def _end_children(children: dict[int, tuple[int, int]], poll: select.poll, pidfd: int) -> None:
@@ -237,22 +323,37 @@ def _serve(control: socket.socket) -> str:
     In a fork it returns at once, with the name of the program to be.
     """
     children: dict[int, tuple[int, int]] = {}
+    listener = socket.socket(fileno=1) if stat.S_ISSOCK(os.fstat(1).st_mode) else None
+    clients = {control.fileno(): control}
     poll = select.poll()
     poll.register(control, select.POLLIN)
+    if listener is not None:
+        poll.register(listener, select.POLLIN)
     while True:
         for fd, _ in poll.poll():
-            if fd != control.fileno():
+            if listener is not None and fd == listener.fileno():
+                client, _ = listener.accept()
+                clients[client.fileno()] = client
+                poll.register(client, select.POLLIN)
+                continue
+            if fd not in clients:
                 _end_children(children, poll, fd)
                 continue
-            message, descriptors, _, _ = socket.recv_fds(control, _REQUEST_BYTES, _DESCRIPTORS)
-            if not message:
+            message, descriptors, _, _ = socket.recv_fds(clients[fd], _REQUEST_BYTES, _DESCRIPTORS)
+            if not message and fd == control.fileno():
                 return ""
+            if not message:
+                poll.unregister(fd)
+                clients.pop(fd).close()
+                continue
             request = json.loads(message)
             pid = os.fork()
             if pid == 0:
-                control.detach()  # its descriptor becomes the fork's standard input
+                # Their descriptors' numbers become those of something else
+                for each in (*clients.values(), *([listener] if listener else [])):
+                    each.detach()
                 _become(request, descriptors)
-                return Path(request["argv"][0]).name
+                return _words(request["argv"])[0]
             report = descriptors.pop(3)
             for given in descriptors:
                 os.close(given)

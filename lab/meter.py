@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
-import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -230,8 +229,8 @@ async def open_meter(
     async with contextlib.AsyncExitStack() as stack:
 
         async def talker(node: Node, *arguments: object) -> Talker:
-            argv = [sys.executable, "-m", "lab.traffic", *map(str, arguments)]
-            return Talker(node, await stack.enter_async_context(node.background(argv)))
+            traffic = node.module("lab.traffic", *arguments)
+            return Talker(node, await stack.enter_async_context(traffic))
 
         async def flow(source: Node, target: Node, address: Address) -> _Flow:
             stream = secrets.randbits(63)

@@ -13,10 +13,11 @@ from typing import Literal
 import trio
 
 from lab.errors import CommandFailed, LabError, WaitTimeout
-from lab.fork_server import Start, forks, run_forked
+from lab.fork_server import Background, Start, forked, forks, module_argv, run_forked
 from lab.holder import enter_argv, holder_of, inside, node_env
 from lab.patience import patient
 from lab.plan import Address, Interface, Kind, Plan
+from lab.process import ProcessId
 from lab.state import LabState
 
 
@@ -158,6 +159,25 @@ class Node:
             yield process
         finally:
             process.kill()
+
+    @contextlib.asynccontextmanager
+    async def module(self, name: str, *arguments: object) -> AsyncIterator[Background]:
+        """Run `python -m name` beside the block, a module of the lab's own; see `background`."""
+        argv = module_argv(name, arguments)
+        if forks(argv):
+            async with forked(self._start(argv, self.env(), cwd=Path.cwd())) as background:
+                yield background
+            return
+        async with self.background(argv) as process:
+            assert process.stdin is not None  # noqa: S101 given by `background`
+            assert process.stdout is not None  # noqa: S101
+            assert process.stderr is not None  # noqa: S101
+            yield Background(
+                ProcessId.of(process.pid),
+                stdin=process.stdin,
+                stdout=process.stdout,
+                stderr=process.stderr,
+            )
             with trio.CancelScope(shield=True):
                 await process.wait()
                 for stream in (process.stdin, process.stdout, process.stderr):

@@ -5,14 +5,13 @@ fra-host ── fra ── internet ── ams ── ams-host
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
-import trio
 
 from lab import LabError, LabSpec, open_lab
 from lab.capture import Capture
+from lab.process import ProcessId
 
 pytestmark = pytest.mark.netns
 
@@ -52,7 +51,7 @@ async def test_an_interface_that_is_not_there() -> None:
 async def test_missed_packets_are_an_error() -> None:
     async with open_lab(SPEC) as lab, lab.capture("fra", "lo") as capture:
         process = process_of(capture)
-        os.kill(process.pid, signal.SIGSTOP)
+        process.send_signal(signal.SIGSTOP)
         # More than the socket's buffer holds
         flood = (
             "import socket\n"
@@ -61,10 +60,10 @@ async def test_missed_packets_are_an_error() -> None:
             "    s.sendto(bytes(20000), ('127.0.0.1', 9))\n"
         )
         await lab.node("fra").run(["python3", "-c", flood])
-        os.kill(process.pid, signal.SIGCONT)
+        process.send_signal(signal.SIGCONT)
         with pytest.raises(LabError, match="has missed packets"):
             await capture.seen()
 
 
-def process_of(capture: Capture) -> trio.Process:
-    return capture._sniffer._process
+def process_of(capture: Capture) -> ProcessId:
+    return capture._sniffer.process

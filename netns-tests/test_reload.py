@@ -17,13 +17,21 @@ from typing import Any
 
 import pytest
 import trio
+from linking import HANDSHAKE_SECONDS
 from report import Case
 
 from lab.errors import CommandFailed
 from lab.lab import Lab, open_lab
 from lab.meter import Meter, Report
 from lab.patience import patient
-from lab.proof import KeyPair, installed, same_preshared_key, wait_new_key
+from lab.proof import (
+    KeyPair,
+    in_force,
+    installed,
+    same_preshared_key,
+    wait_in_force,
+    wait_new_key,
+)
 from lab.site import Site
 from lab.spec import LabSpec
 
@@ -170,6 +178,13 @@ async def test_a_configuration_that_cannot_be_taken_changes_nothing(case: Case) 
 
         ams.write_text('identity = "vpnd1nonsense"\nallowed_ips = ["10.0.0.1/8"]\nkeepalve = 3\n')
         await refused("identity", "allowed_ips[0]", "keepalve")
+        # By SIGHUP nobody waits for an answer: each error is a record of its own
+        assert fra.daemon is not None
+        os.kill(fra.daemon.pid, signal.SIGHUP)
+        for key in ("identity", "allowed_ips[0]", "keepalve"):
+            await wait_logged(fra, f" {key}: ")
+        assert fra.daemon_log.read_text().count('"event": "reload_refused"') == 3
+        assert (await wireguard_peer(fra, "ams"), await routes(fra)) == kept[:2]
         ams.write_text(good)
         fra.config_path.write_text(main.replace("listen_port = 51820", "listen_port = 51999"))
         await refused("restart vpnd for tunnels.backbone.listen_port")
@@ -321,9 +336,10 @@ async def test_an_identity_is_rotated_without_loss(case: Case, suite: str) -> No
         for site in rotating.values():
             await site.vpnctl("id", "remove", "default")
             await site.vpnctl("reload")
-        key = await at_rest(lab)
+        key, taken_up = await at_rest(lab), await in_force(lab, "fra", "ams")
         await fra.vpnctl("peer", "rekey", "ams")
         await wait_new_key(lab, "fra", "ams", before=key)
+        await wait_in_force(lab, "fra", "ams", before=taken_up, seconds=HANDSHAKE_SECONDS)
         status = await ams.link_status("fra")
         assert (status["state"], status["suite"]) == ("active", int(suite))
         assert await same_preshared_key(lab, "fra", "ams")
@@ -382,6 +398,8 @@ async def test_what_a_clean_stop_leaves(on_stop: str) -> None:
         peers = (await fra.run(["wg", "show", "wg0", "peers"])).stdout
         assert bool(peers) == (on_stop == "keep")
         assert await routes(fra) == guards
+        into = (await fra.run(["ip", "route", "show", "dev", "wg0", "proto", "157"])).stdout
+        assert bool(into) == (on_stop == "keep")
         done = await lab.node("fra-host").run(["ping", "-c1", "-W2", target], check=False)
         assert (done.returncode == 0) == (on_stop == "keep")
         await fra.start_daemon()

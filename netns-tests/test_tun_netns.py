@@ -13,12 +13,9 @@ alone, who asks the helper.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from test_tun_tunnel import A, B, new_psk, peer, spec
@@ -56,14 +53,10 @@ def unprivileged() -> Iterator[Site]:
 
 @contextmanager
 def helper_of(site: Site) -> Iterator[subprocess.Popen[str]]:
-    unit = subprocess.Popen(
-        site.command(sys.executable, str(Path(__file__).with_name("nsfd_unit.py"))),
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
+    unit = site.python("nsfd_unit.py")
+    assert unit.stdin is not None
     assert unit.stdout is not None
-    with unit.stdout:
+    with unit.stdin, unit.stdout:
         try:
             assert unit.stdout.readline() == "ready\n"
             yield unit

@@ -14,11 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-_DRIVER = Path(__file__).with_name("tun_driver.py")
+_CHECKOUT = Path(__file__).resolve().parent.parent
+_VISIBLE = "/run/checkout"
+"""The checkout for users who may not go where it lies, such as below /root."""
 # A /run of its own: wireguard-go's sockets are named by interface alone.
 _FIRST_PROCESS = (
-    "mount -t tmpfs none /run && mkdir -m 700 /run/wireguard && ip link set lo up && echo ready "
-    "&& cat"
+    "mount -t tmpfs none /run && mkdir -m 700 /run/wireguard && mkdir $1 && mount --rbind $0 $1 "
+    "&& ip link set lo up && echo ready && cat"
 )
 # One process: each costs a second where the machine is an emulated one.
 _CLEAR = """
@@ -58,7 +60,7 @@ class Site:
         self._driver: subprocess.Popen[str] | None = None
         self._first = subprocess.Popen(
             ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
-             "sh", "-c", _FIRST_PROCESS],
+             "sh", "-c", _FIRST_PROCESS, str(_CHECKOUT), _VISIBLE],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._first.stdout is not None
@@ -88,6 +90,15 @@ class Site:
         done = subprocess.run(self.command(*command), capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, f"{command} in {self.name}: {done.stderr}"
         return done.stdout
+
+    def python(self, script: str, *, behind: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """Start a script of this folder in this site; `behind`: a command that runs it."""
+        python = sys.executable.replace(f"{_CHECKOUT}/", f"{_VISIBLE}/")
+        return subprocess.Popen(
+            self.command(*behind, python, f"{_VISIBLE}/netns-tests/{script}"),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": _VISIBLE},
+        )  # fmt: skip
 
     def succeeds(self, *command: str) -> bool:
         return subprocess.run(self.command(*command), capture_output=True).returncode == 0  # noqa: PLW1510
@@ -135,11 +146,7 @@ class Site:
     def call(self, name: str, **values: Any) -> Any:
         """Call `tun` through the driver; raises Refused."""
         if self._driver is None:
-            self._driver = subprocess.Popen(
-                self.command(*self._driver_runs_by, sys.executable, str(_DRIVER)),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env={**os.environ, "PYTHONPATH": str(_DRIVER.parent.parent)},
-            )  # fmt: skip
+            self._driver = self.python("tun_driver.py", behind=self._driver_runs_by)
         assert self._driver.stdin is not None
         assert self._driver.stdout is not None
         self._driver.stdin.write(json.dumps([name, values]) + "\n")

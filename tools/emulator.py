@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from priority import share_as_nice
+
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".setup"
 
@@ -38,6 +40,13 @@ EXIT_NO_GUEST = 125
 EXIT_INTERRUPTED = 130
 
 KERNEL_MODULES = ("wireguard", "veth")
+
+# What only costs an emulated processor time. `rep stos` and `rep movs`, by which the kernel clears
+# and copies pages where a processor says that they are fast (erms, rep_good), are done one by one:
+# clearing a page takes five times as long. smap and smep change a mode at every copy from or to a
+# program; la57 is one more level of page tables. Nobody attacks the guest.
+EMULATED_PROCESSOR = "max,-erms,-smap,-smep,-la57"
+EMULATED_KERNEL = ("mitigations=off", "clearcpuid=rep_good", "init_on_alloc=0", "audit=0")
 
 # Where the guest sees this machine's file system a second time, to be mounted anew with a cache.
 HOST = "/run/host"
@@ -139,9 +148,12 @@ def virtme_command(machine: Machine, script: Path) -> list[str]:
         f"--rodir={HOST}=/",
         *(f"--rwdir={folder}" for folder in machine.writable),
     ]
+    command.append(f"--script-sh=exec bash {shlex.quote(str(script))}")
     if machine.accelerator == "tcg":
         command.append("--disable-kvm")
-    command.append(f"--script-sh=exec bash {shlex.quote(str(script))}")
+        command += (f"--kopt={option}" for option in EMULATED_KERNEL)
+        # The last one: all that follows is qemu's
+        command += ("--qemu-opts", "-cpu", EMULATED_PROCESSOR)
     return command
 
 
@@ -189,6 +201,7 @@ def running_guest(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         env=environment,
         start_new_session=True,
     )
+    share_as_nice(process.pid, os.nice(0))
     try:
         yield process
     finally:

@@ -24,8 +24,10 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from priority import share_as_nice
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / ".setup" / "results"
@@ -37,19 +39,28 @@ MINUTE = 60.0
 LINES_OF_A_FAILURE = 25
 EXIT_NO_TESTS = 5  # pytest's
 EXIT_INTERRUPTED = 130  # what a shell shows after Ctrl-C
-SIDE_BY_SIDE = ("-n6",)
-"""Tests that wait two minutes for a WireGuard handshake cost little but time: they wait as one."""
+SIDE_BY_SIDE = ("-n6", "--dist=loadgroup")
+"""Tests that wait two minutes for a WireGuard handshake cost little but time: they wait as one.
+
+What shares a fixture stays together: its processes would be started anew in each worker.
+"""
+NICE = 10
+"""Of what others shall not be disturbed by: nothing in it depends on how soon it is done."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One program to run. `results`: where it writes JUnit XML, if it runs tests."""
+    """One program to run.
+
+    `results`: where it writes JUnit XML, if it runs tests. `nice`: how much it leaves to others.
+    """
 
     name: str
     command: tuple[str, ...]
     timeout: float
     environment: Mapping[str, str] = field(default_factory=dict)
     results: Path | None = None
+    nice: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,11 @@ def in_emulator(check: Check) -> Check:
     )
 
 
+def nicely(check: Check) -> Check:
+    """The same check, which leaves the processors to others that want them."""
+    return replace(check, nice=NICE)
+
+
 def stages(mode: str) -> list[Stage]:
     """What `mode` (fast, full, long) is made of."""
     if mode == "fast":
@@ -157,9 +173,15 @@ def stages(mode: str) -> list[Stage]:
             timeout=factor * 50 * MINUTE,
         )
     )
-    # The namespace tests on this machine count lost packets and seconds: they get it to themselves.
-    # The guest has its own clock and its own, slower, world: it can share.
-    return [[[kernel], [*static_checks(), tests]], [[userspace]]]
+    # The namespace tests on this machine count lost packets and seconds, and mostly wait: they go
+    # before all others. The guest's world is slower, and its tests wait longer accordingly.
+    return [
+        [
+            [nicely(kernel)],
+            [userspace],
+            [nicely(check) for check in (*static_checks(), tests)],
+        ]
+    ]
 
 
 # ---------------------------------------------------------------- running
@@ -192,7 +214,7 @@ class Running:
                 raise Interrupted
             process = subprocess.Popen(
                 # If this program dies, the check is told to end and cleans up after itself.
-                ("setpriv", "--pdeathsig", "INT", *check.command),
+                ("setpriv", "--pdeathsig", "INT", "nice", f"-n{check.nice}", *check.command),
                 cwd=ROOT,
                 env=environment(check),
                 stdin=subprocess.DEVNULL,
@@ -202,6 +224,7 @@ class Running:
                 errors="replace",
                 start_new_session=True,
             )
+            share_as_nice(process.pid, check.nice)
             self._processes.add(process)
             return process
 

@@ -16,6 +16,7 @@ from tun.errors import (
 )
 from tun.guard import GUARD_METRIC, guard_routes, remove_guard_routes, set_guard_routes
 from tun.keys import KeyPair, PrivateKey, generate_keypair
+from tun.leftover import delete_leftover
 from tun.model import (
     DEFAULT_MTU,
     BackendChoice,
@@ -62,6 +63,7 @@ __all__ = [
     "TunError",
     "Tunnel",
     "TunnelSpec",
+    "delete_leftover",
     "generate_keypair",
     "guard_routes",
     "open_tunnel",

@@ -28,6 +28,7 @@ from tun.interface import (
     require_free_port,
 )
 from tun.keys import generate_keypair
+from tun.leftover import delete_device, delete_left_here
 from tun.model import (
     DEFAULT_MTU,
     BackendName,
@@ -294,7 +295,7 @@ class Tunnel:
         Raises NotOurs if somebody took our alias off it; one that is gone is no error.
         """
         try:
-            await _delete(self.spec, self._index, self._device, self._netlink)
+            await delete_device(self.spec, self._index, self._device, self._netlink)
         finally:
             self._netlink.close()
 
@@ -332,36 +333,15 @@ async def _open(spec: TunnelSpec, netlink: Netlink) -> Tunnel:
                 await device.aclose()
                 raise
     if netlink is not HERE:
-        await _clear_here(spec)
+        await delete_left_here(spec)
     await _wait_free_port(spec.listen_port)
     link, device = await _create(spec, netlink)
     try:
         return await _set_up(spec, link, device, netlink)
     except BaseException:
         with trio.CancelScope(shield=True):
-            await _delete(spec, link.index, device, netlink)
+            await delete_device(spec, link.index, device, netlink)
         raise
-
-
-async def _clear_here(spec: TunnelSpec) -> None:
-    """Delete what was never moved to its namespace, or is from before it was to live there.
-
-    It is not moved now: a wireguard-go that has been running would not hear that its link is up.
-    """
-
-    def find(rtnl: Rtnl) -> Link | None:
-        link = rtnl.link(spec.interface)
-        return link if link is not None and link.alias == spec.alias else None
-
-    link = await HERE.run(find)
-    if link is None:
-        return
-    index = link.index
-    if BACKENDS.get(link.kind) == "userspace":
-        with suppress(InterfaceMissing):  # then there is no process, and the link alone is left
-            await _delete(spec, index, await userspace.attach(link.name), HERE)
-            return
-    await HERE.run(lambda rtnl: delete_link(rtnl, spec, index))
 
 
 async def _adopt(spec: TunnelSpec, link: Link, netlink: Netlink) -> Device | None:
@@ -392,7 +372,7 @@ async def _adopt(spec: TunnelSpec, link: Link, netlink: Netlink) -> Device | Non
     except BaseException:
         await device.aclose()
         raise
-    await _delete(spec, link.index, device, netlink)
+    await delete_device(spec, link.index, device, netlink)
     return None
 
 
@@ -460,11 +440,3 @@ async def _set_up(spec: TunnelSpec, link: Link, device: Device, netlink: Netlink
         public_key=public_key,
         adopted=state.public_key is not None,
     )
-
-
-async def _delete(spec: TunnelSpec, index: int, device: Device, netlink: Netlink) -> None:
-    try:
-        await netlink.run(lambda rtnl: delete_link(rtnl, spec, index))
-        await device.wait_gone()
-    finally:
-        await device.aclose()

@@ -35,6 +35,12 @@ CONTROL_SOCKET_ENVIRONMENT: Final = "VPND_SOCKET"
 MAX_REQUEST_BYTES: Final = 64 * 1024
 """A longer request body is refused with `ErrorCode.TOO_LARGE`."""
 
+MIN_FALLBACK_EXTENSION: Final = 60
+MAX_FALLBACK_EXTENSION: Final = 7 * 24 * 3600
+"""Seconds; more is a matter of the configuration."""
+MAX_REASON_LENGTH: Final = 200
+"""Characters of the reason that an extension is given for."""
+
 CONTENT_TYPE_JSON: Final = "application/json"
 CONTENT_TYPE_EVENTS: Final = "application/x-ndjson"
 

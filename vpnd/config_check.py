@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address
 from itertools import combinations
 from typing import Final
 
@@ -29,6 +29,7 @@ from vpnd.external_check import check_external
 from vpnd.local_identity import check_identities
 
 _MIN_IPV6_MTU: Final = 1280
+_Place = tuple[IPv4Address | IPv6Address, str | None, str | None]
 _ALL_HOSTS: Final = ("::", "0.0.0.0")  # noqa: S104
 
 
@@ -96,7 +97,7 @@ def _check_marks(draft: Draft) -> Iterator[ConfigProblem]:
 
 def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
     interfaces: dict[str, str] = {}
-    addresses: dict[tuple[object, str | None], str] = {}
+    addresses: dict[_Place, str] = {}
     # Every port of the key exchange is taken, whatever address it is bound to: WireGuard
     # binds all of them
     ports = {} if draft.node is None else {one.port: "node.listen" for one in draft.node.listen}
@@ -120,7 +121,7 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
         interfaces.setdefault(tunnel.interface, tunnel.name)
         ports.setdefault(tunnel.listen_port, f"{here}.listen_port")
         for index, address in enumerate(tunnel.addresses):
-            place = (address.ip, tunnel.netns)
+            place = _place(address.ip, tunnel)
             if place in addresses:
                 yield draft.main.problem(
                     (*at, "addresses", index),
@@ -144,6 +145,11 @@ def _check_tunnels(draft: Draft) -> Iterator[ConfigProblem]:
             )
 
 
+def _place(address: IPv4Address | IPv6Address, tunnel: TunnelConfig) -> _Place:
+    """Where an address is one of a kind: link-local ones on their link alone (RFC 4291, 2.5.6)."""
+    return address, tunnel.netns, tunnel.name if address.is_link_local else None
+
+
 def _check_listen(node: NodeConfig, main: Source) -> Iterator[ConfigProblem]:
     """What the kernel would refuse as a port that is taken."""
     for one, other in combinations(node.listen, 2):
@@ -163,14 +169,13 @@ def _check_listen(node: NodeConfig, main: Source) -> Iterator[ConfigProblem]:
 def _check_prefixes(draft: Draft) -> Iterator[ConfigProblem]:
     owners: dict[Prefix, list[PeerConfig]] = {}
     own_addresses = {
-        (ip_network(address.ip), tunnel.netns): tunnel.name
+        _place(address.ip, tunnel): tunnel.name
         for tunnel in draft.tunnels.values()
         for address in tunnel.addresses
     }
     for peer in draft.peers.values():
         source = draft.sources[peer.name]
         tunnel = draft.tunnels.get(peer.tunnel)
-        netns = None if tunnel is None else tunnel.netns
         seen: set[Prefix] = set()
         for index, prefix in enumerate(peer.allowed_ips):
             at = ("allowed_ips", index)
@@ -178,8 +183,8 @@ def _check_prefixes(draft: Draft) -> Iterator[ConfigProblem]:
                 yield source.problem(at, f"{prefix} stands in the list twice", value=str(prefix))
                 continue
             seen.add(prefix)
-            if (prefix, netns) in own_addresses:
-                own = own_addresses[prefix, netns]
+            own = tunnel and own_addresses.get(_place(prefix.network_address, tunnel))
+            if own is not None and prefix.num_addresses == 1:
                 yield source.problem(
                     at,
                     f"{prefix} is this node's own address in tunnel {own}",

@@ -74,6 +74,12 @@ def _pin(value: object) -> str:
     return found
 
 
+def _server_name(value: object) -> str:
+    found = fields.text(value)
+    fields.endpoint(f"[{found}]:443" if ":" in found else f"{found}:443")
+    return found
+
+
 def _name_of_far(value: object) -> str:
     """An SAE ID, a KME ID, a name in a certificate: 1 to 64 bytes of printable text."""
     found = fields.text(value)
@@ -170,7 +176,7 @@ class RemoteSourceConfig(Table):
     """PEM: this end's certificate, and what is between it and its CA."""
     key: AbsolutePath
     """PEM, not encrypted, mode 0600."""
-    server_name: FarName | None = None
+    server_name: Annotated[str, PlainValidator(_server_name)] | None = None
     """The name in the key manager's certificate, where it is not the URL's host."""
     pin: Annotated[
         tuple[Annotated[str, PlainValidator(_pin)], ...], BeforeValidator(_list_of_one)

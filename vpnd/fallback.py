@@ -6,12 +6,8 @@ Times are on the boot clock, in seconds. A value: what changes it gives another 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
 
-MIN_EXTENSION: Final = 60
-MAX_EXTENSION: Final = 7 * 24 * 3600
-"""Seconds; more is a matter of the configuration."""
-MAX_REASON_LENGTH: Final = 200
+from vpnd.api import MAX_FALLBACK_EXTENSION, MIN_FALLBACK_EXTENSION
 
 
 class NotExtensible(Exception):
@@ -64,8 +60,10 @@ class Fallback:
             raise NotExtensible(
                 f'was extended already, by {self.extended_by} s: "{self.extension_reason}"'
             )
-        if not MIN_EXTENSION <= seconds <= MAX_EXTENSION:
-            raise NotExtensible(f"{MIN_EXTENSION} s to {MAX_EXTENSION // 86400} days are possible")
+        if not MIN_FALLBACK_EXTENSION <= seconds <= MAX_FALLBACK_EXTENSION:
+            raise NotExtensible(
+                f"{MIN_FALLBACK_EXTENSION} s to {MAX_FALLBACK_EXTENSION // 86400} days are possible"
+            )
         return replace(
             self,
             extended_by=seconds,

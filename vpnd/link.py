@@ -42,10 +42,11 @@ from vpnd.fallback_watch import FallbackWatch
 from vpnd.file_trust import FileFault
 from vpnd.identity_store import PeerKeyCache
 from vpnd.journal import Journal
-from vpnd.link_external import Asked, LinkExternal, SourceFinder
+from vpnd.link_external import Asked, LinkExternal
 from vpnd.link_judge import Facts, judge
 from vpnd.link_peer import Superseded, WireGuardPeer
 from vpnd.link_record import LinkRecords
+from vpnd.listed_keys import SourceFinder
 from vpnd.resolver import PeerAddresses
 from vpnd.tunnels import ManagedTunnel
 
@@ -59,6 +60,7 @@ UNPINNED: Final = (
     "one"
 )
 LIFETIME_OVER: Final = "the key's lifetime is over, and no exchange gave a new one"
+CLOSED_WHILE_AWAY: Final = "the key's lifetime is over: it ended while no daemon ran here"
 OTHER_IDENTITY: Final = "the peer used another identity than the first one pinned here"
 
 
@@ -363,6 +365,11 @@ class ManagedLink:
     def _adopt(self, peers: Mapping[bytes, PeerStatus]) -> None:
         record = self.wireguard.adopt(peers)
         if record is None:
+            if self.wireguard.closed_while_away:
+                self.closed_reason = CLOSED_WHILE_AWAY
+                self._journal.record(
+                    "link_closed", peer=self.name, level="error", reason=self.closed_reason
+                )
             return
         self.adopted = True
         with self._engine.driving() as (endpoint, _):

@@ -9,7 +9,7 @@ kept. Nothing here holds up the link's other work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -25,7 +25,7 @@ from kex.events import (
     RejectSent,
     Role,
 )
-from kex.external import ExternalKey, ExternalKeyReference, ExternalMode
+from kex.external import ExternalKey, ExternalMode
 from kex.secret import Secret
 from vpnd import external_policy as policy
 from vpnd.ask_sources import Answers, ask_all
@@ -40,7 +40,14 @@ from vpnd.keysource.base import (
     KeySource,
     SourceError,
     SourceFault,
-    SourceType,
+)
+from vpnd.listed_keys import (
+    SourceFinder,
+    StaticKeysDiffer,
+    absent_entry,
+    holders,
+    means,
+    owner,
 )
 from vpnd.mixed_key import MixedKey
 from vpnd.source_use import SourceUse
@@ -49,9 +56,6 @@ ANSWER_MARGIN: Final = 0.25
 """Seconds before the key exchange's own deadline: what was had by then is to be used."""
 KEPT_TOKENS: Final = 4
 """Exchanges whose sources are remembered: one of each role, and the two before."""
-
-SourceFinder = Callable[[str], KeySource | None]
-"""The source of a name in [key_sources]; None where there is none (any more)."""
 
 
 @dataclass(slots=True)
@@ -67,16 +71,6 @@ class Asked:
     outcome: str = ""
     """Once it is over: empty for a key, else why there is none."""
     key_id: str = ""
-
-
-class _StaticKeysDiffer(SourceError):
-    """The initiator has another file than this end; the hashes may be told."""
-
-    def __init__(self, source: str, theirs: str, ours: str) -> None:
-        reason = f"static keys differ: hash {theirs} at the initiator, {ours} at the responder"
-        super().__init__(
-            source, SourceFault.MISMATCH, reason, "the same file has to be at both ends"
-        )
 
 
 class LinkExternal:
@@ -143,7 +137,7 @@ class LinkExternal:
             return
         for reference in event.failed:
             for mixed in asked.mixed:
-                if _means(mixed, reference):
+                if means(mixed, reference):
                     self._leave_out(mixed.source, event.detail)
         asked.outcome = event.detail or event.code.value
         asked.over.set()
@@ -274,7 +268,7 @@ class LinkExternal:
         )
         if answers.failed:
             self._tell_missing(event, answers.failed)
-        absent = [_absent(use, self._find(use.source)) for use in external.uses]
+        absent = [absent_entry(use, self._find(use.source)) for use in external.uses]
         keys = [
             answers.given.get(use.source, nothing)
             for use, nothing in zip(external.uses, absent, strict=True)
@@ -341,7 +335,7 @@ class LinkExternal:
         for at, entry in enumerate(event.listing):
             if entry.present:
                 try:
-                    owners[at] = self._owner(external, entry.reference)
+                    owners[at] = owner(external, self._find, self._peer.name, entry.reference)
                 except SourceError as error:
                     errors[at] = error
         objection = policy.as_responder(
@@ -365,31 +359,7 @@ class LinkExternal:
             ExternalKey(entry.reference, answers.given.get(at))
             for at, entry in enumerate(event.listing)
         )
-        self._hand_over(event, keys, self._holders(event, owners))
-
-    def _owner(self, external: ExternalKeys, reference: ExternalKeyReference) -> SourceUse:
-        """The source of this link that a key of the initiator's listing is from."""
-        files = []
-        for use in external.uses:
-            source = self._find(use.source)
-            if source is None:
-                continue
-            if source.serves(self._far(use), reference):
-                return use
-            if source.source_type is SourceType.FILE and source.status().available:
-                files.append(source)
-        what = reference.source or reference.source_type
-        if reference.source_type == SourceType.FILE.value and files:
-            theirs = ", ".join(reference.key_ids)
-            ours = ", ".join(source.status().identity for source in files)
-            raise _StaticKeysDiffer(files[0].name, theirs, ours)
-        raise SourceError(
-            what,
-            SourceFault.UNKNOWN_KEY,
-            f"no {reference.source_type} source of this link knows the initiator as "
-            f'"{reference.sae}"',
-            "peer_sae has to be the far end's own name at both ends",
-        )
+        self._hand_over(event, keys, holders(event.listing, owners, self._find))
 
     async def _retrieve(
         self, event: ExternalKeysWanted, owners: Mapping[int, SourceUse]
@@ -417,25 +387,12 @@ class LinkExternal:
         # Addresses and certificates of this end's key managers are not the peer's business
         detail = "; ".join(
             error.reason
-            if isinstance(error, _StaticKeysDiffer)
+            if isinstance(error, StaticKeysDiffer)
             else f"{event.listing[at].reference.source or 'the static key'}: {error.fault.value} "
             "at the responder"
             for at, error in errors.items()
         )
         self._give_up(event, detail, code=code, failed=failed)
-
-    def _holders(self, event: ExternalKeysWanted, owners: Mapping[int, SourceUse]) -> str:
-        """Who gave the keys, at either end."""
-        named = []
-        for at, use in owners.items():
-            source = self._find(use.source)
-            own = "" if source is None else source.status().identity
-            reference = event.listing[at].reference
-            if reference.source_type == SourceType.FILE.value:
-                named.append(("a static key", "its own"))
-            else:
-                named.append((reference.source, own or use.source))
-        return policy.bounded(policy.pairs(named))
 
     # ---- answers
 
@@ -475,15 +432,3 @@ class LinkExternal:
         asked = self._remembered(token)
         asked.must = source
         return asked
-
-
-def _means(mixed: MixedKey, reference: ExternalKeyReference) -> bool:
-    same = (mixed.source_type, mixed.manager) == (reference.source_type, reference.source)
-    return same and mixed.key_ids == reference.key_ids
-
-
-def _absent(use: SourceUse, source: KeySource | None) -> ExternalKey:
-    """The entry of a source that had no key, for the peer to know that there is one."""
-    kind = "" if source is None else source.source_type.value
-    name = "" if kind in ("", SourceType.FILE.value) else use.source
-    return ExternalKey(ExternalKeyReference(kind or "none", name, "", (), 0), None)

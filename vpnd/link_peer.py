@@ -62,6 +62,8 @@ class WireGuardPeer:
         """Of the PSK on the interface, as it was set; None where that is not known."""
         self._configured_anew = False
         """Whether somebody changed where the peer is, and no exchange was completed since."""
+        self.closed_while_away = False
+        """Whether `adopt` found a key whose lifetime was over."""
         self.record_fault = ""
         """Why the record on disk is not the one it should be; it is tried again."""
 
@@ -113,7 +115,8 @@ class WireGuardPeer:
         if status is None:
             return None
         identities = [fingerprint.text() for fingerprint in self._peer.identity]
-        if record.identity not in identities or record.expires_at <= boottime():
+        self.closed_while_away = record.expires_at <= boottime()
+        if record.identity not in identities or self.closed_while_away:
             self._tunnel.discard(key)
             return None
         self._record, self.public_key, self.status = record, key, status
@@ -350,8 +353,8 @@ class WireGuardPeer:
         self.record_fault = ""
         self.watch.reset()
 
-    async def take_off(self) -> None:
-        """Take the peer off the interface; what fails now is tried again."""
+    async def take_off(self, *, with_routes: bool = True) -> None:
+        """Take the peer off the interface, and the routes to it; what fails now is tried again."""
         key = self.public_key
         self.forget()
         if key is not None:
@@ -361,7 +364,8 @@ class WireGuardPeer:
                 self._journal.record(
                     "peer_not_removed", peer=self._peer.name, level="error", reason=str(error)
                 )
-            await self._tunnel.set_routes()
+            if with_routes:
+                await self._tunnel.set_routes()
         self.forget_record()
 
     def forget_record(self) -> None:

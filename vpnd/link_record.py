@@ -66,7 +66,6 @@ class LinkRecords:
     def __init__(self, runtime_dir: Path) -> None:
         self._folder = runtime_dir / "links"
         self._boot_id = boot_id()
-        discard_leftovers(self._folder)
 
     def store(self, peer: str, record: LinkRecord) -> None:
         """Keep a record; FileFault where it cannot be written."""
@@ -94,6 +93,14 @@ class LinkRecords:
         except (FileMissing, FileFault, ValueError, KeyError, TypeError, AttributeError):
             return None
         return record if _well_typed(record) else None
+
+    def names(self) -> list[str]:
+        """The peers that there are records of, believed or not."""
+        return sorted(path.stem for path in self._folder.glob("*.json"))
+
+    def discard_leftovers(self) -> None:
+        """Remove what a writer that was killed has left: for the daemon alone, before it writes."""
+        discard_leftovers(self._folder)
 
     def forget(self, peer: str) -> None:
         """Remove a record; FileFault where that fails."""

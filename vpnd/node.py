@@ -43,6 +43,7 @@ from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
 from vpnd.keysource.base import KeySource
 from vpnd.keysource.registry import KeySources
+from vpnd.leftovers import Leftovers
 from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
 from vpnd.ml_kem import ml_kem_provider
@@ -90,6 +91,7 @@ class Node:
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
         self._upkeep = Upkeep(self, journal)
+        self._leftovers = Leftovers(config, self._records, journal)
         self.tunnels: dict[str, ManagedTunnel] = {}
         for tunnel in config.tunnels.values():
             self.make_tunnel(tunnel)
@@ -129,6 +131,7 @@ class Node:
             self._nursery = nursery
             # Guard routes come first: before any interface, and whatever becomes of it
             await self._upkeep.guard_all()
+            await self._leftovers.take_away(self.tunnels)
             for number, peer in enumerate(self.config.peers.values(), 1):
                 self.start_link(peer)
                 if number % AT_ONCE == 0:
@@ -150,13 +153,33 @@ class Node:
                 if number % AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-        with trio.move_on_after(STOP_SECONDS):
-            for link in self.links.values():
-                if (link.peer.on_stop or self.config.node.on_stop) == "close":
-                    await link.wireguard.take_off()
-                    self._journal.record("link_closed", peer=link.name, reason='on_stop = "close"')
+        await self._close_links()
         for tunnel in self.tunnels.values():
             await tunnel.aclose()
+
+    async def _close_links(self) -> None:
+        """Take off what is not to run on without the daemon; what there was no time for is told."""
+        to_close = {
+            name: link
+            for name, link in self.links.items()
+            if (link.peer.on_stop or self.config.node.on_stop) == "close"
+        }
+        used = {link.tunnel.name for link in to_close.values()}
+        with trio.move_on_after(STOP_SECONDS):
+            for name, link in tuple(to_close.items()):
+                # Routes for all at once afterwards: with many links each look at them takes long
+                await link.wireguard.take_off(with_routes=False)
+                del to_close[name]
+                self._journal.record("link_closed", peer=name, reason='on_stop = "close"')
+            for name in used:
+                await self.tunnels[name].set_routes()
+        for name in to_close:
+            self._journal.record(
+                "peer_not_removed",
+                peer=name,
+                level="error",
+                reason=f'on_stop = "close" took more than {STOP_SECONDS:.0f} s: it runs on',
+            )
 
     def _keep_running(self, task: Callable[[], Awaitable[None]]) -> trio.CancelScope:
         """Run a part's task, which meets its own errors, until its scope is cancelled."""
@@ -182,7 +205,10 @@ class Node:
     def make_tunnel(self, config: TunnelConfig) -> None:
         """A further tunnel, not opened yet: guards and links can have it from now on."""
         self.tunnels[config.name] = ManagedTunnel(
-            config, self._journal, guard_links=self._upkeep.guard_tunnel
+            config,
+            self._journal,
+            guard_links=self._upkeep.guard_tunnel,
+            records=self._leftovers.tunnels,
         )
 
     async def open_tunnel(self, name: str) -> None:
@@ -192,7 +218,7 @@ class Node:
         self._tunnel_scopes[name] = self._keep_running(tunnel.run)
 
     async def delete_tunnel(self, name: str) -> None:
-        """Take a tunnel away that no link uses. Raises TunError, OSError."""
+        """Take a tunnel away that no link uses. Raises TunError, OSError, FileFault."""
         self._tunnel_scopes.pop(name).cancel()
         await self.tunnels.pop(name).delete()
 

@@ -24,6 +24,7 @@ from vpnd.config_diff import described, diff, needs_restart
 from vpnd.config_errors import ConfigErrors
 from vpnd.config_model import PeerConfig, PeerSettings, validate
 from vpnd.config_source import Source, read_document
+from vpnd.file_trust import FileFault
 from vpnd.identity_store import load_identities
 from vpnd.journal import Journal
 from vpnd.node_control import Caller, ControlError
@@ -249,7 +250,7 @@ async def _change(
         if name not in plan.new.tunnels:
             try:
                 await node.delete_tunnel(name)
-            except BackendErrors as error:
+            except (*BackendErrors, FileFault) as error:
                 problems.append(f"tunnel {name}: {error}")
     for name, tunnel in node.tunnels.items():
         tunnel.config = plan.new.tunnels[name]

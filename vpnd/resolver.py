@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from functools import partial
 from itertools import zip_longest
+from typing import Final
 
 import trio
 
@@ -12,6 +14,10 @@ from kex.address import Address
 from vpnd.config_fields import Endpoint
 
 RESOLVE_SECONDS = 10.0
+
+_LOOK_UPS: Final = trio.CapacityLimiter(20)
+"""Threads of their own, which a name service that does not answer holds for half a minute each:
+netlink and files have others, and wait for none of these."""
 
 
 class PeerAddresses:
@@ -35,8 +41,12 @@ class PeerAddresses:
             return ""
         try:
             with trio.fail_after(RESOLVE_SECONDS):
-                found = await trio.socket.getaddrinfo(
-                    endpoint.host, endpoint.port, type=socket.SOCK_DGRAM
+                found = await trio.to_thread.run_sync(
+                    partial(
+                        socket.getaddrinfo, endpoint.host, endpoint.port, type=socket.SOCK_DGRAM
+                    ),
+                    abandon_on_cancel=True,
+                    limiter=_LOOK_UPS,
                 )
         except (OSError, UnicodeError) as error:
             return f"{endpoint.host}: cannot be looked up: {_reason(error)}"

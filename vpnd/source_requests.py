@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from vpnd import config_fields as fields
-from vpnd.api import ErrorCode, FallbackExtension
+from vpnd.api import (
+    MAX_FALLBACK_EXTENSION,
+    MAX_REASON_LENGTH,
+    MIN_FALLBACK_EXTENSION,
+    ErrorCode,
+    FallbackExtension,
+)
 from vpnd.config_errors import ConfigErrors, ConfigProblem
 from vpnd.config_fields import FieldError
 from vpnd.config_source import Source
-from vpnd.extension_reason import extension_reason
-from vpnd.fallback import MAX_EXTENSION, MIN_EXTENSION
 from vpnd.node_control import ControlError
 
 
@@ -19,12 +23,17 @@ def fallback_extension(values: dict[str, Any]) -> FallbackExtension:
     problems: list[ConfigProblem] = []
     seconds, reason = 0, ""
     try:
-        parse = fields.whole_number(MIN_EXTENSION, MAX_EXTENSION, "seconds")
+        parse = fields.whole_number(MIN_FALLBACK_EXTENSION, MAX_FALLBACK_EXTENSION, "seconds")
         seconds = parse(values.get("seconds"))
     except FieldError as error:
         problems.append(Source(None).problem(("seconds",), error.reason, error.hint))
     try:
-        reason = extension_reason(values.get("reason"))
+        reason = fields.text(values.get("reason")).strip()
+        if not 0 < len(reason) <= MAX_REASON_LENGTH:
+            hint = f"1 to {MAX_REASON_LENGTH}: why it is extended"
+            problems.append(
+                Source(None).problem(("reason",), f"has {len(reason)} characters", hint)
+            )
     except FieldError as error:
         problems.append(Source(None).problem(("reason",), error.reason, error.hint))
     problems += [

@@ -33,8 +33,10 @@ from tun import (
 )
 from vpnd.clock import boottime
 from vpnd.config_model import TunnelConfig
+from vpnd.file_trust import FileFault
 from vpnd.journal import Journal
 from vpnd.tunnel_mtu import AutoMtu
+from vpnd.tunnel_record import TunnelRecords
 
 RETRY_SECONDS: Final = 5.0
 DUMP_WHEN_IDLE: Final = 5.0
@@ -105,24 +107,14 @@ class ManagedTunnel:
         journal: Journal,
         *,
         guard_links: Callable[[str], Awaitable[None]],
+        records: TunnelRecords,
     ) -> None:
         """`guard_links` sets the guard routes of all links of the tunnel of that name."""
         self.config = config
         self._guard_links = guard_links
-        self.spec = TunnelSpec(
-            interface=config.interface,
-            tunnel_name=config.name,
-            listen_port=config.listen_port,
-            addresses=config.addresses,
-            mtu=None if config.mtu == "auto" else config.mtu,
-            backend=config.backend,
-            routes=config.routes,
-            table=config.table,
-            metric=config.metric,
-            fwmark=config.fwmark,
-            vrf=config.vrf,
-            netns=config.netns,
-        )
+        self._records = records
+        self._record_error = ""
+        self.spec = _spec_of(config)
         self._auto_mtu = AutoMtu(config.interface, config.fwmark)
         self._journal = journal
         self._tunnel: Tunnel | None = None
@@ -172,6 +164,7 @@ class ManagedTunnel:
         if self.config.netns is not None:
             # It may have come just now, or have been made anew, without any of our guards
             await self._guard_links(self.name)
+        self._remember()
         try:
             tunnel = await open_tunnel(self.spec)
             peers = await tunnel.peers()
@@ -191,6 +184,18 @@ class ManagedTunnel:
         )
         await self._tell_users(lambda user: user.tunnel_opened(peers))
         await self._adopt(peers)
+
+    def _remember(self) -> None:
+        """Before there is an interface, so that a daemon that dies in between knows of it."""
+        try:
+            self._records.store(self.spec)
+            self._record_error = ""
+        except FileFault as fault:
+            if str(fault) != self._record_error:
+                self._record_error = str(fault)
+                self._journal.record(
+                    "record_not_written", level="warning", tunnel=self.name, reason=str(fault)
+                )
 
     async def _adopt(self, peers: Mapping[bytes, PeerStatus]) -> None:
         """Bring what an earlier run left in line with the configuration."""
@@ -519,10 +524,12 @@ class ManagedTunnel:
         self.look_soon()
 
     async def delete(self) -> None:
-        """Take the interface away, and what is on it; its task has ended. Raises TunError."""
+        """Take the interface away, and what is on it; its task has ended. Raises TunError, OSError,
+        FileFault."""
         tunnel, self._tunnel, self.error = self._tunnel, None, "removed"
         if tunnel is not None:
             await tunnel.delete()
+        self._records.forget(self.name)
 
     async def aclose(self) -> None:
         """Close our sockets; the interface runs on."""
@@ -536,3 +543,20 @@ class ManagedTunnel:
 
     def _trouble(self, event: str, error: Exception) -> None:
         self._journal.record(event, level="error", tunnel=self.name, reason=str(error))
+
+
+def _spec_of(config: TunnelConfig) -> TunnelSpec:
+    return TunnelSpec(
+        interface=config.interface,
+        tunnel_name=config.name,
+        listen_port=config.listen_port,
+        addresses=config.addresses,
+        mtu=None if config.mtu == "auto" else config.mtu,
+        backend=config.backend,
+        routes=config.routes,
+        table=config.table,
+        metric=config.metric,
+        fwmark=config.fwmark,
+        vrf=config.vrf,
+        netns=config.netns,
+    )

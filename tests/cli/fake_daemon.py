@@ -18,6 +18,8 @@ from vpnd.api import (
     ErrorDetail,
     Event,
     KeyInfo,
+    KeySourceInfo,
+    KeySourceTest,
     LinkStatus,
     NodeStatus,
     PeerInfo,
@@ -110,6 +112,10 @@ class FakeDaemon:
             schema=SCHEMA, dry_run=False, changes=[], restart=[], problems=[]
         )
         self.warnings_of_added: list[str] = []
+        self.key_sources: list[KeySourceInfo] = []
+        self.tested = KeySourceTest(
+            schema=SCHEMA, source="", peer=None, done=True, steps=[], key_id=None, key_ids=[]
+        )
         self._news = threading.Condition()
         self._events_ended = False
 
@@ -156,9 +162,22 @@ class FakeDaemon:
                 return 200, {"schema": self.schema, "peer": peer, "removed": True}
             case "POST", ["peers", peer, "rekey"] if self.find(peer):
                 return 200, {"schema": self.schema, "peer": peer, "started": True}
+            case "POST", ["peers", peer, "fallback"] if found := self.find(peer):
+                return 200, found
+            case "GET", ["keysources"]:
+                return 200, self.key_sources
+            case "GET", ["keysources", name] if source := self._source(name):
+                return 200, source
+            case "POST", ["keysources", name, "test"] if self._source(name):
+                return 200, self.tested
+            case _, ["keysources", name, *_]:
+                return 404, error("no_such_source", f"there is no key source {name}")
             case _, ["links" | "peers", peer, *_]:
                 return 404, error("no_such_peer", f"there is no peer {peer}")
         return 404, error("no_such_route", f"there is no {path}")
+
+    def _source(self, name: str) -> KeySourceInfo | None:
+        return next((each for each in self.key_sources if each["name"] == name), None)
 
     def _node(self) -> NodeStatus:
         return NodeStatus(

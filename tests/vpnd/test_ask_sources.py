@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -34,16 +35,13 @@ async def buggy() -> int:
 
 async def test_what_comes_in_time_is_used() -> None:
     journal = Journal(EventFeed())
-    answers = await ask_all(
-        {
-            1: ("good", partial(good, 5)),
-            2: ("bad", bad),
-            3: ("buggy", buggy),
-            4: ("slow", slow),
-        },
-        boottime() + 0.2,
-        journal,
-    )
+    questions: dict[int, tuple[str, Callable[[], Awaitable[int]]]] = {
+        1: ("good", partial(good, 5)),
+        2: ("bad", bad),
+        3: ("buggy", buggy),
+        4: ("slow", slow),
+    }
+    answers = await ask_all(questions, boottime() + 0.2, journal)
     assert answers.given == {1: 5}
     faults = {name: (error.source, error.fault) for name, error in answers.failed.items()}
     assert faults == {

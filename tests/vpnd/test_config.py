@@ -165,6 +165,23 @@ REFUSED: list[tuple[str, Change, str, str]] = [
         "is already at tunnels.backbone.addresses",
     ),
     (
+        "link-local address twice in a tunnel",
+        lambda site: site.main["tunnels"]["backbone"].update(
+            addresses=["10.255.0.1/24", "fe80::1/64", "fe80::1/128"]
+        ),
+        "tunnels.backbone.addresses[2]",
+        "is already at tunnels.backbone.addresses",
+    ),
+    (
+        "link-local address at a peer of the same tunnel",
+        lambda site: (
+            site.main["tunnels"]["backbone"].update(addresses=["10.255.0.1/24", "fe80::1/64"]),
+            site.peers["ams1"].update(allowed_ips=["fe80::1/128"]),
+        )[0],
+        "allowed_ips[0]",
+        "is this node's own address in tunnel backbone",
+    ),
+    (
         "listen twice",
         lambda site: site.main["node"].update(listen=["[::]:51821", "[::0]:51821"]),
         "node.listen",
@@ -443,6 +460,16 @@ ALLOWED: list[tuple[str, Change]] = [
         lambda site: (
             site.main["tunnels"]["backbone"].update(table=1000),
             site.peers["ams1"].update(endpoint="10.20.3.4:51821"),
+        )[0],
+    ),
+    (
+        "the same link-local address in each tunnel, and at a peer of one",
+        lambda site: (
+            site.main["tunnels"]["backbone"].update(addresses=["10.255.0.1/24", "fe80::1/64"]),
+            site.main["tunnels"].update(
+                two=second_tunnel(addresses=["10.254.0.1/24", "fe80::1/64", "fe80::2/64"])
+            ),
+            site.peers["ams1"].update(allowed_ips=["10.255.0.2/32", "fe80::2/128"]),
         )[0],
     ),
     (

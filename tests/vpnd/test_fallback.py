@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from vpnd.api import MAX_FALLBACK_EXTENSION
 from vpnd.external_record import ExternalRecord, ExternalRecords
-from vpnd.fallback import MAX_EXTENSION, Fallback, NotExtensible
+from vpnd.fallback import Fallback, NotExtensible
 from vpnd.link_record import boot_id
 from vpnd.mixed_key import MixedKey
 
@@ -42,7 +43,7 @@ def test_it_is_extended_once() -> None:
         longer.extend(60, "again", uid=0, now=130.0)
 
 
-@pytest.mark.parametrize("seconds", [0, 59, MAX_EXTENSION + 1])
+@pytest.mark.parametrize("seconds", [0, 59, MAX_FALLBACK_EXTENSION + 1])
 def test_how_long_an_extension_may_be(seconds: int) -> None:
     with pytest.raises(NotExtensible, match="7 days"):
         FALLBACK.extend(seconds, "repair", uid=0, now=120.0)

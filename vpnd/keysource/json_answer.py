@@ -108,7 +108,9 @@ def _parsed(answer: Answer) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once_each)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg.lower()} at character {error.pos}") from None
+        reason = f"{error.msg.lower()} at character {error.pos}"
+        error.doc = ""  # the text itself goes nowhere with the error
+        raise ValueError(reason) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ValueError as error:

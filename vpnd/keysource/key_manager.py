@@ -18,10 +18,11 @@ from vpnd.config_key_sources import RemoteSourceConfig
 from vpnd.file_trust import FileFault
 from vpnd.keysource.addresses import Address, Addresses
 from vpnd.keysource.base import Certificate, SourceError, SourceFault
+from vpnd.keysource.call_failed import CallFailed, Limits
 from vpnd.keysource.credential_files import CredentialFiles
 from vpnd.keysource.credentials import Credentials, certificate_of
 from vpnd.keysource.files import day
-from vpnd.keysource.https_call import Answer, CallFailed, Limits, Request, call, handshake
+from vpnd.keysource.https_call import Answer, Request, call, handshake
 
 AT_ONCE: Final = 16
 """Calls of one kind that run side by side; the others wait."""
@@ -115,7 +116,7 @@ class KeyManager:
                 address.busy()
             else:
                 address.failed()
-            self._last_failure = error = self._error(address, request, failed)
+            error = self._error(address, request, failed)
             error.consumed = failed.reached
             if failed.reached:
                 raise error from None
@@ -127,7 +128,7 @@ class KeyManager:
                 address.busy()
             else:
                 self.addresses.answered(address)
-            self._last_failure = error = self._error(address, request, bad)
+            error = self._error(address, request, bad)
             error.consumed = not bad.undelivered
             if bad.undelivered and bad.fault in ELSEWHERE:
                 raise _NextAddress(error) from None
@@ -183,8 +184,16 @@ class KeyManager:
 
     def _check(self, address: Address, der: bytes) -> None:
         """Pin and name, before anything is asked. Raises CallFailed."""
-        certificate = x509.load_der_x509_certificate(der)
-        shown = certificate_of(certificate, "server")
+        try:
+            certificate = x509.load_der_x509_certificate(der)
+            shown = certificate_of(certificate, "server")
+            found = names_in(certificate)
+        except ValueError:
+            raise CallFailed(
+                SourceFault.CERTIFICATE,
+                "its certificate is believed by OpenSSL, and cannot be read all the same",
+                "have it made anew, after RFC 5280",
+            ) from None
         self.shown[address.url] = shown
         if self._config.pin and shown.sha256 not in self._config.pin:
             raise CallFailed(
@@ -193,21 +202,20 @@ class KeyManager:
                 "if it was renewed, change `pin`; if not, somebody else answers",
             )
         wanted = self._config.kme_name
-        if wanted:
-            found = names_in(certificate)
-            if not {name.lower() for name in wanted} & {name.lower() for name in found}:
-                raise CallFailed(
-                    SourceFault.CERTIFICATE,
-                    f"expected a certificate of {' or '.join(wanted)}; it is of "
-                    f"{', '.join(found[:8]) or 'nobody'}",
-                    "is this the right address, and kme_name the name in the certificate?",
-                )
+        if wanted and not {name.lower() for name in wanted} & {name.lower() for name in found}:
+            raise CallFailed(
+                SourceFault.CERTIFICATE,
+                f"expected a certificate of {' or '.join(wanted)}; it is of "
+                f"{', '.join(found[:8]) or 'nobody'}",
+                "is this the right address, and kme_name the name in the certificate?",
+            )
 
     def _error(self, address: Address, request: Request, why: CallFailed | BadAnswer) -> AskFailed:
         who = f"{self._what} {address.identity}, " if address.identity else ""
-        return AskFailed(
-            self.name, why.fault, f"{who}{address.url}, {request.call}: {why.reason}", why.hint
-        )
+        reason = f"{who}{address.url}, {request.call}: {why.reason}"
+        # Kept as one that is never raised: tracebacks keep what functions held, keys too
+        self._last_failure = AskFailed(self.name, why.fault, reason, why.hint)
+        return AskFailed(self.name, why.fault, reason, why.hint)
 
     def _resting(self, request: Request) -> AskFailed:
         last = self._last_failure

@@ -27,6 +27,8 @@ from vpnd.keysource.health import Health
 from vpnd.keysource.key_manager import KeyManager
 from vpnd.keysource.qkd_source import QkdSource
 
+pytestmark = pytest.mark.slow
+
 Files = dict[str, str]
 
 

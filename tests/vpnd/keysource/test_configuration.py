@@ -108,6 +108,7 @@ FIELDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "field"), FIELDS, ids=str)
 def test_nonsense_in_each_field(site: Site, name: str, field: str) -> None:
     for value in NONSENSE:

@@ -23,6 +23,8 @@ from tests.vpnd.keysource.tls_server import Received, Stream, TlsServer, http
 from vpnd.keysource.base import SourceError, SourceFault
 from vpnd.keysource.qkd_source import QkdSource
 
+pytestmark = pytest.mark.slow
+
 KEY = SPEC_KEYS[0]
 GOOD = http(200, {"keys": [KEY]})
 HTML = b"<html><head><title>Error</title></head><body><h1>Bad Gateway</h1></body></html>"

@@ -17,6 +17,8 @@ from vpnd.keysource.registry import KeySources
 from vpnd.keysource.reserve import MAX_AGE, Reserve
 from vpnd.keysource.stock import DAY, Stock
 
+pytestmark = pytest.mark.slow
+
 
 class Clock:
     """Seconds, as a test says."""

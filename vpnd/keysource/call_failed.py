@@ -1,0 +1,177 @@
+"""Why a call to a key manager had no answer, and how far it had come."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import httpcore
+
+from vpnd.keysource.base import SourceFault
+
+Checker = Callable[[bytes], None]
+"""Looks at a certificate (DER), and raises what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds."""
+
+    connect: float
+    """For TCP and TLS each."""
+    read: float
+    """Without a byte of the answer."""
+    call: float
+    """All together."""
+
+
+class CallFailed(Exception):
+    """No answer. `reached` says whether the key manager may have seen the request."""
+
+    def __init__(
+        self, fault: SourceFault, reason: str, hint: str = "", *, reached: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.fault = fault
+        self.reason = reason
+        self.hint = hint
+        self.reached = reached
+
+
+class Progress:
+    """How far a connection came, and who is at its other end."""
+
+    def __init__(self, check: Checker) -> None:
+        self.check = check
+        self.connected = False
+        self.secured = False
+        self.asked = False
+        self.read = 0
+        """Bytes, headers included."""
+
+
+def header_text(header: bytes) -> str:
+    shown = header[:200].decode("latin-1")
+    return "".join(c if c.isprintable() else "?" for c in shown)
+
+
+def timed_out(reason: str, watch: Progress) -> CallFailed:
+    hint = (
+        "it is slow, or waits for its peer; read_timeout and call_timeout say how long is waited"
+        if watch.asked
+        else "is it running, and does a firewall let TCP through?"
+    )
+    return CallFailed(SourceFault.TIMEOUT, reason, hint, reached=watch.asked)
+
+
+def stage_of(watch: Progress, limits: Limits) -> str:
+    if not watch.connected:
+        return f"no TCP connection within {limits.connect:g} s"
+    return f"no TLS connection within {limits.connect:g} s"
+
+
+def slow(error: httpcore.TimeoutException, watch: Progress, limits: Limits) -> str:
+    if not watch.asked:
+        return stage_of(watch, limits)
+    what = "taken" if isinstance(error, httpcore.WriteTimeout) else "came"
+    return f"not a byte {what} for {limits.read:g} s"
+
+
+def broken(error: Exception, watch: Progress) -> CallFailed:
+    """A connection that could not be made, or that broke off."""
+    cause = _tls_cause(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return _not_verified(cause)
+    if isinstance(cause, ssl.SSLError):
+        name = (cause.reason or "unknown error").lower().replace("_", " ")
+        # TLS 1.3 tells of our certificate when we have asked already: it was not looked at then
+        refused = "alert" in name
+        return CallFailed(
+            SourceFault.TLS,
+            f"the TLS connection was refused: {name}" if refused else f"no TLS connection: {name}",
+            "does it know this end's certificate, and the CA of it?"
+            if refused
+            else "is this an https port? TLS 1.2 is the least",
+            reached=watch.asked and not refused,
+        )
+    if not watch.connected:
+        return CallFailed(
+            SourceFault.UNREACHABLE,
+            f"no TCP connection: {_os_reason(error)}",
+            "is it running, is the name right, is there a route?",
+        )
+    if not watch.secured:
+        return CallFailed(
+            SourceFault.TLS,
+            "the connection broke off during the TLS handshake",
+            "is this an https port, and does it know this end's certificate?",
+        )
+    if isinstance(error, httpcore.ProtocolError) and "complete message body" in str(error):
+        return CallFailed(
+            SourceFault.BAD_ANSWER,
+            "expected a whole answer; it was cut off",
+            "its log, or that of a proxy before it, says why",
+            reached=True,
+        )
+    if isinstance(error, httpcore.ProtocolError) and "without sending" not in str(error):
+        return CallFailed(
+            SourceFault.BAD_ANSWER,
+            f"expected HTTP/1.1: {header_text(str(error).encode('latin-1', 'replace'))}",
+            "is this the address of a key manager?",
+            reached=True,
+        )
+    if not watch.asked:
+        return CallFailed(
+            SourceFault.TLS,
+            "the connection broke off before the request was sent",
+            "does it know this end's certificate, and the CA of it?",
+        )
+    return CallFailed(
+        SourceFault.TLS,
+        "the connection broke off before the answer",
+        "its log says why; a certificate that it does not know is one reason",
+        reached=True,
+    )
+
+
+def _tls_cause(error: BaseException) -> ssl.SSLError | None:
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ssl.SSLError):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
+_VERIFY: Final[dict[int, tuple[str, str]]] = {
+    # X509_V_ERR_… of OpenSSL
+    9: ("is not valid yet", "is this host's clock right, and the key manager's certificate?"),
+    10: ("has expired", "renew the key manager's certificate"),
+    62: ("is for another name", "use the name in the certificate in `urls`, or set server_name"),
+    64: ("is for another address", "use the name in the certificate in `urls`, or set server_name"),
+}
+
+
+def _not_verified(error: ssl.SSLCertVerificationError) -> CallFailed:
+    reason, hint = _VERIFY.get(
+        error.verify_code,
+        (
+            f"is not of the CA that `ca` names ({header_text(error.verify_message.encode())})",
+            "`ca` must hold the CA that signed the key manager's certificate",
+        ),
+    )
+    return CallFailed(SourceFault.CERTIFICATE, f"its certificate {reason}", hint)
+
+
+def _os_reason(error: BaseException) -> str:
+    found: BaseException | None = error
+    while found is not None:
+        nested = getattr(found, "exceptions", ())
+        if isinstance(found, OSError) and found.errno:
+            # trio writes the address into strerror; a name that is not found has a code < 0
+            return os.strerror(found.errno) if found.errno > 0 else str(found.strerror)
+        found = nested[0] if nested else (found.__cause__ or found.__context__)
+    return "unknown error"
