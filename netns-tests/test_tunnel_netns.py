@@ -197,7 +197,7 @@ async def test_a_namespace_that_is_made_anew() -> None:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Outside of /run, which a host of its own has for itself, and where the guest's /tmp lies."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as path:  # noqa: S108
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as path:
         Path(path).chmod(0o755)
         yield Path(path)
 
