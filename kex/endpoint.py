@@ -384,11 +384,7 @@ class Endpoint:
         )
         self._node.biscuit_keys = keys
         self._links[name].highest_issued = number
-        self._hellos = (
-            {key: entry for key, entry in self._hellos.items() if now < entry[0]}
-            if len(self._hellos) >= HELLO_CACHE_ENTRIES
-            else self._hellos
-        )
+        self._forget_hellos(now)
         if len(self._hellos) < HELLO_CACHE_ENTRIES:
             self._hellos[digest] = (now + HELLO_CACHE_SECONDS, fragments)
         self._node.send(fragments, source)
