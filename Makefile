@@ -9,6 +9,9 @@ export PREFIX DESTDIR PYTHON PURGE
 MAKEFLAGS += --no-print-directory
 PYTHON_IN_VENV := .venv/bin/python
 
+# The wireguard-go that tools/wireguard-go built goes before Debian's, wherever a target needs one.
+export PATH := $(CURDIR)/.setup/wireguard-go:$(PATH)
+
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -28,6 +31,14 @@ liboqs: setup ## the library liboqs for tests and benchmarks of it, below .setup
 .PHONY: liboqs-if-possible
 liboqs-if-possible: setup
 	@tools/liboqs --if-possible
+
+.PHONY: wireguard-go
+wireguard-go: ## a current wireguard-go below .setup, used from then on by make's targets (needs go)
+	@tools/wireguard-go
+
+.PHONY: wireguard-go-if-possible
+wireguard-go-if-possible:
+	@tools/wireguard-go --if-possible
 
 .PHONY: setup-long
 setup-long: ## besides, what it takes to boot a Debian with systemd, for tests marked long
@@ -50,8 +61,13 @@ test-long: setup-long liboqs-if-possible ## everything, the tests marked long in
 	@$(PYTHON_IN_VENV) tools/run_checks.py long
 
 .PHONY: bench
-bench: setup liboqs-if-possible ## measure; a table, and docs/benchmarks.json
+bench: setup-emulator liboqs-if-possible wireguard-go-if-possible ## measure; docs/benchmarks.md
 	@$(PYTHON_IN_VENV) -m bench
+
+.PHONY: bench-peers
+bench-peers: setup wireguard-go-if-possible ## vpnd beside Rosenpass (needs cargo); docs/benchmarks-peers.md
+	@tools/rosenpass
+	@$(PYTHON_IN_VENV) -m bench.peers
 
 .PHONY: install
 install: ## into PREFIX (/opt/vpnd) with units and completions, as root; or below DESTDIR
