@@ -69,7 +69,7 @@ def _trips(name: str, took: float, goal: int) -> Row:
 async def _until_active(lab: Lab) -> float:
     """Seconds from the first datagram between two sites to `active` where it was sent."""
     fra, ams = lab.site("fra"), lab.site("ams")
-    near, far = _gate(lab, fra), _gate(lab, ams)
+    near, far = gate(lab, fra), gate(lab, ams)
     proxy = [
         *(sys.executable, "-m", "bench.delay", str(DELAY_MS)),
         *(near, str(fra.address(4)), far, str(ams.address(4))),
@@ -77,17 +77,17 @@ async def _until_active(lab: Lab) -> float:
     ]
     async with lab.node("internet").background(proxy) as process:
         assert process.stdout is not None  # noqa: S101
-        lines = _lines(process.stdout)
-        await anext(lines)
+        said = lines(process.stdout)
+        await anext(said)
         # ams waits, fra calls: so the first datagram is the exchange's own
         await lab.add_peer("ams", "fra", endpoint=None)
         await lab.add_peer("fra", "ams", endpoint=f"{near}:{ams.plan.listen_port}")
-        _, first = (await anext(lines)).split()
+        _, first = (await anext(said)).split()
         await fra.wait_state("ams", "active")
         return time.monotonic() - float(first)
 
 
-def _gate(lab: Lab, site: Site) -> str:
+def gate(lab: Lab, site: Site) -> str:
     """The router's address on the cable to a site."""
     for address in lab.node("internet").addresses:
         if ipaddress.ip_address(site.address(4)) in address.network:
@@ -95,7 +95,8 @@ def _gate(lab: Lab, site: Site) -> str:
     raise LabError(f"the router has no address beside {site.name}")
 
 
-async def _lines(stream: trio.abc.ReceiveStream) -> Any:
+async def lines(stream: trio.abc.ReceiveStream) -> Any:
+    """What a process prints, line by line."""
     buffer = b""
     async for chunk in stream:
         buffer += chunk
