@@ -130,8 +130,9 @@ async def _by_hand(one: Site, other: Site, backend: str) -> None:
         if backend == "kernel":
             await site.run(["ip", "link", "add", HAND, "type", "wireguard"])
         else:
-            # As vpnd has it started, but for who makes the device
-            await site.run(["wireguard-go", HAND], env={"LOG_LEVEL": "error"})
+            # It goes into the background by itself, where it would keep our pipes
+            start = f"LOG_LEVEL=error wireguard-go {HAND} < /dev/null > /dev/null 2>&1"
+            await site.run(["sh", "-c", start])
         await site.run(
             ["wg", "set", HAND, "listen-port", str(HAND_PORT), "private-key", "/dev/stdin"],
             stdin=private,
