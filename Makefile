@@ -9,9 +9,6 @@ export PREFIX DESTDIR PYTHON PURGE
 MAKEFLAGS += --no-print-directory
 PYTHON_IN_VENV := .venv/bin/python
 
-# The wireguard-go that tools/wireguard-go built goes before Debian's, wherever a target needs one.
-export PATH := $(CURDIR)/.setup/wireguard-go:$(PATH)
-
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -33,7 +30,7 @@ liboqs-if-possible: setup
 	@tools/liboqs --if-possible
 
 .PHONY: wireguard-go
-wireguard-go: ## a current wireguard-go below .setup, used from then on by make's targets (needs go)
+wireguard-go: ## a current wireguard-go below .setup, for benchmarks (needs go)
 	@tools/wireguard-go
 
 .PHONY: wireguard-go-if-possible
@@ -59,6 +56,9 @@ test-fast: setup ## static checks and the quicker tests that need no namespaces;
 .PHONY: test-long
 test-long: setup-long liboqs-if-possible ## everything, the tests marked long included
 	@$(PYTHON_IN_VENV) tools/run_checks.py long
+
+# What comes first on PATH is what daemons, labs and tunnels configured by hand start.
+bench bench-peers: export PATH := $(CURDIR)/.setup/wireguard-go:$(PATH)
 
 .PHONY: bench
 bench: setup-emulator liboqs-if-possible wireguard-go-if-possible ## measure; docs/benchmarks.md
