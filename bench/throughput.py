@@ -131,9 +131,7 @@ async def _by_hand(one: Site, other: Site, backend: str) -> None:
         if backend == "kernel":
             await site.run(["ip", "link", "add", HAND, "type", "wireguard"])
         else:
-            # It goes into the background by itself, where it would keep our pipes
-            start = f"LOG_LEVEL=error wireguard-go {HAND} < /dev/null > /dev/null 2>&1"
-            await site.run(["sh", "-c", start])
+            await _start_wireguard_go(site)
         await site.run(
             ["wg", "set", HAND, "listen-port", str(HAND_PORT), "private-key", "/dev/stdin"],
             stdin=private,
@@ -149,6 +147,16 @@ async def _by_hand(one: Site, other: Site, backend: str) -> None:
             ],
             stdin=psk,
         )
+
+
+async def _start_wireguard_go(site: Site) -> None:
+    """In a session of its own, as vpnd's has one: the kernel shares out the processor by sessions
+    (sched(7), autogroup), so that with iperf3's it would get another share."""
+    start = f"exec setsid --fork wireguard-go -f {HAND} < /dev/null > /dev/null 2>&1"
+    await site.run(["sh", "-c", start], env={"LOG_LEVEL": "error"})
+    with trio.fail_after(patient(30)):
+        while (await site.run(["wg", "show", HAND], check=False)).returncode:  # noqa: ASYNC110
+            await trio.sleep(0.1)
 
 
 async def _processes(interface: str, *sites: Site) -> list[int]:
