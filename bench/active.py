@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from lab.spec import LabSpec
 GROUP = "From the first datagram to active"
 DELAY_MS = 50
 GOAL_ROUND_TRIPS = 4
+ROUNDS = 5
 LAB = """
 [sites.fra]
 [sites.ams]
@@ -40,19 +42,22 @@ def measure() -> Iterator[Row | NotRun]:
 
 
 async def _round_trips() -> list[Row]:
-    async with open_lab(LabSpec.parse(LAB, name="bench"), start="daemons") as lab:
-        first = await _until_active(lab)
-        for site, peer in (("fra", "ams"), ("ams", "fra")):
-            await lab.site(site).vpnctl("peer", "remove", peer)
-        again = await _until_active(lab)
+    first: list[float] = []
+    again: list[float] = []
+    for _ in range(ROUNDS):
+        async with open_lab(LabSpec.parse(LAB, name="bench"), start="daemons") as lab:
+            first.append(await _until_active(lab))
+            for site, peer in (("fra", "ams"), ("ams", "fra")):
+                await lab.site(site).vpnctl("peer", "remove", peer)
+            again.append(await _until_active(lab))
     return [
         _trips("the peer's public key known from before", again, GOAL_ROUND_TRIPS),
         _trips("first contact: its public key is fetched", first, GOAL_ROUND_TRIPS + 1),
     ]
 
 
-def _trips(name: str, took: float, goal: int) -> Row:
-    trip = 2 * DELAY_MS / 1000
+def _trips(name: str, times: list[float], goal: int) -> Row:
+    took, trip = statistics.median(times), 2 * DELAY_MS / 1000
     return Row(
         GROUP,
         f"{DELAY_MS} ms each way, WireGuard's handshake included; {name}",
@@ -62,7 +67,8 @@ def _trips(name: str, took: float, goal: int) -> Row:
         "a round trip",
         f"ratio ≤ {goal}",
         took / trip <= goal,
-        "asked every 30 ms",
+        f"the median of {len(times)}, from {min(times) * 1e3:.0f} to {max(times) * 1e3:.0f} ms; "
+        "the state is asked for every 30 ms",
     )
 
 
