@@ -68,8 +68,9 @@ def _rows(vpnd: _Side, other: _Side) -> Iterator[Row]:
     about = (
         f"{SECONDS:.0f} s, {PAIRS} pairs: {vpnd.renewals} renewals of vpnd's, {other.renewals} of "
         "Rosenpass's. vpnd's includes putting each key into WireGuard and watching for its "
-        "handshakes, Rosenpass's a file for each key. The looks at the interface, its routes and its handshakes "
-        "cost vpnd many times what its exchanges do, and with many links hardly more than with one"
+        "handshakes, Rosenpass's a file for each key. The looks at the interface, its routes and "
+        "its handshakes cost vpnd many times what its exchanges do; the links of one daemon share "
+        "them"
     )
     each = [side.cpu / side.renewals * 1e3 for side in (vpnd, other)]
     yield Row(

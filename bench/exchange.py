@@ -26,8 +26,8 @@ GOAL = 2.5
 EXCHANGES = 40
 ROUNDS = 7
 WHY_LIBOQS = (
-    "what is not a primitive takes as many microseconds as with OpenSSL, beside primitives that take "
-    "a third less"
+    "what is not a primitive takes as many microseconds as with OpenSSL, beside primitives that "
+    "take a third less"
 )
 
 
