@@ -37,7 +37,7 @@ def measure() -> Iterator[Row | NotRun]:
         cwd=ROOT,
     )
     if done.returncode != 0:
-        yield NotRun(GROUP, done.stderr.strip()[-1500:] or f"exit status {done.returncode}")
+        yield NotRun(GROUP, _why(done.stderr) or f"exit status {done.returncode}")
         return
     # The last line: the guest may have printed before
     document = json.loads(done.stdout.strip().rpartition("\n")[2])
@@ -46,3 +46,9 @@ def measure() -> Iterator[Row | NotRun]:
         yield Row(**{**row, "group": GROUP})
     for gap in document["not_run"]:
         yield NotRun(GROUP, f"{gap['group']}: {gap['reason']}")
+
+
+def _why(said: str) -> str:
+    """The emulator's own error, without the guest's console behind it; else the last words."""
+    errors = [line for line in said.splitlines() if line.startswith("in-emulator: error:")]
+    return errors[-1].partition("; ")[0] if errors else said.strip()[-1500:]
