@@ -29,6 +29,14 @@ liboqs: setup ## the library liboqs for tests and benchmarks of it, below .setup
 liboqs-if-possible: setup
 	@tools/liboqs --if-possible
 
+.PHONY: wireguard-go
+wireguard-go: ## a current wireguard-go below .setup, for benchmarks (needs go)
+	@tools/wireguard-go
+
+.PHONY: wireguard-go-if-possible
+wireguard-go-if-possible:
+	@tools/wireguard-go --if-possible
+
 .PHONY: setup-long
 setup-long: ## besides, what it takes to boot a Debian with systemd, for tests marked long
 	@tools/setup --emulator --guest
@@ -53,9 +61,17 @@ test-fast: setup ## static checks and the quicker tests that need no namespaces;
 test-long: setup-long liboqs-if-possible ## everything, the tests marked long included
 	@$(PYTHON_IN_VENV) tools/run_checks.py long
 
+# What comes first on PATH is what daemons, labs and tunnels configured by hand start.
+bench bench-peers: export PATH := $(CURDIR)/.setup/wireguard-go:$(PATH)
+
 .PHONY: bench
-bench: setup liboqs-if-possible ## measure; a table, and docs/benchmarks.json
+bench: setup-emulator liboqs-if-possible wireguard-go-if-possible ## measure; docs/benchmarks.md
 	@$(PYTHON_IN_VENV) -m bench
+
+.PHONY: bench-peers
+bench-peers: setup wireguard-go-if-possible ## vpnd beside Rosenpass (needs cargo); docs/benchmarks-peers.md
+	@tools/rosenpass
+	@$(PYTHON_IN_VENV) -m bench.peers
 
 .PHONY: install
 install: ## into PREFIX (/opt/vpnd) with units and completions, as root; or below DESTDIR

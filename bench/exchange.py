@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import statistics
 import time
@@ -22,8 +23,12 @@ from vpnd.ml_kem import MlKemName
 
 GROUP = "A whole exchange"
 GOAL = 2.5
-EXCHANGES = 60
-ROUNDS = 5
+EXCHANGES = 40
+ROUNDS = 7
+WHY_LIBOQS = (
+    "what is not a primitive takes as many microseconds as with OpenSSL, beside primitives that "
+    "take a third less"
+)
 
 
 def measure() -> Iterator[Row | NotRun]:
@@ -31,11 +36,9 @@ def measure() -> Iterator[Row | NotRun]:
     for number in (1, 2):
         yield from _wire(number)
         for name in names:
-            primitives = sum(count * seconds for _, count, seconds in primitives_of(number, name))
-            for how, seconds in (
-                ("in memory", in_memory(number, name)),
-                ("over sockets", trio.run(_cpu, number, name)),
-            ):
+            primitives, memory, sockets = _in_turn(number, name)
+            for how, seconds in (("in memory", memory), ("over sockets", sockets)):
+                met = seconds / primitives <= GOAL
                 yield Row(
                     GROUP,
                     f"suite {number}, {name}: CPU of both ends, {how}",
@@ -44,18 +47,36 @@ def measure() -> Iterator[Row | NotRun]:
                     primitives * 1e6,
                     "its primitives",
                     f"ratio ≤ {GOAL}",
-                    seconds / primitives <= GOAL,
+                    met,
+                    WHY_LIBOQS if name == "liboqs" and not met else "",
                 )
     if "liboqs" not in names:
         yield NotRun(GROUP, f"liboqs: {about}")
     yield from _ml_kem(names)
 
 
+def _in_turn(number: int, ml_kem: MlKemName) -> tuple[float, float, float]:
+    """CPU seconds of the primitives, of an exchange in memory, and of one over sockets.
+
+    Measured in turn, so that what else the machine does meets all three alike; the medians.
+    """
+    rounds = [
+        (
+            sum(count * seconds for _, count, seconds in primitives_of(number, ml_kem)),
+            in_memory(number, ml_kem),
+            over_sockets(number, ml_kem),
+        )
+        for _ in range(ROUNDS)
+    ]
+    primitives, memory, sockets = map(statistics.median, zip(*rounds, strict=True))
+    return primitives, memory, sockets
+
+
 def primitives_of(number: int, ml_kem: MlKemName) -> list[tuple[str, int, float]]:
     """What one exchange cannot do without, by the libraries alone: (name, times, CPU seconds).
 
     Three encapsulations, three decapsulations and one key pair of both halves of the KEM; of the
-    symmetric ones the hashes and the sealing of the messages, as long as they are.
+    symmetric ones what docs/protocol.md §3 and §4 ask of both ends, as long as it is there.
     """
     kem = ML_KEM_768 if number == 1 else ML_KEM_1024
     implementation = provider(ml_kem)
@@ -93,16 +114,29 @@ def primitives_of(number: int, ml_kem: MlKemName) -> list[tuple[str, int, float]
             ("P-384 key pair", 4, lambda: ec.derive_private_key(secret, curve).public_key()),
             ("P-384", 6, lambda: own.exchange(ec.ECDH(), load(curve, raw))),
         ]
-    aead = (ChaCha20Poly1305 if number == 1 else AESGCM)(bytes(32))
+    aead = ChaCha20Poly1305 if number == 1 else AESGCM
+    datagrams = 7 if number == 1 else 10
     text, nonce = bytes(1200), bytes(12)
     hash_name = "sha256" if number == 1 else "sha384"
+    short = bytes(64)
+    hash_of = getattr(hashlib, hash_name)
     costs += [
-        # 2 messages of two sealed parts each, biscuit, InitConf, RespConf; each is opened, too
-        ("AEAD, 1,200 bytes", 14, lambda: aead.encrypt(nonce, text, b"")),
-        ("hash, 1,200 bytes", 24, lambda: hashlib.new(hash_name, text).digest()),
-        ("BLAKE2b, 1,200 bytes", 30, lambda: hashlib.blake2b(text, digest_size=8).digest()),
+        # The combiner of each encapsulation and decapsulation, and the seed of the key pair
+        ("SHA3-256", 6, lambda: hashlib.sha3_256(short * 3).digest()),
+        ("SHAKE256", 1, lambda: hashlib.shake_256(short[:32]).digest(112)),
+        # Sealed and opened: {s}, {ct}, P_i and P_r; two empty payloads, biscuit and confirm_i
+        ("AEAD, 1,200 bytes", 8, lambda: aead(bytes(32)).encrypt(nonce, text, short)),
+        ("AEAD, short", 8, lambda: aead(bytes(32)).encrypt(nonce, short, short)),
+        # MixHash of rs, e, {s} and three ciphertexts, h3 and h4; all else that is hashed is short
+        ("hash, 1,200 bytes", 16, lambda: hash_of(text).digest()),
+        ("hash, short", 14, lambda: hash_of(short).digest()),
+        ("SHA-384 of a public key", 1, lambda: hashlib.sha384(text).digest()),
+        # 16 of MixKeyAndHash, 6 of MixKey, 9 of Split, 16 from there to the preshared key
+        ("HMAC", 47, lambda: hmac.digest(short[:32], short, hash_name)),
+        # Each datagram's mac1 and each message's tag, made and compared
+        ("BLAKE2b, 1,200 bytes", 4 * datagrams, lambda: hashlib.blake2b(text).digest()),
     ]
-    return [(name, count, cpu_seconds(call, count=200)) for name, count, call in costs]
+    return [(name, count, cpu_seconds(call, count=40, rounds=3)) for name, count, call in costs]
 
 
 def in_memory(number: int, ml_kem: MlKemName) -> float:
@@ -123,20 +157,22 @@ def in_memory(number: int, ml_kem: MlKemName) -> float:
                         end.endpoint.key_installed(event.link, event.token, now)
                     complete |= end is left and isinstance(event, KeyConfirmed)
 
-    return cpu_seconds(exchange, count=EXCHANGES, rounds=ROUNDS)
+    return cpu_seconds(exchange, count=EXCHANGES, rounds=1)
+
+
+def over_sockets(number: int, ml_kem: MlKemName) -> float:
+    """CPU seconds of both ends for an exchange, sockets, tasks and the system's share included."""
+    return trio.run(_cpu, number, ml_kem)
 
 
 async def _cpu(number: int, ml_kem: MlKemName) -> float:
     left, right = pair(number, ml_kem)
-    means = []
     async with right.running(), left.running():
         await left.exchange("right")
-        for _ in range(ROUNDS):
-            before = time.process_time()
-            for _ in range(EXCHANGES):
-                await left.exchange("right")
-            means.append((time.process_time() - before) / EXCHANGES)
-    return statistics.median(means)
+        before = time.process_time()
+        for _ in range(EXCHANGES):
+            await left.exchange("right")
+        return (time.process_time() - before) / EXCHANGES
 
 
 def _wire(number: int) -> Iterator[Row]:
@@ -147,7 +183,7 @@ def _wire(number: int) -> Iterator[Row]:
 
 async def _counted(number: int) -> tuple[int, int]:
     left, right = pair(number, "openssl")
-    async with right.running() as there, left.running() as here:
+    async with right.counted() as there, left.counted() as here:
         await left.exchange("right")
         return here.sent.total() + there.sent.total(), here.bytes + there.bytes
 

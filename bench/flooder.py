@@ -1,4 +1,4 @@
-"""Sends datagrams at a rate: `python -m bench.flooder PORT RATE SECONDS [TICK] < datagrams`.
+"""Sends datagrams at a rate: `python -m bench.flooder [HOST:]PORT RATE SECONDS [TICK] < datagrams`.
 
 A process of its own, so that its CPU is not counted with what it floods. Standard input holds the
 datagrams in hex, one a line; they are sent in turn, each with eight fresh bytes at its end if the
@@ -18,7 +18,9 @@ TICK = 0.002
 
 
 def main() -> None:
-    port, rate, seconds = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+    host, _, port = sys.argv[1].rpartition(":")
+    target = (host or LOOPBACK, int(port))
+    rate, seconds = float(sys.argv[2]), float(sys.argv[3])
     tick = float(sys.argv[4]) if len(sys.argv) > 4 else TICK
     lines = [line.strip() for line in sys.stdin if line.strip()]
     stock = []
@@ -31,7 +33,7 @@ def main() -> None:
         started = time.monotonic()
         while (elapsed := time.monotonic() - started) < seconds:
             while sent < elapsed * rate:
-                source.sendto(stock[sent % len(stock)], (LOOPBACK, port))
+                source.sendto(stock[sent % len(stock)], target)
                 sent += 1
             time.sleep(tick)
     print(sent)

@@ -7,7 +7,6 @@ ends with it. Around the daemon stand its far ends (bench.far_ends). Prints a li
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.far_ends import PORT
+from bench.process import cpu_of, memory_of
 from kex.identity import Identity
 from lab.control import NotAnswering, get
 from lab.programs import program
@@ -116,18 +116,18 @@ def _measure(pid: int, links: int, seconds: float, started: float) -> dict[str, 
     # Renewals begin when the sessions are 105 s old: from then on there is an even stream of them
     if seconds:
         time.sleep(max(0.0, started + 110 - time.monotonic()))
-    renewed, cpu, wireguard = _renewed(_status()), _cpu(pid), _cpu(_wireguard())
+    renewed, cpu, wireguard = _renewed(_status()), cpu_of(pid), cpu_of(_wireguard())
     began = time.monotonic()
     time.sleep(seconds)
     elapsed = time.monotonic() - began
     measured["seconds"] = elapsed
-    measured["cpu_seconds"] = _cpu(pid) - cpu
-    measured["wireguard_cpu_seconds"] = _cpu(_wireguard()) - wireguard
+    measured["cpu_seconds"] = cpu_of(pid) - cpu
+    measured["wireguard_cpu_seconds"] = cpu_of(_wireguard()) - wireguard
     status = _status()
     measured["renewals"] = _renewed(status) - renewed
     measured["pause"] = _pauses(status)
     measured["states"] = Counter(link["state"] for link in status["links"])
-    measured["memory"] = _memory(pid)
+    measured["memory"] = memory_of(pid)
     measured["counters"] = status["counters"]
     began = time.monotonic()
     _status()
@@ -166,20 +166,6 @@ def _pauses(status: Any) -> tuple[float, float]:
 
 def _renewed(status: Any) -> int:
     return sum(link["counters"].get("key_installed", 0) for link in status["links"])
-
-
-def _cpu(pid: int) -> float:
-    """CPU seconds that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _memory(pid: int) -> int:
-    """Bytes resident."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def _wireguard() -> int:

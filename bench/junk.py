@@ -30,6 +30,7 @@ RATES = (200, 2_000, 20_000)
 RATE_SECONDS = 3.0
 EXCHANGES = 40
 MOST_REPETITIONS = 2
+GIVE_UP_SECONDS = 30.0
 STRANGER = Address("192.0.2.99", 4000)
 
 
@@ -194,7 +195,7 @@ async def _flood(name: str, knows: bool) -> list[Row]:
         lines = [fragment.datagram().hex() for fragment in hello]
     else:
         lines = ["~" + datagram.hex() for datagram in junk().values()]
-    async with right.running(), left.running() as transport:
+    async with right.running(), left.counted() as transport:
         for _ in range(5):
             await left.exchange("right")
         quiet = await _timed(left)
@@ -262,7 +263,7 @@ async def _under(left: BenchNode, transport: CountingTransport) -> tuple[list[in
     done: list[int] = []
     for _ in range(EXCHANGES):
         transport.count()
-        with suppress(trio.TooSlowError):
+        with suppress(trio.TooSlowError), trio.fail_after(GIVE_UP_SECONDS):
             await left.exchange("right")
             done.append(max(transport.messages.values()) - 1)
     return done, len(left.failed)

@@ -7,7 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -30,8 +30,9 @@ from vpnd.ml_kem import MlKemName
 from vpnd.transport import Transport
 
 NEVER: Final = 1e12
-GIVE_UP_SECONDS: Final = 30.0
 LOOPBACK: Final = "127.0.0.1"
+
+_Socket = TypeVar("_Socket", bound=Transport)
 
 
 def free_port() -> int:
@@ -103,15 +104,26 @@ class BenchNode:
         self.endpoint.know_public_key(fingerprint, public_key)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[CountingTransport]:
-        """The engine on its socket."""
+    async def running(self) -> AsyncIterator[None]:
+        """The engine on its socket, and nothing that a daemon does not have."""
+        async with self._on(Transport):
+            yield
+
+    @asynccontextmanager
+    async def counted(self) -> AsyncIterator[CountingTransport]:
+        """The engine on a socket that counts what is sent."""
+        async with self._on(CountingTransport) as transport:
+            transport.count()
+            yield transport
+
+    @asynccontextmanager
+    async def _on(self, kind: type[_Socket]) -> AsyncIterator[_Socket]:
         journal = Journal(EventFeed())
         # All addresses, as the daemon listens by default: it costs more than one does
-        transport = CountingTransport([ListenAddress("::", self.port)], journal)
+        transport = kind([ListenAddress("::", self.port)], journal)
         transport.open()
         if transport.problems():
             raise OSError(transport.problems()[0])
-        transport.count()
         self.engine = Engine(self.endpoint, transport, journal)
         for name in self.endpoint.links():
             self.engine.handle_events(name, self._handle)
@@ -139,8 +151,7 @@ class BenchNode:
         self.confirmed = trio.Event()
         with self.engine.driving() as (endpoint, now):
             endpoint.request_exchange(name, StartReason.REQUESTED, now)
-        with trio.fail_after(GIVE_UP_SECONDS):
-            await self.confirmed.wait()
+        await self.confirmed.wait()
 
 
 def pair(number: int, ml_kem: MlKemName, *, unlimited: bool = True) -> tuple[BenchNode, BenchNode]:

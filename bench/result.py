@@ -21,9 +21,13 @@ class Row:
     goal: str = ""
     met: bool | None = None
     note: str = ""
+    paired: float | None = None
+    """The median of the ratios of pairs, where both were measured in pairs."""
 
     @property
     def ratio(self) -> float | None:
+        if self.paired is not None:
+            return self.paired
         return self.value / self.reference if self.reference else None
 
 

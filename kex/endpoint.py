@@ -77,7 +77,7 @@ class Endpoint:
         self._indexed: dict[str, _Indexed] = {}
         self._timers: list[tuple[float, str]] = []
         self._reassembly = Reassembly()
-        self._hellos: dict[bytes, tuple[float, tuple[Fragment, ...]]] = {}
+        self._hellos: dict[bytes, tuple[float, tuple[bytes, ...]]] = {}
         self._load = load or Load(now)
         self._rejected: Counter[str] = Counter()
         self._accepted = 0
@@ -363,7 +363,7 @@ class Endpoint:
         digest = hashlib.sha256(local.digest + fragment.exchange_id + body).digest()
         cached = self._hellos.get(digest)
         if cached is not None and now < cached[0]:
-            self._node.send(cached[1], source)
+            self._node.send_datagrams(cached[1], source)
             return
         if self._load.is_high(now) and not self._load.admits(source, now):
             raise PacketRejected("rate")
@@ -384,14 +384,11 @@ class Endpoint:
         )
         self._node.biscuit_keys = keys
         self._links[name].highest_issued = number
-        self._hellos = (
-            {key: entry for key, entry in self._hellos.items() if now < entry[0]}
-            if len(self._hellos) >= HELLO_CACHE_ENTRIES
-            else self._hellos
-        )
+        datagrams = wire.datagrams(fragments)
+        self._forget_hellos(now)
         if len(self._hellos) < HELLO_CACHE_ENTRIES:
-            self._hellos[digest] = (now + HELLO_CACHE_SECONDS, fragments)
-        self._node.send(fragments, source)
+            self._hellos[digest] = (now + HELLO_CACHE_SECONDS, datagrams)
+        self._node.send_datagrams(datagrams, source)
 
     def _init_conf_untrusted(
         self,

@@ -92,7 +92,10 @@ class Node:
     def send(
         self, fragments: Iterable[Fragment], address: Address, cookie: bytes | None = None
     ) -> None:
-        self.outbox.extend(Outgoing(data, address) for data in wire.datagrams(fragments, cookie))
+        self.send_datagrams(wire.datagrams(fragments, cookie), address)
+
+    def send_datagrams(self, datagrams: Iterable[bytes], address: Address) -> None:
+        self.outbox.extend(Outgoing(data, address) for data in datagrams)
 
     def emit(self, event: Event) -> None:
         self.events.append(event)

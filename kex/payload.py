@@ -233,7 +233,8 @@ def _pad(fields: Mapping[str, Any], length: int) -> bytes:
 
 def _unpad(data: bytes) -> dict[str, Any]:
     size = int.from_bytes(data[:2], "big")
-    if size > len(data) - 2 or any(data[2 + size :]):
+    padding = data[2 + size :]
+    if size > len(data) - 2 or padding != bytes(len(padding)):
         raise PacketRejected("payload: length")
     stream = BytesIO(data[2 : 2 + size])
     try:

@@ -159,6 +159,11 @@ class Node:
             yield process
         finally:
             process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+                for stream in (process.stdin, process.stdout, process.stderr):
+                    if stream is not None:
+                        await stream.aclose()
 
     @contextlib.asynccontextmanager
     async def module(self, name: str, *arguments: object) -> AsyncIterator[Background]:
@@ -178,8 +183,3 @@ class Node:
                 stdout=process.stdout,
                 stderr=process.stderr,
             )
-            with trio.CancelScope(shield=True):
-                await process.wait()
-                for stream in (process.stdin, process.stdout, process.stderr):
-                    if stream is not None:
-                        await stream.aclose()

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from lab.errors import LabError
+from lab.patience import patient
 from lab.process import ProcessId, kill_all
 from lab.state import LabState, boot_id, find, lab_folder, locked
 
@@ -92,7 +93,7 @@ def take_down(state: LabState) -> int:
 def _end_processes(state: LabState) -> int:
     holders = {node.holder for node in state.nodes.values() if node.holder is not None}
     ended = 0
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patient(PATIENCE_SECONDS)
     # More than one round: a process may start another while we look. Holders come last, since
     # they prove which namespaces are ours.
     while found := members(state):

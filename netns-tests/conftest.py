@@ -5,11 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from report import TITLE, Case, table
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import (  # type: ignore[import-untyped]
+    LoadScopeScheduling,
+    Scheduling,
+)
 
 from lab import fork_server
+
+TOGETHER = ("test_tun_backends", "test_tun_routes", "test_tun_tunnel")
+"""Modules whose tests share sites, and their processes: each worker would start them anew."""
+
+
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """The tests of a module of TOGETHER go to one worker, and those first; others one by one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if Path(file).stem in TOGETHER else nodeid
 
 
 @pytest.fixture
@@ -26,6 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
         stack = contextlib.ExitStack()
         stack.enter_context(fork_server.sharing())
         config.add_cleanup(stack.close)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return _Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

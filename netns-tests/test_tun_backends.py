@@ -11,7 +11,7 @@ import pytest
 from test_tun_tunnel import new_psk, peer, spec
 from tun_site import Refused, Site
 
-pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("tun_backends")]
+pytestmark = pytest.mark.netns
 
 
 @pytest.fixture(scope="module")

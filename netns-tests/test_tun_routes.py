@@ -9,7 +9,7 @@ import pytest
 from test_tun_tunnel import new_psk, peer, spec
 from tun_site import Refused, Site
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel, pytest.mark.xdist_group("tun_routes")]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel]
 
 PREFIXES = ["10.20.0.0/16", "fd00:20::/48"]
 GUARD = 4294967294

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from tun_site import Refused, Site
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel, pytest.mark.xdist_group("tun_tunnel")]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel]
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 A, B = "10.7.0.1", "10.7.0.2"

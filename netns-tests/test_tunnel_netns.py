@@ -18,7 +18,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -193,15 +194,23 @@ async def test_a_namespace_that_is_made_anew() -> None:
         assert traffic.lost == traffic.repeated == 0, "the other tunnel's"
 
 
-def test_without_a_way_into_namespaces_the_configuration_is_refused(tmp_path: Path) -> None:
-    config = tmp_path / "vpnd.toml"
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Outside of /run, which a host of its own has for itself, and where the guest's /tmp lies."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+def test_without_a_way_into_namespaces_the_configuration_is_refused(folder: Path) -> None:
+    config = folder / "vpnd.toml"
     config.write_text(
         '[node]\nname = "fra"\n'
-        f'state_dir = "{tmp_path}/state"\nruntime_dir = "{tmp_path}/run"\n'
+        f'state_dir = "{folder}/state"\nruntime_dir = "{folder}/run"\n'
         '[tunnels.backbone]\ninterface = "wg0"\nlisten_port = 51820\nnetns = "blue"\n'
     )
     config.chmod(0o644)
-    (tmp_path / "peers.d").mkdir(mode=0o755)
+    (folder / "peers.d").mkdir(mode=0o755)
     limits = ("setpriv", "--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin")
     with Host("weak") as host:
         for program, arguments in (("vpnd", []), ("vpnd", ["--check"]), ("vpnctl", ["check"])):

@@ -39,11 +39,8 @@ MINUTE = 60.0
 LINES_OF_A_FAILURE = 25
 EXIT_NO_TESTS = 5  # pytest's
 EXIT_INTERRUPTED = 130  # what a shell shows after Ctrl-C
-SIDE_BY_SIDE = ("-n6", "--dist=loadgroup")
-"""Tests that wait two minutes for a WireGuard handshake cost little but time: they wait as one.
-
-What shares a fixture stays together: its processes would be started anew in each worker.
-"""
+SIDE_BY_SIDE = ("-n6",)
+"""Tests that wait two minutes for a WireGuard handshake cost little but time: they wait as one."""
 NICE = 10
 """Of what others shall not be disturbed by: nothing in it depends on how soon it is done."""
 

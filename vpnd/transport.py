@@ -78,7 +78,8 @@ class Transport:
         async with trio.open_nursery() as nursery:
             for listener in self._listeners:
                 nursery.start_soon(self._keep, listener, receive, drained)
-            nursery.start_soon(self._watch_devices)
+            if any(listener.entry.device for listener in self._listeners):
+                nursery.start_soon(self._watch_devices)
 
     async def _keep(self, listener: Listener, receive: Receive, drained: Drained) -> None:
         while True:
