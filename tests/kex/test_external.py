@@ -503,6 +503,7 @@ def test_a_refusal_counts_for_the_next_exchange_alone() -> None:
     network["left"].source = agreeing("a", "b")
     assert network["left"].endpoint.link("right").skip_external
     network["right"].endpoint.request_exchange("left", StartReason.REQUESTED, network.now)
+    network.collect()
     network.settle()
     same_key(network)
     assert not network["left"].endpoint.link("right").skip_external
