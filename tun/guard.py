@@ -7,7 +7,8 @@ force when no other route to the prefix is left: no key yet, interface deleted, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 from tun.model import Prefix
 from tun.netlink import Netlink
@@ -26,7 +27,7 @@ async def set_guard_routes(
     *,
     table: int | None = None,
     vrf: str | None = None,
-    netns: str | None = None,
+    netns: str | Netlink | None = None,
 ) -> frozenset[Prefix]:
     """Add the guard routes that are missing, and return their prefixes; others that stand already
     are left alone.
@@ -34,7 +35,8 @@ async def set_guard_routes(
     0.0.0.0/0 and ::/0 get none: it would cut the host off, and mean nothing for the rest.
     Raises NotOurs where a route that is not ours has the same prefix and metric; none of them
     was added then. `table` None is that of the VRF, or the main table; `netns` None is this
-    process's namespace. Raises NamespaceMissing, and TunError also for a VRF that is not there.
+    process's namespace, and another one is entered by its name or is held already. Raises
+    NamespaceMissing, and TunError also for a VRF that is not there.
     """
 
     def set_missing(rtnl: Rtnl) -> frozenset[Prefix]:
@@ -44,7 +46,7 @@ async def set_guard_routes(
         add_routes(rtnl, missing)
         return frozenset(route.prefix for route in missing)
 
-    with await Netlink.open(netns) as netlink:
+    async with _entered(netns) as netlink:
         return await netlink.run(set_missing)
 
 
@@ -53,7 +55,7 @@ async def remove_guard_routes(
     *,
     table: int | None = None,
     vrf: str | None = None,
-    netns: str | None = None,
+    netns: str | Netlink | None = None,
 ) -> None:
     """Remove the guard routes of these prefixes; one that is not there is no error."""
 
@@ -62,8 +64,17 @@ async def remove_guard_routes(
         unwanted = {_guard(prefix, number) for prefix in prefixes}
         delete_routes(rtnl, unwanted & _standing(rtnl, number))
 
-    with await Netlink.open(netns) as netlink:
+    async with _entered(netns) as netlink:
         await netlink.run(remove)
+
+
+@asynccontextmanager
+async def _entered(netns: str | Netlink | None) -> AsyncIterator[Netlink]:
+    if isinstance(netns, Netlink):
+        yield netns
+    else:
+        with await Netlink.open(netns) as netlink:
+            yield netlink
 
 
 async def guard_routes(*, table: int | None = None, netns: str | None = None) -> tuple[Prefix, ...]:

@@ -8,6 +8,7 @@ asked for it again.
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Self, TypeVar
@@ -45,11 +46,27 @@ class Netlink:
     async def open(cls, name: str | None) -> Netlink:
         """The namespace of that name, or ``HERE``; to be closed.
 
+        Who is cancelled does not wait for a helper that is silent: what comes late is closed.
         Raises NamespaceMissing, NamespaceOutOfReach, TunError.
         """
         if name is None:
             return HERE
-        return await trio.to_thread.run_sync(cls._open, name)
+        made: list[Netlink] = []
+        abandoned = threading.Event()
+
+        def enter() -> Netlink:
+            made.append(cls._open(name))
+            if abandoned.is_set():
+                made[0].close()
+            return made[0]
+
+        try:
+            return await trio.to_thread.run_sync(enter, abandon_on_cancel=True)
+        except trio.Cancelled:
+            abandoned.set()
+            for late in made:
+                late.close()
+            raise
 
     @classmethod
     def _open(cls, name: str) -> Netlink:

@@ -19,6 +19,7 @@ from tun.errors import (
     ReadBackMismatch,
     TunError,
 )
+from tun.guard import remove_guard_routes, set_guard_routes
 from tun.interface import (
     BACKENDS,
     configure_link,
@@ -288,6 +289,21 @@ class Tunnel:
             add_routes(rtnl, routes)
 
         await self._netlink.run(add_them)
+
+    async def set_guards(self, prefixes: Iterable[Prefix]) -> frozenset[Prefix]:
+        """`set_guard_routes` in the namespace that is held: nobody is asked for a way into it.
+
+        Raises InterfaceMissing where the namespace was deleted or made anew, NotOurs, TunError.
+        """
+        self._netlink.require_name()
+        spec = self.spec
+        return await set_guard_routes(prefixes, table=spec.table, vrf=spec.vrf, netns=self._netlink)
+
+    async def remove_guards(self, prefixes: Iterable[Prefix]) -> None:
+        """`remove_guard_routes` likewise. Raises InterfaceMissing, TunError."""
+        self._netlink.require_name()
+        spec = self.spec
+        await remove_guard_routes(prefixes, table=spec.table, vrf=spec.vrf, netns=self._netlink)
 
     async def delete(self) -> None:
         """Remove the interface, and with it its routes and its wireguard-go process.

@@ -59,6 +59,9 @@ from vpnd.view_external import key_source, source_warnings
 
 SETTLE_SECONDS: Final = 15.0
 """How long a clean stop waits for an exchange that the other end may have completed."""
+ENTERING_SECONDS: Final = 5.0
+"""What a start and a reload wait for the way into another network namespace; the tunnel's own task
+goes on looking for it."""
 CLOSE_SECONDS: Final = 15.0
 """And then for the links that are not to run on without the daemon. With what the control server
 takes in between, a stop has to fit into the unit's TimeoutStopSec."""
@@ -140,12 +143,17 @@ class Node:
                 if number % AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
             for tunnel in self.tunnels.values():
-                await tunnel.try_open()
+                # The way into a namespace may take long: that is its own task's business
+                if tunnel.config.netns is None:
+                    await tunnel.try_open()
             nursery.start_soon(self.sources.run)
             nursery.start_soon(self.engine.run)
             nursery.start_soon(self._upkeep.run)
             for tunnel in self.tunnels.values():
                 self._tunnel_scopes[tunnel.name] = self._keep_running(tunnel.run)
+            with trio.move_on_after(ENTERING_SECONDS):
+                for tunnel in self.tunnels.values():
+                    await tunnel.wait_tried()
             # What lives as long as the daemon is not looked through for garbage again and again:
             # with 1,000 links that takes 60 ms each time
             gc.freeze()
@@ -217,8 +225,11 @@ class Node:
     async def open_tunnel(self, name: str) -> None:
         """Open it, and keep it open; what goes wrong is told, and tried again."""
         tunnel = self.tunnels[name]
-        await tunnel.try_open()
+        if tunnel.config.netns is None:
+            await tunnel.try_open()
         self._tunnel_scopes[name] = self._keep_running(tunnel.run)
+        with trio.move_on_after(ENTERING_SECONDS):
+            await tunnel.wait_tried()
 
     async def delete_tunnel(self, name: str) -> None:
         """Take a tunnel away that no link uses. Raises TunError, OSError, FileFault."""
@@ -256,11 +267,11 @@ class Node:
         self._journal.forget_link(name)
         return link
 
-    async def guard(self, peer: PeerConfig, *, told: str = "") -> str:
+    async def guard(self, peer: PeerConfig, *, told: str = "", entering: bool = False) -> str:
         """Set the guard routes of a peer; what went wrong, or ''. It is told unless it was."""
         tunnel = self.tunnels[peer.tunnel]
         try:
-            await tunnel.set_guards(guarded_prefixes(peer, tunnel.config))
+            await tunnel.set_guards(guarded_prefixes(peer, tunnel.config), entering=entering)
         except BackendErrors as error:
             reason = str(error)
             if reason != told:

@@ -126,6 +126,8 @@ class ManagedTunnel:
         self._look_took = 0.0
         self._pause = DUMP_WHEN_AWAITED
         self._wanted = trio.Event()
+        self._tried = trio.Event()
+        """Set once it was tried to open it."""
         self._gone: Tunnel | None = None
         """What was found to be deleted."""
         self._unwanted: dict[bytes, float] = {}
@@ -158,9 +160,19 @@ class ManagedTunnel:
 
     # ---- the interface
 
+    async def wait_tried(self) -> None:
+        """Until there is an interface, or an error that says why not."""
+        await self._tried.wait()
+
     async def try_open(self) -> None:
         """Open the interface, or adopt it; a failure is kept in `error`, and told once. Links go by
         it either way."""
+        try:
+            await self._try_open()
+        finally:
+            self._tried.set()
+
+    async def _try_open(self) -> None:
         if self.config.netns is not None:
             # It may have come just now, or have been made anew, without any of our guards
             await self._guard_links(self.name)
@@ -217,6 +229,8 @@ class ManagedTunnel:
 
     async def run(self) -> None:
         """Keep the interface there, and look at it as often as somebody waits for something."""
+        if not self._tried.is_set():
+            await self.try_open()
         while True:
             if self._tunnel is None:
                 await trio.sleep(RETRY_SECONDS)
@@ -449,13 +463,21 @@ class ManagedTunnel:
                 return
         await self.set_routes()
 
-    async def set_guards(self, prefixes: Iterable[Prefix]) -> frozenset[Prefix]:
+    async def set_guards(
+        self, prefixes: Iterable[Prefix], *, entering: bool = False
+    ) -> frozenset[Prefix]:
         """Guard routes for these prefixes, in the tunnel's table; those that were missing.
 
-        Nothing leaves a namespace that is not there; once it is, they come before the interface.
-        Raises TunError.
+        A namespace is entered where `entering` says so: by the tunnel's own task, before there is
+        an interface, since a helper may take long to open it. Else those of a tunnel that is not
+        open are left to that task. Nothing leaves a namespace that is not there. Raises TunError.
         """
         config = self.config
+        if config.netns is not None and not entering:
+            with suppress(InterfaceMissing):  # found at the next look, and opened anew
+                if self._tunnel is not None:
+                    return await self._tunnel.set_guards(prefixes)
+            return frozenset()
         with suppress(NamespaceMissing):
             return await set_guard_routes(
                 prefixes, table=config.table, vrf=config.vrf, netns=config.netns
@@ -465,6 +487,10 @@ class ManagedTunnel:
     async def remove_guards(self, prefixes: Iterable[Prefix]) -> None:
         """Take guard routes away. Raises TunError."""
         config = self.config
+        if config.netns is not None and self._tunnel is not None:
+            with suppress(InterfaceMissing):
+                await self._tunnel.remove_guards(prefixes)
+            return
         with suppress(NamespaceMissing):
             await remove_guard_routes(
                 prefixes, table=config.table, vrf=config.vrf, netns=config.netns

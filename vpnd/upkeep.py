@@ -45,22 +45,25 @@ class Upkeep:
     def warnings(self) -> list[str]:
         return [f"{peer}: {fault}" for peer, fault in self._faults.items()]
 
-    async def guard(self, peer: PeerConfig) -> None:
+    async def guard(self, peer: PeerConfig, *, entering: bool = False) -> None:
         """Set the guard routes of a peer; what fails is tried again by itself: what stands in the
         way of one guard must not keep other links down."""
-        fault = await self._node.guard(peer, told=self._faults.get(peer.name, ""))
+        told = self._faults.get(peer.name, "")
+        fault = await self._node.guard(peer, told=told, entering=entering)
         self._faults.pop(peer.name, None)
         if fault:
             self._faults[peer.name] = fault
 
     async def guard_all(self) -> None:
-        """Set the guard routes of all peers, as the first thing: none is expected to stand."""
-        for tunnel in tuple(self._node.tunnels):
-            await self.guard_tunnel(tunnel)
+        """Set the guard routes of all peers, as the first thing: none is expected to stand. Those
+        in another namespace come when its tunnel's task enters it."""
+        for tunnel in tuple(self._node.tunnels.values()):
+            await self._guards(tunnel)
 
     async def guard_tunnel(self, name: str) -> None:
-        """Set the guard routes of all peers of a tunnel, where none is expected to stand."""
-        await self._guards(self._node.tunnels[name])
+        """Enter the namespace of a tunnel, and set the guard routes of all of its peers, where
+        none is expected to stand."""
+        await self._guards(self._node.tunnels[name], entering=True)
 
     async def run(self) -> None:
         """Check until cancelled."""
@@ -93,15 +96,17 @@ class Upkeep:
         for tunnel in tuple(self._node.tunnels.values()):
             await tunnel.restore()
 
-    async def _guards(self, tunnel: ManagedTunnel) -> frozenset[Prefix]:
+    async def _guards(self, tunnel: ManagedTunnel, *, entering: bool = False) -> frozenset[Prefix]:
         """Set what is missing of a tunnel's guard routes, all in one look: what nobody knew to be
         missing."""
         peers = self._peers_of(tunnel)
         try:
-            missing = await tunnel.set_guards({prefix for own in peers.values() for prefix in own})
+            missing = await tunnel.set_guards(
+                {prefix for own in peers.values() for prefix in own}, entering=entering
+            )
         except NotOurs:
             for name in peers:  # one of them has the trouble
-                await self.guard(self._node.config.peers[name])
+                await self.guard(self._node.config.peers[name], entering=entering)
             return frozenset()
         except BackendErrors as error:
             for name in peers:
