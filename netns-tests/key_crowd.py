@@ -19,8 +19,9 @@ import trio
 
 from bench import hub
 from bench.far_ends import PORT
+from bench.process import cpu_of, memory_of
 from kex.identity import Identity
-from lab.control import ask
+from lab.control import NotAnswering, ask
 from lab.kme.pair import Pair, open_pair
 from lab.kme.pool import LinkSettings
 from lab.programs import program
@@ -70,6 +71,12 @@ def _configure(links: int, plain: int, pair: Pair) -> subprocess.Popen[str]:
     return ends
 
 
+def _start_daemon() -> subprocess.Popen[bytes]:
+    argv = [program("vpnd"), "--config", str(FOLDER / "vpnd.toml")]
+    with (FOLDER / "log").open("wb") as log:
+        return subprocess.Popen(argv, stdout=log, stderr=log)
+
+
 async def _status() -> Any:
     return await trio.to_thread.run_sync(hub._status)
 
@@ -92,7 +99,7 @@ async def _wait_new(names: list[str], before: dict[str, str], seconds: float) ->
     while time.monotonic() < began + seconds:
         try:
             now = _keys(await _status())
-        except hub.NotAnswering:
+        except NotAnswering:
             now = {}
         missing = [name for name in names if now.get(name, "") in ("", before.get(name, ""))]
         if not missing:
@@ -108,10 +115,10 @@ async def _outage(pid: int, seconds: float) -> dict[str, list[float]]:
     """CPU (share of a core) and memory (bytes) in each quarter of the outage."""
     used: dict[str, list[float]] = {"cpu": [], "memory": []}
     for _ in range(4):
-        cpu, began = hub._cpu(pid), time.monotonic()
+        cpu, began = cpu_of(pid), time.monotonic()
         await trio.sleep(seconds / 4)
-        used["cpu"].append((hub._cpu(pid) - cpu) / (time.monotonic() - began))
-        used["memory"].append(hub._memory(pid))
+        used["cpu"].append((cpu_of(pid) - cpu) / (time.monotonic() - began))
+        used["memory"].append(memory_of(pid))
     return used
 
 
@@ -127,9 +134,7 @@ async def run(links: int, plain: int, seconds: float) -> None:
         FOLDER / "kme", settings=LinkSettings(pool=POOL), near=["sae-hub"], far=saes
     ) as pair:
         ends = await trio.to_thread.run_sync(_configure, links, plain, pair)
-        with (FOLDER / "log").open("wb") as log:
-            argv = [program("vpnd"), "--config", str(FOLDER / "vpnd.toml")]
-            daemon = subprocess.Popen(argv, stdout=log, stderr=log)
+        daemon = _start_daemon()
         names = [f"end{number:04}" for number in range(links)]
         measured: dict[str, Any] = {"up": await _wait_new(names, {}, UP_SECONDS)}
         await pair.near.kme.kill()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from bench.far_ends import NEVER, WIREGUARD_PORT, FarEnd, FarEnds
+from bench.far_ends import WIREGUARD_PORT, FarEnd, FarEnds
 from kex.address import Address
 from kex.endpoint import Endpoint
 from kex.events import Event, ExternalKeysWanted, Role
@@ -28,6 +28,8 @@ from vpnd.clock import boottime
 
 HUB_SAE: Final = "sae-hub"
 """What the key managers call the hub."""
+NEVER: Final = 1e12
+"""The hub begins."""
 
 
 class Application:

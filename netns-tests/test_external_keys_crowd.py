@@ -11,6 +11,7 @@ flat; and all is healed by itself, with a bounded rate of calls.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from bench.links import OF_ITS_OWN
 pytestmark = pytest.mark.netns
 
 SCRIPT = Path(__file__).with_name("key_crowd.py")
+ROOT = SCRIPT.parent.parent
 MOST_IN_A_SECOND = 80
 """Calls of the daemon: 16 of each kind side by side, each of some milliseconds."""
 FLAT_MEMORY = 1.15
@@ -36,7 +38,8 @@ def _run(links: int, plain: int, seconds: float) -> Any:
         capture_output=True,
         text=True,
         timeout=1800,
-        cwd=SCRIPT.parent.parent,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
