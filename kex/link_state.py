@@ -178,6 +178,7 @@ class LinkState:
         self.key = LinkKey(key_id, now, now + self.config.lifetime)
         self.peer = peer
         self.failures = self.refusals = 0
+        self.skip_external = False  # it was for the exchange after the one that was refused
         self.schedule_renewal(node, now)
         node.emit(KeyConfirmed(self.name, key_id, role, self.key.expires_at))
 

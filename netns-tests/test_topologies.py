@@ -28,8 +28,7 @@ from lab.proof import installed, key_id, prove, same_preshared_key
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
-BRANCHES = 20 if BACKEND == "userspace" else 4
-"""An emulated processor takes minutes to start twenty daemons: there are fewer there."""
+BRANCHES = 20
 
 
 @pytest.mark.kernel
@@ -85,11 +84,7 @@ async def ping_hub(lab: Lab, branch: str) -> None:
 
 async def test_a_hub_with_branches_that_come_and_go(case: Case) -> None:
     """All branches come up; one reaches another by way of the hub; one is removed and added again
-    while the others lose nothing.
-
-    Twenty branches on userspace WireGuard, four in the emulator, where each daemon takes half a
-    minute of processor time to start.
-    """
+    while the others lose nothing."""
     names = [f"b{number}" for number in range(1, BRANCHES + 1)]
     async with open_sites(hub(BRANCHES)) as lab:
         slots = trio.CapacityLimiter(2)

@@ -114,15 +114,18 @@ def as_initiator(
     return Decision(Step.END, why or "too few external keys", RejectCode.POLICY)
 
 
-def as_responder(external: ExternalKeys, mode: ExternalMode, listed: Container[str]) -> str:
+def as_responder(external: ExternalKeys, mode: ExternalMode, listed: Sequence[str]) -> str:
     """Why the keys that an initiator lists are not what this end needs; empty if they are.
 
-    The number of keys is checked before (kex.answering); here it is their names.
+    `listed` has the source of each key. The number of keys is checked before (kex.answering);
+    here it is their names, and that no source counts for two.
     """
+    for name in listed:
+        if listed.count(name) > 1:
+            return f"two keys of {name}: each source gives one"
     if mode is not ExternalMode.REQUIRE:
         return ""
-    lacking = Needed.by(external).lacking(listed)
-    names = " and ".join(lacking)
+    names = " and ".join(Needed.by(external).lacking(listed))
     return f"{names} must be mixed at the responder, and the initiator lists none" if names else ""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vpnd.atomic_file import discard_leftovers, remove_durably, write_atomically
+from vpnd.clock import boottime
 from vpnd.fallback import Fallback
 from vpnd.file_trust import FileFault, FileMissing, read_public
 from vpnd.link_record import boot_id
@@ -92,4 +93,8 @@ def _fallback(values: Any) -> Fallback | None:
     for name, types in _FALLBACK_TYPES.items():
         if not isinstance(values[name], types) or isinstance(values[name], bool):
             raise TypeError(name)
-    return Fallback(**values)
+    found = Fallback(**values)
+    times = (found.started_at, found.extended_at)
+    if not all(0 <= at <= boottime() for at in times) or found.limit < 0 or found.extended_by < 0:
+        raise ValueError("a time that has not come, or is none")
+    return found

@@ -70,6 +70,12 @@ class FallbackWatch:
         """Whether a key with all that is needed is in use, and not near the end of its life."""
         return boottime() < self._good_until
 
+    def newest_has(self, needed: policy.Needed) -> bool:
+        """Whether the key that was set last has what is needed."""
+        newest = self.keys[[*self.keys][-1]] if self.keys else ()
+        names = [mixed.source for mixed in newest]
+        return needed.met(names, names)
+
     @property
     def standing(self) -> str:
         """What is not as configured, in words; empty if nothing is."""

@@ -607,6 +607,8 @@ class ManagedLink:
         with self._engine.driving() as (endpoint, now):
             endpoint.key_installed(self.name, event.token, now)
         self.update_config()  # a fallback may be over
+        if self.external.wants_another:
+            self._request(StartReason.REQUESTED)
         self._end_unpinned(at_once=True)  # the list may have changed while it was installed
         try:
             await self.wireguard.follow(event)

@@ -54,6 +54,7 @@ from vpnd.source_use import SourceUse
 
 ANSWER_MARGIN: Final = 0.25
 """Seconds before the key exchange's own deadline: what was had by then is to be used."""
+OTHER_POLICY: Final = "the policy for external keys was changed during the exchange"
 KEPT_TOKENS: Final = 4
 """Exchanges whose sources are remembered: one of each role, and the two before."""
 
@@ -120,6 +121,17 @@ class LinkExternal:
             self._left_out.clear()
             self.watch.take(peer.external_keys)
         return changed
+
+    @property
+    def used_lately(self) -> bool:
+        """Whether `min_interval` since this link's last use of its sources is not over."""
+        return self._used_at is not None and boottime() < self._used_at + self.config.min_interval
+
+    @property
+    def wants_another(self) -> bool:
+        """Whether the key that was set last lacks what a policy asks for that has become stricter
+        since its exchange began."""
+        return self.config.mode == "require" and not self.watch.newest_has(Needed.by(self.config))
 
     # ---- what the key exchange says; nothing here blocks
 
@@ -258,6 +270,9 @@ class LinkExternal:
             good_key_lives=self.watch.good_key_lives,
         )
         asked.reason = policy.told(answers.failed.values())
+        if external is not self.config:
+            self._give_up(event, OTHER_POLICY, code=RejectCode.POLICY)
+            return
         if decision.step is Step.END:
             self._give_up(event, decision.reason, code=decision.code)
             return
@@ -350,6 +365,9 @@ class LinkExternal:
         answers = await self._retrieve(event, owners)
         if answers.failed:
             self._refuse(event, answers.failed)
+            return
+        if external is not self.config:
+            self._give_up(event, OTHER_POLICY, code=RejectCode.KEY_MANAGER)
             return
         now = boottime()
         asked.mixed = tuple(

@@ -57,8 +57,11 @@ from vpnd.upkeep import Upkeep
 from vpnd.view import link_status, peer_info, tunnel_status
 from vpnd.view_external import key_source, source_warnings
 
-STOP_SECONDS: Final = 15.0
+SETTLE_SECONDS: Final = 15.0
 """How long a clean stop waits for an exchange that the other end may have completed."""
+CLOSE_SECONDS: Final = 15.0
+"""And then for the links that are not to run on without the daemon. With what the control server
+takes in between, a stop has to fit into the unit's TimeoutStopSec."""
 AT_ONCE: Final = 30
 """Links that are started or shown before other tasks get their turn."""
 LOOK_SECONDS: Final = 2.0
@@ -165,7 +168,7 @@ class Node:
             if (link.peer.on_stop or self.config.node.on_stop) == "close"
         }
         used = {link.tunnel.name for link in to_close.values()}
-        with trio.move_on_after(STOP_SECONDS):
+        with trio.move_on_after(CLOSE_SECONDS):
             for name, link in tuple(to_close.items()):
                 # Routes for all at once afterwards: with many links each look at them takes long
                 await link.wireguard.take_off(with_routes=False)
@@ -178,7 +181,7 @@ class Node:
                 "peer_not_removed",
                 peer=name,
                 level="error",
-                reason=f'on_stop = "close" took more than {STOP_SECONDS:.0f} s: it runs on',
+                reason=f'on_stop = "close" took more than {CLOSE_SECONDS:.0f} s: it runs on',
             )
 
     def _keep_running(self, task: Callable[[], Awaitable[None]]) -> trio.CancelScope:
@@ -292,7 +295,7 @@ class Node:
     async def settle(self) -> None:
         """Before a stop: let an exchange be answered whose key the other end may have."""
         self.engine.hold()
-        with trio.move_on_after(STOP_SECONDS):
+        with trio.move_on_after(SETTLE_SECONDS):
             while any(link.busy() for link in self.links.values()):
                 await self.engine.wait_changed()
 

@@ -19,6 +19,7 @@ from kex.events import (
     RejectCode,
     RejectSent,
     Role,
+    StartReason,
 )
 from kex.external import (
     MAX_EXTERNAL_KEYS,
@@ -491,6 +492,21 @@ def test_where_all_keys_failed_none_is_mixed() -> None:
     network.advance(0.1)
     same_key(network)
     assert mixed_names(network, "left") == []
+
+
+def test_a_refusal_counts_for_the_next_exchange_alone() -> None:
+    """The peer's exchange gave a key in between: the next renewal asks for external keys again."""
+    network = refused((PREFER, PREFER), code=RejectCode.KEY_MANAGER, failed=(0, 1))
+    network["left"].endpoint.hold()
+    network.settle()
+    network["right"].source = agreeing("a", "b")
+    network["left"].source = agreeing("a", "b")
+    assert network["left"].endpoint.link("right").skip_external
+    network["right"].endpoint.request_exchange("left", StartReason.REQUESTED, network.now)
+    network.collect()
+    network.settle()
+    same_key(network)
+    assert not network["left"].endpoint.link("right").skip_external
 
 
 def test_only_what_may_be_said_of_keys_is_said() -> None:

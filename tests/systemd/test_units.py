@@ -11,6 +11,8 @@ import pytest
 
 from tests.architecture.imports import ROOT
 from tun.namespace import HELPER_SOCKET
+from vpnd.control import STOP_SECONDS as CONTROL_SECONDS
+from vpnd.node import CLOSE_SECONDS, SETTLE_SECONDS
 
 UNITS = ROOT / "systemd"
 WITH_NETWORK = 1.5
@@ -18,6 +20,8 @@ WITH_NETWORK = 1.5
 WITH_TUN_DEVICE = 1.7
 WITHOUT_NETWORK = 1.0
 """CAP_SYS_ADMIN, but neither a network nor a device."""
+TO_SPARE = 10.0
+"""Seconds for the rest of a stop, on a busy host."""
 CAPABILITIES = {"vpnd-nsfd.service": "CAP_SYS_ADMIN"}
 """Of those that have another one than CAP_NET_ADMIN."""
 
@@ -75,6 +79,13 @@ def test_the_way_into_namespaces_is_for_the_daemon_alone_and_there_before_the_gu
     for unit in ("vpnd.service", "vpnd-guard.service"):
         for when in ("Wants", "After"):
             assert "vpnd-nsfd.socket" in parsed(unit)["Unit"][when].split()
+
+
+def test_the_service_manager_waits_for_as_long_as_a_stop_may_take() -> None:
+    """Exchanges are completed, then requests, then links closed: one after the other."""
+    longest = SETTLE_SECONDS + CONTROL_SECONDS + CLOSE_SECONDS
+    allowed = float(parsed("vpnd.service")["Service"]["TimeoutStopSec"])
+    assert allowed >= longest + TO_SPARE
 
 
 def parsed(unit: str) -> ConfigParser:

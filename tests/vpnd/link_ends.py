@@ -77,6 +77,12 @@ class StandInSource:
         self.wrong = False
         """Whether it answers with other keys than the far end's."""
         self.asked = 0
+        self._awake = trio.Event()
+
+    def wake(self) -> None:
+        """Let those go on who hang."""
+        self._awake.set()
+        self._awake = trio.Event()
 
     @property
     def name(self) -> str:
@@ -90,7 +96,7 @@ class StandInSource:
         self.asked += 1
         await trio.lowlevel.checkpoint()
         if self.hangs:
-            await trio.sleep_forever()
+            await self._awake.wait()
         if self.fault is not None:
             raise SourceError(self._name, self.fault, "as the test wants it")
 

@@ -126,6 +126,8 @@ def test_what_the_responder_asks_for_by_name() -> None:
     assert "a must be mixed" in policy.as_responder(named, REQUIRE, ["b"])
     assert policy.as_responder(named, REQUIRE, ["a"]) == ""
     assert policy.as_responder(named, PREFER, []) == ""
+    assert "two keys of a" in policy.as_responder(named, REQUIRE, ["a", "a"])
+    assert "two keys of b" in policy.as_responder(named, PREFER, ["a", "b", "b"])
     assert policy.as_responder(table(), REQUIRE, []) == "", "their number is counted elsewhere"
 
 

@@ -80,6 +80,16 @@ def slow(error: httpcore.TimeoutException, watch: Progress, limits: Limits) -> s
     return f"not a byte {what} for {limits.read:g} s"
 
 
+_OF_OUR_CERTIFICATE: Final = (
+    "certificate",
+    "unknown ca",
+    "access denied",
+    "handshake failure",
+    "decrypt error",
+)
+"""In OpenSSL's names of alerts: those with which a server refuses a client's certificate."""
+
+
 def broken(error: Exception, watch: Progress) -> CallFailed:
     """A connection that could not be made, or that broke off."""
     cause = _tls_cause(error)
@@ -87,8 +97,11 @@ def broken(error: Exception, watch: Progress) -> CallFailed:
         return _not_verified(cause)
     if isinstance(cause, ssl.SSLError):
         name = (cause.reason or "unknown error").lower().replace("_", " ")
-        # TLS 1.3 tells of our certificate when we have asked already: it was not looked at then
-        refused = "alert" in name
+        # TLS 1.3 tells of our certificate when we have asked already: it was not looked at then.
+        # Any other alert, or one behind a part of an answer, may come from who has served it
+        refused = "alert" in name and (
+            not watch.asked or (watch.read == 0 and any(why in name for why in _OF_OUR_CERTIFICATE))
+        )
         return CallFailed(
             SourceFault.TLS,
             f"the TLS connection was refused: {name}" if refused else f"no TLS connection: {name}",
@@ -117,9 +130,11 @@ def broken(error: Exception, watch: Progress) -> CallFailed:
             reached=True,
         )
     if isinstance(error, httpcore.ProtocolError) and "without sending" not in str(error):
+        # h11 quotes behind the colon what it could not read, and that may be a key
+        what = str(error).partition(":")[0]
         return CallFailed(
             SourceFault.BAD_ANSWER,
-            f"expected HTTP/1.1: {header_text(str(error).encode('latin-1', 'replace'))}",
+            f"expected HTTP/1.1: {header_text(what.encode('latin-1', 'replace'))}",
             "is this the address of a key manager?",
             reached=True,
         )

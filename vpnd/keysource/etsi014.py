@@ -75,12 +75,12 @@ class DeliveredKey:
 
 
 def status_request(far_sae: str) -> Request:
-    """Clause 5.4, get status."""
+    """Clause 5.2, get status."""
     return Request(STATUS, _path(far_sae, STATUS))
 
 
 def get_key_request(slave_sae: str, *, number: int, size: int | None, post: bool) -> Request:
-    """Clause 5.5, get key: `size` as it stands in the request, None for the KME's own."""
+    """Clause 5.3, get key: `size` as it stands in the request, None for the KME's own."""
     wanted: dict[str, int] = {"number": number}
     if size is not None:
         wanted["size"] = size
@@ -91,7 +91,7 @@ def get_key_request(slave_sae: str, *, number: int, size: int | None, post: bool
 
 
 def get_key_with_ids_request(master_sae: str, key_ids: Sequence[str], *, post: bool) -> Request:
-    """Clause 5.6, get key with key IDs; one ID where it is a GET."""
+    """Clause 5.4, get key with key IDs; one ID where it is a GET."""
     path = _path(master_sae, GET_KEY_WITH_IDS)
     if post:
         body = {"key_IDs": [{"key_ID": key_id} for key_id in key_ids]}

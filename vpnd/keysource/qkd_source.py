@@ -30,7 +30,7 @@ from vpnd.keysource.etsi014 import (
 )
 from vpnd.keysource.https_call import Answer
 from vpnd.keysource.key_manager import AskFailed, BadAnswer
-from vpnd.keysource.remote_source import RemoteSource
+from vpnd.keysource.remote_source import Had, RemoteSource
 from vpnd.keysource.used_keys import UsedKeys
 
 
@@ -105,14 +105,17 @@ class QkdSource(RemoteSource):
             _joined(keys),
         )
 
-    async def _ask_for(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
+    async def _ask_for(
+        self, far: Correspondent, reference: ExternalKeyReference, had: Had
+    ) -> Secret:
         ids = reference.key_ids
         length = reference.bits // 8 // len(ids)
-        # One ID a call where it is a GET (clause 5.6)
+        # One ID a call where it is a GET (clause 5.4)
         groups = [ids] if self._post else [(key_id,) for key_id in ids]
-        found: list[DeliveredKey] = []
         for group in groups:
-            found += await self._ask_for_some(far, group, length)
+            if group not in had:
+                had[group] = await self._ask_for_some(far, group, length)
+        found = [one for group in groups for one in had[group]]
         self._health.succeeded(far=far.peer_id, link=far.link)
         for one in found:
             self.used.add_key(one.key)

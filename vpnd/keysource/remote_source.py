@@ -36,6 +36,7 @@ from vpnd.keysource.base import (
     SourceType,
 )
 from vpnd.keysource.certificate_watch import CertificateWatch
+from vpnd.keysource.etsi014 import DeliveredKey
 from vpnd.keysource.files import day
 from vpnd.keysource.health import Health
 from vpnd.keysource.key_manager import AT_ONCE, AskFailed, KeyManager
@@ -51,6 +52,9 @@ SPARE: Final = 0.5
 NOT_YET: Final = (0.25, 0.5, 1.0)
 """Seconds until a key that is not there yet is asked for again; then always the last."""
 AHEAD_AT_ONCE: Final = 4
+
+Had = dict[tuple[str, ...], list[DeliveredKey]]
+"""Parts of one key that were delivered already, by the IDs that a call asks for."""
 
 
 class RemoteSource(ABC):
@@ -103,8 +107,11 @@ class RemoteSource(ABC):
         """A fresh key. Raises SourceError; AskFailed where the key manager was asked."""
 
     @abstractmethod
-    async def _ask_for(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
-        """The key of a reference, asked for once. Raises SourceError."""
+    async def _ask_for(
+        self, far: Correspondent, reference: ExternalKeyReference, had: Had
+    ) -> Secret:
+        """The key of a reference, asked for once but for the parts in `had`, to which those that
+        come are added. Raises SourceError."""
 
     @abstractmethod
     async def _look(self, far: Correspondent, room: trio.CapacityLimiter) -> None:
@@ -146,9 +153,10 @@ class RemoteSource(ABC):
         """Asked for again only where the answer says that nothing was delivered."""
         until = trio.current_time() + RESPONDER_SECONDS - SPARE
         pauses = iter(NOT_YET)
+        had: Had = {}
         while True:
             try:
-                return await self._ask_for(far, reference)
+                return await self._ask_for(far, reference, had)
             except AskFailed as failed:
                 pause = next(pauses, NOT_YET[-1])
                 again = failed.fault in (SourceFault.UNKNOWN_KEY, SourceFault.UNAVAILABLE)

@@ -114,7 +114,7 @@ def read_key_untrusted(answer: Answer, *, length: int, wanted: str | None = None
     if wanted is not None and key_id.lower() != wanted.lower():
         raise BadAnswer(
             SourceFault.WRONG_KEY_ID,
-            f"expected key {wanted}; key {key_id} came",
+            f"expected key {wanted}; another came",  # not quoted: it may stand in the wrong field
             "an error of the key provider: it must give what it is asked for",
         )
     text = found.get("key")

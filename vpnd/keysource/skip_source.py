@@ -21,7 +21,7 @@ from vpnd.keysource.base import (
 from vpnd.keysource.https_call import Answer
 from vpnd.keysource.json_answer import quoted_untrusted
 from vpnd.keysource.key_manager import AskFailed, BadAnswer
-from vpnd.keysource.remote_source import RemoteSource
+from vpnd.keysource.remote_source import Had, RemoteSource
 from vpnd.keysource.skip import (
     Capabilities,
     capabilities_request,
@@ -74,7 +74,9 @@ class SkipSource(RemoteSource):
             ExternalKeyReference(self._type.value, own, own, (one.key_id,), bits), one.key
         )
 
-    async def _ask_for(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
+    async def _ask_for(
+        self, far: Correspondent, reference: ExternalKeyReference, had: Had
+    ) -> Secret:
         if len(reference.key_ids) != 1:
             raise SourceError(
                 self._name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from typing import Final
+from uuid import UUID
 
 from kex.secret import Secret
 
@@ -40,8 +41,12 @@ class UsedKeys:
         self._add(self._hash(b"key", key.expose()))
 
     def _id(self, sae: str, key_id: str) -> bytes:
-        # UUIDs and hexadecimal digits are the same in either case
-        return self._hash(b"id", f"{sae}\0{key_id.lower()}".encode())
+        # A UUID is the same in all its spellings, and hexadecimal digits are in either case
+        try:
+            key_id = UUID(key_id).hex
+        except ValueError:
+            key_id = key_id.lower()
+        return self._hash(b"id", f"{sae}\0{key_id}".encode())
 
     def _add(self, entry: bytes) -> None:
         self._seen[entry] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 
 import pytest
 
@@ -123,6 +124,36 @@ async def test_a_key_longer_than_the_kme_has_is_made_of_several(
     ids = [one["key_ID"] for one in SPEC_KEYS[2:]]
     key = await source.retrieve(FAR, reference(*ids, bits=512))
     assert key.expose() == parts[2] + parts[3]
+
+
+async def test_parts_that_were_delivered_are_not_asked_for_again(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told
+) -> None:
+    """A GET has one ID: the second may not be there yet when the first has left the pool."""
+    kme.answers = [
+        http(200, {"keys": SPEC_KEYS[:1]}),
+        http(404, {"message": "not yet available"}),
+        http(200, {"keys": SPEC_KEYS[1:2]}),
+    ]
+    source = QkdSource("kme", qkd_config(kme, verbs="get", key_size=512), told)
+    ids = [one["key_ID"] for one in SPEC_KEYS[:2]]
+    key = await source.retrieve(FAR, reference(*ids, bits=512))
+    assert key.expose() == b"".join(base64.b64decode(one["key"]) for one in SPEC_KEYS[:2])
+    asked = [target.rpartition("=")[2] for target in kme.targets]
+    assert asked == [ids[0], ids[1], ids[1]]
+
+
+@pytest.mark.parametrize("spelling", [str.upper, lambda one: one.replace("-", ""), "{{{}}}".format])
+async def test_another_spelling_of_an_id_is_the_same_id(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, spelling: Callable[[str], str]
+) -> None:
+    kme.answers = [http(200, {"keys": SPEC_KEYS[:1]})]
+    source = QkdSource("kme", qkd_config(kme), told)
+    await source.retrieve(FAR, reference(SPEC_KEYS[0]["key_ID"]))
+    with pytest.raises(SourceError) as refused:
+        await source.retrieve(FAR, reference(spelling(SPEC_KEYS[0]["key_ID"])))
+    assert refused.value.fault is SourceFault.WRONG_KEY_ID
+    assert len(kme.received) == 1
 
 
 async def test_a_length_that_the_kme_cannot_give_is_told(

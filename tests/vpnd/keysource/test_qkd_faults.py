@@ -114,6 +114,31 @@ ANSWERS: list[tuple[str, bytes, SourceFault, str]] = [
 ]
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        CHUNKED + GOOD.partition(b"\r\n\r\n")[2] + b"\r\n",
+        GOOD.partition(b"\r\n\r\n")[2] + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + GOOD.partition(b"\r\n\r\n")[2] + b"\r\n\r\n",
+    ],
+    ids=["for a chunk's length", "for a status line", "for a header"],
+)
+async def test_a_key_at_a_place_of_http_is_quoted_nowhere(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, answer: bytes
+) -> None:
+    kme.answers = [answer]
+    source = QkdSource("kme", qkd_config(kme), told)
+    with pytest.raises(SourceError) as refused:
+        await source.obtain(FAR)
+    assert refused.value.fault is SourceFault.BAD_ANSWER
+    shown = f"{refused.value} {source.status()} {told.events}"
+    assert KEY["key"] not in shown
+    assert KEY["key"][:12] not in shown
+
+
 @pytest.mark.parametrize(
     ("answer", "fault", "says"), [one[1:] for one in ANSWERS], ids=[one[0] for one in ANSWERS]
 )
@@ -204,7 +229,7 @@ async def test_a_status_that_says_little_keeps_nobody_from_a_key(
 # ---- by ID: what is asked for again, and what is not
 
 NOT_DELIVERED: list[tuple[str, bytes]] = [
-    # Table 12 of the specification
+    # Clause 5.4 of the specification, in its own words
     ("400", http(400, {"message": "one or more keys specified are not found on KME"})),
     ("400, other words", http(400, {"message": "Unknown key ID"})),
     ("404 JSON", http(404, {"message": "x"})),
