@@ -145,6 +145,11 @@ async def run(links: int, plain: int, seconds: float) -> None:
         measured |= await _outage(daemon.pid, seconds)
         during = _keys(await _status())
         measured["kept"] = sum(during[name] == before[name] for name in names[plain:])
+        measured["without"] = [
+            link["peer"]
+            for link in (await _status())["links"]
+            if link["peer"] in names[plain:] and not link["external_keys"]["installed"]
+        ]
         await pair.near.kme.start()
         calls = await pair.near.kme.calls()
         last = max((call["number"] for call in calls), default=0)
