@@ -1,0 +1,168 @@
+"""A real daemon with many links on one QKD source: `python key_crowd.py LINKS PLAIN SECONDS`.
+
+To be run by `unshare` in namespaces of its own. All links but the first PLAIN take keys from one
+key manager, which is killed for SECONDS, and then started again. Prints a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from bench import hub
+from bench.far_ends import PORT
+from bench.process import cpu_of, memory_of
+from kex.identity import Identity
+from lab.control import NotAnswering, ask
+from lab.kme.pair import Pair, open_pair
+from lab.kme.pool import LinkSettings
+from lab.programs import program
+from vpnd.identity_store import create_identity, system_suite
+
+FOLDER: Final = hub.FOLDER
+ENDS: Final = Path(__file__).with_name("key_crowd_ends.py")
+UP_SECONDS: Final = 240.0
+HEAL_SECONDS: Final = 180.0
+POOL: Final = 10**9
+"""Bits: as good as never empty."""
+
+
+def _configure(links: int, plain: int, pair: Pair) -> subprocess.Popen[str]:
+    identity = Identity.generate(system_suite(1))
+    (FOLDER / "peers.d").mkdir(parents=True)
+    create_identity(FOLDER / "state", identity)
+    (FOLDER / "hub.pub").write_bytes(identity.public_key)
+    (FOLDER / "vpnd.toml").write_text(hub.CONFIG + "\n" + pair.near.key_source("kme"))
+    certificates = FOLDER / "saes"
+    certificates.mkdir()
+    (certificates / "ca.pem").write_bytes(pair.far.ca.read_bytes())
+    for number in range(plain, links):
+        issued = pair.authority.client(f"sae-{number}")
+        issued.write(certificates / f"sae-{number}.pem", certificates / f"sae-{number}.key")
+    (url,) = pair.far.kme.urls("etsi")
+    told = {"url": url, "folder": str(certificates), "plain": plain}
+    (FOLDER / "source.json").write_text(json.dumps(told))
+    ends = subprocess.Popen(
+        [sys.executable, str(ENDS), str(hub.HUB_PORT), str(links), str(FOLDER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if ends.stdout is None or not ends.stdout.readline():
+        raise SystemExit("the far ends did not start")
+    for number, (host, fingerprint) in enumerate(json.loads((FOLDER / "ends.json").read_text())):
+        table = (
+            ""
+            if number < plain
+            else (f'[external_keys]\nmode = "require"\nsource = "kme"\npeer_sae = "sae-{number}"\n')
+        )
+        (FOLDER / "peers.d" / f"end{number:04}.toml").write_text(
+            f'identity = "{fingerprint}"\nendpoint = "{host}:{PORT}"\n'
+            f'allowed_ips = ["10.{1 + (number >> 8)}.{number & 255}.0/24"]\n{table}'
+        )
+    return ends
+
+
+def _start_daemon() -> subprocess.Popen[bytes]:
+    argv = [program("vpnd"), "--config", str(FOLDER / "vpnd.toml")]
+    with (FOLDER / "log").open("wb") as log:
+        return subprocess.Popen(argv, stdout=log, stderr=log)
+
+
+async def _status() -> Any:
+    return await trio.to_thread.run_sync(hub._status)
+
+
+async def _rekey(name: str) -> None:
+    path = f"/v1/peers/{name}/rekey"
+    await trio.to_thread.run_sync(partial(ask, hub.SOCKET, "POST", path))
+
+
+def _keys(status: Any) -> dict[str, str]:
+    return {
+        link["peer"]: (link["key_installed"] or {"key_id": ""})["key_id"]
+        for link in status["links"]
+    }
+
+
+async def _wait_new(names: list[str], before: dict[str, str], seconds: float) -> float:
+    """Until all these have a new key; how long that took. Ends with what is missing."""
+    began = time.monotonic()
+    while time.monotonic() < began + seconds:
+        try:
+            now = _keys(await _status())
+        except NotAnswering:
+            now = {}
+        missing = [name for name in names if now.get(name, "") in ("", before.get(name, ""))]
+        if not missing:
+            return time.monotonic() - began
+        await trio.sleep(1)
+    said = (FOLDER / "log").read_text()[-3000:]
+    raise SystemExit(
+        f"{len(missing)} links without a new key in {seconds:g} s: {missing[:5]}\n{said}"
+    )
+
+
+async def _outage(pid: int, seconds: float) -> dict[str, list[float]]:
+    """CPU (share of a core) and memory (bytes) in each quarter of the outage."""
+    used: dict[str, list[float]] = {"cpu": [], "memory": []}
+    for _ in range(4):
+        cpu, began = cpu_of(pid), time.monotonic()
+        await trio.sleep(seconds / 4)
+        used["cpu"].append((cpu_of(pid) - cpu) / (time.monotonic() - began))
+        used["memory"].append(memory_of(pid))
+    return used
+
+
+def _most_in_a_second(times: list[float]) -> int:
+    return max((sum(at <= each < at + 1 for each in times) for at in times), default=0)
+
+
+async def run(links: int, plain: int, seconds: float) -> None:
+    hub._private_host()
+    FOLDER.mkdir()
+    saes = [f"sae-{number}" for number in range(plain, links)]
+    async with open_pair(
+        FOLDER / "kme", settings=LinkSettings(pool=POOL), near=["sae-hub"], far=saes
+    ) as pair:
+        ends = await trio.to_thread.run_sync(_configure, links, plain, pair)
+        daemon = _start_daemon()
+        names = [f"end{number:04}" for number in range(links)]
+        measured: dict[str, Any] = {"up": await _wait_new(names, {}, UP_SECONDS)}
+        await pair.near.kme.kill()
+        before = _keys(await _status())
+        for name in names:
+            await _rekey(name)
+        measured["plain_renewed"] = await _wait_new(names[:plain], before, 30)
+        measured |= await _outage(daemon.pid, seconds)
+        during = _keys(await _status())
+        measured["kept"] = sum(during[name] == before[name] for name in names[plain:])
+        measured["without"] = [
+            link["peer"]
+            for link in (await _status())["links"]
+            if link["peer"] in names[plain:] and not link["external_keys"]["installed"]
+        ]
+        await pair.near.kme.start()
+        calls = await pair.near.kme.calls()
+        last = max((call["number"] for call in calls), default=0)
+        measured["healed"] = await _wait_new(names[plain:], during, HEAL_SECONDS)
+        calls = await pair.near.kme.calls(after=last)
+        measured["calls"] = Counter(call["kind"] for call in calls)
+        measured["most_in_a_second"] = _most_in_a_second([call["at"] for call in calls])
+        measured["states"] = Counter(link["state"] for link in (await _status())["links"])
+        daemon.terminate()
+        measured["exit"] = await trio.to_thread.run_sync(daemon.wait)
+        await trio.to_thread.run_sync(ends.communicate, "")
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    trio.run(run, int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
