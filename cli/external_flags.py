@@ -54,7 +54,8 @@ def external_table(flags: "Flags", given: ExternalFlags) -> dict[str, Any] | Non
     ]
     if given.mode is None:
         if names or far:
-            flags.problem("--source: the mode is missing", "--external-keys prefer, or require")
+            given_one = "--source" if names else "--peer-sae"
+            flags.problem(f"{given_one}: the mode is missing", "--external-keys prefer, or require")
         return None
     mode = flags.read("--external-keys", fields.choice("off", "prefer", "require"), given.mode)
     if mode == "off" and not names:

@@ -85,6 +85,13 @@ def try_source(
 
     Without --consume-one no key is used up.
     """
+    if link is not None:
+        from cli.values import Flags
+        from vpnd import config_fields
+
+        flags = Flags("vpnctl keysource test")
+        link = flags.read("--link", config_fields.name, link)
+        flags.check()
     request = KeySourceTestRequest(peer=link, consume_one=consume_one)
     client = Client.of(Settings.of(context))
     _found(client, name)

@@ -63,7 +63,9 @@ def holders(
     named = []
     for at, use in owners.items():
         source = find(use.source)
-        own = "" if source is None else source.status().identity
+        status = None if source is None else source.status()
+        # A key manager that has not told its name yet is known by where it is asked
+        own = "" if status is None else status.identity or status.address
         reference = listing[at].reference
         if reference.source_type == SourceType.FILE.value:
             named.append(("a static key", "its own"))

@@ -176,11 +176,17 @@ class QkdSource(RemoteSource):
         self._looked_at[far.peer_id] = trio.current_time()
         if "no-status" in self._qkd.quirks:
             return
-        status = await self._manager.ask(
-            status_request(far.peer_id),
-            lambda answer, address: self._read_status(answer, address, far),
-            room=room,
-        )
+        try:
+            status = await self._manager.ask(
+                status_request(far.peer_id),
+                lambda answer, address: self._read_status(answer, address, far),
+                room=room,
+            )
+        except trio.Cancelled:
+            # Nobody has looked: an exchange that gave way to the peer's, say
+            self._looked_at.pop(far.peer_id, None)
+            self._stir()
+            raise
         self._health.succeeded()
         self._statuses[far.peer_id] = status
         if status.stored is None:
