@@ -141,6 +141,23 @@ class FallbackWatch:
         if self._external.mode != "off" or mixed:
             self._remember()
 
+    def adopted(self, key_id: str) -> None:
+        """A key of an earlier run is in use. Where nobody knows what is mixed into it (the link had
+        no external keys then, or the record is lost) it counts as one without."""
+        if key_id not in self.keys:
+            self.keys = {**self.keys, key_id: ()}
+        self._judge_newest("none is known to be mixed into the key that was found after a restart")
+        if self._external.mode != "off":
+            self._remember()  # another restart must not start the time anew
+
+    def _judge_newest(self, reason: str) -> None:
+        """A key that was in use before may be one that the policy of now admits for a time only."""
+        if not self.keys or self.fallback is not None:
+            return
+        names = [mixed.source for mixed in self.keys[[*self.keys][-1]]]
+        if policy.is_fallback(self._external, names):
+            self._without(reason)
+
     def _without(self, reason: str) -> None:
         if self.fallback is not None:
             self.fallback = self.fallback.because(reason)
@@ -173,6 +190,8 @@ class FallbackWatch:
             self.fallback = self.fallback.with_limit(external.fallback_limit)
             self._told_over = self._told_over and self.fallback.over(boottime())
             self._sooner.set()
+        else:
+            self._judge_newest("the key in use is from before the policy was changed")
         self._remember()
 
     def extend(self, seconds: int, reason: str, *, uid: int) -> None:

@@ -372,6 +372,7 @@ class ManagedLink:
                 )
             return
         self.adopted = True
+        self.external.watch.adopted(record.key_id)
         with self._engine.driving() as (endpoint, _):
             endpoint.adopt(
                 self.name,
