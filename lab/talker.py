@@ -25,6 +25,8 @@ class Talker:
         self._background = background
         self._buffer = b""
         self._lock = trio.Lock()
+        self._owed = 0
+        """Answers to questions whose asker was cancelled."""
 
     @property
     def process(self) -> ProcessId:
@@ -35,9 +37,18 @@ class Talker:
         """One command, one answer."""
         line = json.dumps({"do": do, **arguments}).encode() + b"\n"
         async with self._lock:
-            with contextlib.suppress(trio.BrokenResourceError):  # read() says why
+            while self._owed:
+                await self.read()
+                self._owed -= 1
+            with (
+                contextlib.suppress(trio.BrokenResourceError),  # read() says why
+                trio.CancelScope(shield=True),
+            ):
                 await self._background.stdin.send_all(line)
-            return await self.read()
+            self._owed = 1
+            answer = await self.read()
+            self._owed = 0
+            return answer
 
     async def read(self) -> Any:
         """The next answer. Raises LabError with its stderr where the process has ended."""

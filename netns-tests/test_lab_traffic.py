@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Literal
 
 import pytest
+import trio
 
 from lab import Lab
 from lab.pytest_plugin import LabFactory
@@ -160,3 +161,21 @@ async def test_a_dead_path_is_told_in_bounded_time(lab_factory: LabFactory) -> N
         assert report.lost == report.sent
         (gap,) = report.forward.gaps
         assert (gap.after, gap.before) == (-1, None)
+
+
+async def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next(
+    lab_factory: LabFactory,
+) -> None:
+    async with lab_factory(TWO_SITES) as lab, lab.traffic("fra", "ams", rate=200) as meter:
+        await meter.wait_received(20)
+        for steps in range(8):  # cancelled a little later each time: before, at and after sending
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(meter.between, None, None)
+                    for _ in range(steps):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+            report = await meter.between(None, None)
+            assert report.received > 0
+        report = await meter.stop()
+    assert (report.lost, report.repeated) == (0, 0)
