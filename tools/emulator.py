@@ -120,7 +120,11 @@ class Machine:
 
 
 def kernel_image() -> Path:
-    """The kernel that set-up unpacked. Raises EmulatorError if there is none."""
+    """The kernel that set-up unpacked. Raises EmulatorError if there is none, or none in reach."""
+    if ROOT.is_relative_to("/var/tmp"):  # noqa: S108  # not a temporary file of ours
+        raise EmulatorError(
+            "the guest has a /var/tmp of its own and would not find this checkout there; move it"
+        )
     images = sorted((WORK / "kernel" / "boot").glob("vmlinuz-*"))
     if not images:
         raise EmulatorError("no kernel for the emulator; run: make setup-emulator")
