@@ -38,6 +38,8 @@ class Node:
         self.folder = state.folder / name
         self._state = state
         self._plan = plan
+        self.within: tuple[str, ...] = ()
+        """What leads on from the node to where its commands run: `ip netns exec NAME`, say."""
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name} of lab {self._state.name}>"
@@ -91,7 +93,8 @@ class Node:
 
     def argv(self, argv: Sequence[str], *, cwd: Path | None = None) -> list[str]:
         """The command line that runs `argv` in this node, for programs that start their own."""
-        return enter_argv(self._state, self.name, argv, cwd=Path.cwd() if cwd is None else cwd)
+        inside = [*self.within, *argv]
+        return enter_argv(self._state, self.name, inside, cwd=Path.cwd() if cwd is None else cwd)
 
     def env(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment commands have in this node."""
@@ -126,7 +129,7 @@ class Node:
     async def _run(
         self, argv: Sequence[str], stdin: bytes, env: Mapping[str, str]
     ) -> subprocess.CompletedProcess[bytes]:
-        if forks(argv):
+        if forks(argv) and not self.within:
             return await run_forked(self._start(argv, env, cwd=Path.cwd()), stdin=stdin)
         return await trio.run_process(
             self.argv(argv),
@@ -169,7 +172,7 @@ class Node:
     async def module(self, name: str, *arguments: object) -> AsyncIterator[Background]:
         """Run `python -m name` beside the block, a module of the lab's own; see `background`."""
         argv = module_argv(name, arguments)
-        if forks(argv):
+        if forks(argv) and not self.within:
             async with forked(self._start(argv, self.env(), cwd=Path.cwd())) as background:
                 yield background
             return

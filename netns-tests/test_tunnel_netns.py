@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -66,9 +66,7 @@ class Inside(Node):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site.name, site._state, site._plan)
-
-    def argv(self, argv: Sequence[str], *, cwd: Path | None = None) -> list[str]:
-        return super().argv([*INSIDE, *argv], cwd=cwd)
+        self.within = INSIDE
 
 
 @asynccontextmanager
