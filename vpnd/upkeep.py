@@ -85,6 +85,8 @@ class Upkeep:
             for name in self._faults.keys() - self._node.config.peers.keys():
                 del self._faults[name]
             for tunnel in tuple(self._node.tunnels.values()):
+                if tunnel.config.netns is not None and tunnel.open is None:
+                    continue  # its own task sets them as it enters, and knows what is wrong
                 missing = await self._guards(tunnel)
                 if missing:
                     self._journal.record(
