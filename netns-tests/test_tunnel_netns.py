@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from lab.patience import patient
 from lab.proof import in_force, installed, prove, wait_in_force, wait_new_key
 from lab.site import Site
 from lab.spec import LabSpec
+from tun.namespace import HELPER_SOCKET
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
@@ -41,6 +42,16 @@ BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 HANDSHAKE_SECONDS = 160.0
 INSIDE = ("ip", "netns", "exec", "blue")
 GUARD = "metric 4294967294"
+WEAK = ("--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin")
+"""The daemon's one capability, as its unit has it."""
+SILENT = f"""
+import signal, socket
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+    listener.bind({str(HELPER_SOCKET)!r})
+    listener.listen()
+    print("ready", flush=True)
+    signal.pause()
+"""
 LAB = f"""
 [sites.fra]
 [sites.ams]
@@ -70,8 +81,8 @@ class Inside(Node):
 
 
 @asynccontextmanager
-async def lab_with_netns() -> AsyncIterator[Lab]:
-    """Daemons that know of each other; the namespace itself is not there yet."""
+async def configured() -> AsyncIterator[Lab]:
+    """Sites with an identity and a configuration; no daemon runs, and there is no namespace yet."""
     async with open_lab(LabSpec.parse(LAB, name="netns")) as lab:
         for site in lab.sites.values():
             await site.init()
@@ -81,6 +92,13 @@ async def lab_with_netns() -> AsyncIterator[Lab]:
         config.write_text(
             text.replace("[tunnels.backbone]\n", "[tunnels.backbone]\nnetns = 'blue'\n")
         )
+        yield lab
+
+
+@asynccontextmanager
+async def lab_with_netns() -> AsyncIterator[Lab]:
+    """Daemons that know of each other; the namespace itself is not there yet."""
+    async with configured() as lab:
         for site in lab.sites.values():
             await site.start_daemon()
         await lab.link("fra", "ams")
@@ -192,6 +210,52 @@ async def test_a_namespace_that_is_made_anew() -> None:
         assert traffic.lost == traffic.repeated == 0, "the other tunnel's"
 
 
+@asynccontextmanager
+async def helper(site: Site, *argv: str) -> AsyncIterator[None]:
+    """Somebody who listens where vpnd-nsfd would; gone with the block, and the socket with it."""
+    async with site.background([sys.executable, *argv]) as process:
+        assert process.stdout is not None
+        assert (await process.stdout.receive_some()).startswith(b"ready")
+        yield
+    await site.run(["rm", str(HELPER_SOCKET)])
+
+
+async def test_a_helper_that_stands_still_holds_up_nobody_else() -> None:
+    """A daemon that needs it starts, and takes changes of peers, while it does not answer; and
+    opens the tunnel as soon as it does."""
+    took: dict[str, float] = {}
+
+    async def timed(name: str, work: Awaitable[object]) -> None:
+        began = trio.current_time()
+        await work
+        took[name] = trio.current_time() - began
+
+    async with configured() as lab:
+        fra = lab.site("fra")
+        await fra.run(["ip", "netns", "add", "blue"])
+        for name in ("ams", "ber"):
+            await lab.site(name).start_daemon()
+        weak = ["setpriv", *WEAK, str(Path(sys.executable).with_name("vpnd"))]
+        async with helper(fra, "-c", SILENT):
+            await timed("start", fra.start_daemon(program=weak))
+            await timed("add, in its own namespace", lab.link("fra", "ber"))
+            await fra.wait_state("ber", "active")
+            await timed("add, in the other one", lab.link("fra", "ams"))
+            await timed("remove", fra.vpnctl("peer", "remove", "ams"))
+            await timed("add again", lab.add_peer("fra", "ams"))
+            await timed("reload", fra.vpnctl("reload"))
+            assert (await fra.link_status("ams"))["state"] == "down"
+            assert (await fra.link_status("ber"))["state"] == "active"
+        print("".join(f"{name}: {seconds:.1f} s\n" for name, seconds in took.items()))
+        assert max(took.values()) < patient(30), "and not the minute that vpnd-nsfd may take"
+        said = fra.daemon_log.read_text()
+        assert said.count('"guard_failed"') <= 1, "told once, and not at every try"
+        async with helper(fra, str(Path(__file__).with_name("nsfd_unit.py"))):
+            await fra.run(["chown", "0", str(HELPER_SOCKET)])  # the user of this daemon
+            await fra.wait_state("ams", "active", seconds=90)
+            await require_all_inside(lab)
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Outside of /run, which a host of its own has for itself, and where the guest's /tmp lies."""
@@ -209,7 +273,7 @@ def test_without_a_way_into_namespaces_the_configuration_is_refused(folder: Path
     )
     config.chmod(0o644)
     (folder / "peers.d").mkdir(mode=0o755)
-    limits = ("setpriv", "--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin")
+    limits = ("setpriv", *WEAK)
     with Host("weak") as host:
         for program, arguments in (("vpnd", []), ("vpnd", ["--check"]), ("vpnctl", ["check"])):
             # Without an identity the daemon ends anyway, but not for this

@@ -52,16 +52,13 @@ from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, write_peer_file
 from vpnd.source_journal import SourceJournal
 from vpnd.transport import Transport
-from vpnd.tunnels import BackendErrors, ManagedTunnel
+from vpnd.tunnels import ENTERING_SECONDS, BackendErrors, ManagedTunnel
 from vpnd.upkeep import Upkeep
 from vpnd.view import link_status, peer_info, tunnel_status
 from vpnd.view_external import key_source, source_warnings
 
 SETTLE_SECONDS: Final = 15.0
 """How long a clean stop waits for an exchange that the other end may have completed."""
-ENTERING_SECONDS: Final = 5.0
-"""What a start and a reload wait for the way into another network namespace; the tunnel's own task
-goes on looking for it."""
 CLOSE_SECONDS: Final = 15.0
 """And then for the links that are not to run on without the daemon. With what the control server
 takes in between, a stop has to fit into the unit's TimeoutStopSec."""

@@ -54,6 +54,9 @@ TOLD_AT_ONCE: Final = 50
 """Links that are told of a dump before other tasks get their turn."""
 FRESH_SECONDS: Final = 1.0
 """A dump of this age is good enough for who asks for a status."""
+ENTERING_SECONDS: Final = 5.0
+"""What a start, a reload and the removal of a peer wait for the way into another network namespace;
+the tunnel's own task goes on looking for it."""
 CHANGE_SECONDS: Final = 6.0
 """A change that the backend has not made by then has failed."""
 UNKNOWN_PEER_SECONDS: Final = 180.0
@@ -485,15 +488,21 @@ class ManagedTunnel:
         return frozenset()
 
     async def remove_guards(self, prefixes: Iterable[Prefix]) -> None:
-        """Take guard routes away. Raises TunError."""
+        """Take guard routes away. Raises TunError, also where a namespace has to be entered for
+        that and the way into it takes long: others wait meanwhile."""
         config = self.config
         if config.netns is not None and self._tunnel is not None:
             with suppress(InterfaceMissing):
                 await self._tunnel.remove_guards(prefixes)
             return
-        with suppress(NamespaceMissing):
+        with suppress(NamespaceMissing), trio.move_on_after(ENTERING_SECONDS) as scope:
             await remove_guard_routes(
                 prefixes, table=config.table, vrf=config.vrf, netns=config.netns
+            )
+        if scope.cancelled_caught:
+            raise TunError(
+                f"the network namespace {config.netns} was out of reach for "
+                f"{ENTERING_SECONDS:.0f} s: guard routes of the peer may be left in it"
             )
 
     # ---- what somebody else changed
