@@ -388,13 +388,18 @@ class Node:
                 )
             config = self.config.with_peer(request)
             peer = config.peers[request.name]
-            write_peer_file(config.node.peers_dir, peer.name, request)
+            # In a thread, as all that waits for a disk; once begun it is finished
+            await trio.to_thread.run_sync(
+                write_peer_file, config.node.peers_dir, peer.name, request
+            )
             try:
                 link = await self._bring_up(peer, config)
             except BaseException:
                 # Whatever it was: nothing of the peer stays
-                remove_peer_file(config.node.peers_dir, peer.name)
                 with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(
+                        remove_peer_file, config.node.peers_dir, peer.name
+                    )
                     await self.unguard(peer, self.tunnels[peer.tunnel])
                 self.update_links(self.config, self.identities)
                 raise
@@ -435,7 +440,7 @@ class Node:
         async with self._changing:
             self._named(name)
             config = self.config.without_peer(name)
-            remove_peer_file(config.node.peers_dir, name)
+            await trio.to_thread.run_sync(remove_peer_file, config.node.peers_dir, name)
             self.config = config
             link = await self.drop_link(name)
             self.update_links(config, self.identities)

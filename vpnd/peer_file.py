@@ -49,6 +49,11 @@ def write_peer_file(
     return path
 
 
+def restore_peer_file(path: Path, content: bytes) -> None:
+    """Give a peer's file the content that it had; FileFault where it cannot be done."""
+    write_atomically(path, content, mode=path.stat().st_mode & 0o777, replace=True)
+
+
 def remove_peer_file(peers_dir: Path, name: str) -> None:
     """Remove a peer's file; it is fine if there is none. FileFault where it cannot be done."""
     remove_durably(peer_path(peers_dir, name))

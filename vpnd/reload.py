@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from kex.identity import Identity
 from vpnd.api import SCHEMA, ConfigChange, ErrorCode, ErrorDetail, ReloadResult
-from vpnd.atomic_file import write_atomically
 from vpnd.config import Config, complete_peer, load_config
 from vpnd.config_diff import described, diff, needs_restart
 from vpnd.config_errors import ConfigErrors
@@ -28,12 +28,10 @@ from vpnd.file_trust import FileFault
 from vpnd.identity_store import load_identities
 from vpnd.journal import Journal
 from vpnd.node_control import Caller, ControlError
-from vpnd.peer_file import write_peer_file
+from vpnd.peer_file import restore_peer_file, write_peer_file
 from vpnd.tunnels import BackendErrors
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vpnd.link import ManagedLink
     from vpnd.node import Node
     from vpnd.tunnels import ManagedTunnel
@@ -165,11 +163,15 @@ async def change_peer(node: Node, name: str, change: Mapping[str, Any]) -> list[
     if not changed:
         return []
     kept = await trio.Path(peer.file).read_bytes()
-    write_peer_file(peer.file.parent, name, settings, replace=True)
+    # In a thread, as all that waits for a disk; once begun it is finished
+    await trio.to_thread.run_sync(
+        partial(write_peer_file, peer.file.parent, name, settings, replace=True)
+    )
     try:
         problems = await apply(node, make_plan(old, new, node.identities))
     except BaseException:
-        _restore(peer.file, kept)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(restore_peer_file, peer.file, kept)
         raise
     if problems:
         raise ControlError(
@@ -178,10 +180,6 @@ async def change_peer(node: Node, name: str, change: Mapping[str, Any]) -> list[
             "it is tried again by itself; `vpnctl status` shows how the link is",
         )
     return list(changed)
-
-
-def _restore(file: Path, content: bytes) -> None:
-    write_atomically(file, content, mode=file.stat().st_mode & 0o777, replace=True)
 
 
 async def apply(node: Node, plan: Plan) -> list[str]:
