@@ -23,7 +23,7 @@ OUTAGE_FAILURES = 4
 pytestmark = pytest.mark.netns
 
 
-@pytest.mark.kernel
+@pytest.mark.kernel_long
 async def test_a_fault_of_each_kind(case: Case) -> None:
     """The quick one: away at either end, and different keys."""
     async with open_backbone() as backbone:

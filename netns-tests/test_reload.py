@@ -35,7 +35,7 @@ from lab.proof import (
 from lab.site import Site
 from lab.spec import LabSpec
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 TWO = f"""
@@ -106,6 +106,7 @@ async def wireguard_peer(site: Site, peer: str) -> dict[str, str]:
     return {"allowed": fields[3], "keepalive": fields[7]}
 
 
+@pytest.mark.kernel
 async def test_a_reload_takes_what_changed_and_leaves_other_links_alone(case: Case) -> None:
     async with linked(THREE) as lab, counted(lab) as meter:
         fra = lab.site("fra")
@@ -251,6 +252,7 @@ async def test_wireguard_follows_a_name_that_resolves_anew() -> None:
         assert "endpoint_moved" in fra.daemon_log.read_text()
 
 
+@pytest.mark.kernel
 async def test_two_carriers_between_two_gateways(case: Case) -> None:
     """A second tunnel and a second identity at each end, made, used and removed live."""
     async with linked(TWO) as lab, counted(lab) as meter:
@@ -300,7 +302,7 @@ async def test_two_carriers_between_two_gateways(case: Case) -> None:
         nothing_lost(case, await meter.stop())
 
 
-@pytest.mark.parametrize("suite", ["1", "2"])
+@pytest.mark.parametrize("suite", [pytest.param("1", marks=pytest.mark.kernel), "2"])
 async def test_an_identity_is_rotated_without_loss(case: Case, suite: str) -> None:
     """Each step of docs/operations.md; from suite 1 to suite 2 both ends need a new one."""
     async with linked(TWO) as lab, counted(lab) as meter:
@@ -385,6 +387,7 @@ async def test_a_key_goes_with_the_identity_that_it_was_agreed_with() -> None:
         await fra.wait_state("ams", "active")
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("on_stop", ["keep", "close"])
 async def test_what_a_clean_stop_leaves(on_stop: str) -> None:
     async with linked(TWO) as lab:

@@ -21,7 +21,7 @@ import pytest
 from test_tun_tunnel import A, B, new_psk, peer, spec
 from tun_site import Refused, Site
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 USER = "65534"
 ONE_CAPABILITY = (
@@ -32,7 +32,7 @@ ONE_CAPABILITY = (
 INSIDE = ("ip", "netns", "exec", "blue")
 
 
-@pytest.fixture(params=["root", "helper"])
+@pytest.fixture(params=["root", pytest.param("helper", marks=pytest.mark.kernel)])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     if request.param == "root":
         with Site("a") as site:

@@ -39,9 +39,12 @@ MINUTE = 60.0
 LINES_OF_A_FAILURE = 25
 EXIT_NO_TESTS = 5  # pytest's
 EXIT_INTERRUPTED = 130  # what a shell shows after Ctrl-C
-SIDE_BY_SIDE = ("-n6",)
+SIDE_BY_SIDE = "-n8"
 """Tests that wait two minutes for a WireGuard handshake cost little but time: they wait as one."""
-NICE = 10
+GUESTS = 2
+"""Emulated machines, of one processor each, and the tests that run side by side in one of them."""
+SIDE_BY_SIDE_IN_GUEST = "-n4"
+NICE = 19
 """Of what others shall not be disturbed by: nothing in it depends on how soon it is done."""
 
 
@@ -154,27 +157,30 @@ def stages(mode: str) -> list[Stage]:
         "netns userspace",
         "netns-tests",
         "-v",
-        *SIDE_BY_SIDE,
+        SIDE_BY_SIDE,
         f"--basetemp={SHORT_FOLDER}/t",
         *also,
         timeout=factor * 25 * MINUTE,
         VPND_TEST_BACKEND="userspace",
     )
-    kernel = in_emulator(
-        pytest(
-            "netns kernel",
-            "netns-tests",
-            "-v",
-            *SIDE_BY_SIDE,
-            *("-m", "kernel or kernel_long" if long else "kernel and not long"),
-            timeout=factor * 50 * MINUTE,
+    guests = [
+        in_emulator(
+            pytest(
+                f"netns kernel {number}",
+                "netns-tests",
+                "-v",
+                SIDE_BY_SIDE_IN_GUEST,
+                f"--part={number}/{GUESTS}",
+                *("-m", "kernel or kernel_long" if long else "kernel and not long"),
+                timeout=factor * 50 * MINUTE,
+            )
         )
-    )
-    # The namespace tests on this machine count lost packets and seconds: they get it to themselves.
-    # The guest's world is slower, and its tests wait longer accordingly; they take longest, and go
-    # before what shares the machine with them.
-    checks_and_tests = [nicely(check) for check in (*static_checks(), tests)]
-    return [[[kernel], checks_and_tests], [[userspace]]]
+        for number in range(1, GUESTS + 1)
+    ]
+    # The namespace tests on this machine count lost packets and seconds: what shares it with them
+    # takes what they leave. The guests' world is slower, and their tests wait longer accordingly.
+    rest = [nicely(check) for check in (*static_checks(), tests)]
+    return [[[guest] for guest in guests], [[userspace], rest]]
 
 
 # ---------------------------------------------------------------- running

@@ -19,6 +19,7 @@ class Slow:
 
     def __init__(self) -> None:
         self.released = threading.Event()
+        self.begun = threading.Semaphore(0)
         self.done = 0
         self.most = 0
         self._running = 0
@@ -28,6 +29,7 @@ class Slow:
         with self._lock:
             self._running += 1
             self.most = max(self.most, self._running)
+        self.begun.release()
         self.released.wait(60)
         with self._lock:
             self._running -= 1
@@ -60,9 +62,10 @@ async def test_however_many_are_slow_there_are_threads_for_other_work() -> None:
         for _ in range(100):
             nursery.start_soon(HERE.run, slow)
         try:
-            await trio.testing.wait_all_tasks_blocked()
             with trio.fail_after(5):
-                await trio.to_thread.run_sync(bool)
+                for _ in range(BOUND):
+                    await trio.to_thread.run_sync(slow.begun.acquire)
+            await trio.testing.wait_all_tasks_blocked()
         finally:
             slow.released.set()
     assert (slow.done, slow.most) == (100, BOUND)
