@@ -112,14 +112,24 @@ async def _wait_new(names: list[str], before: dict[str, str], seconds: float) ->
 
 
 async def _outage(pid: int, seconds: float) -> dict[str, list[float]]:
-    """CPU (share of a core) and memory (bytes) in each quarter of the outage."""
-    used: dict[str, list[float]] = {"cpu": [], "memory": []}
+    """CPU (share of a core), memory (bytes) and TCP connections that were tried (a second) in each
+    quarter of the outage; connections by whomever in these namespaces, the far ends' among them."""
+    used: dict[str, list[float]] = {"cpu": [], "memory": [], "tried": []}
     for _ in range(4):
-        cpu, began = cpu_of(pid), time.monotonic()
+        cpu, tried, began = cpu_of(pid), _connections_tried(), time.monotonic()
         await trio.sleep(seconds / 4)
-        used["cpu"].append((cpu_of(pid) - cpu) / (time.monotonic() - began))
+        took = time.monotonic() - began
+        used["cpu"].append((cpu_of(pid) - cpu) / took)
         used["memory"].append(memory_of(pid))
+        used["tried"].append((_connections_tried() - tried) / took)
     return used
+
+
+def _connections_tried() -> int:
+    """TCP connections begun in this network namespace (RFC 4022, tcpActiveOpens)."""
+    lines = Path("/proc/net/snmp").read_text("ascii").splitlines()
+    names, numbers = (line.split()[1:] for line in lines if line.startswith("Tcp:"))
+    return int(dict(zip(names, numbers, strict=True))["ActiveOpens"])
 
 
 def _most_in_a_second(times: list[float]) -> int:
