@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from kex.answering import both_modes
 from kex.events import RejectCode
 from kex.external import ExternalMode
 from vpnd.config_model import ExternalKeys
@@ -114,8 +115,15 @@ def as_initiator(
     return Decision(Step.END, why or "too few external keys", RejectCode.POLICY)
 
 
-def as_responder(external: ExternalKeys, mode: ExternalMode, listed: Sequence[str]) -> str:
-    """Why the keys that an initiator lists are not what this end needs; empty if they are.
+def as_responder(
+    external: ExternalKeys,
+    mode: ExternalMode,
+    listed: Sequence[str],
+    *,
+    peers: ExternalMode,
+) -> str:
+    """Why the keys that an initiator lists are not what this end needs, with the modes of both;
+    empty if they are.
 
     `listed` has the source of each key. The number of keys is checked before (kex.answering);
     here it is their names, and that no source counts for two.
@@ -126,7 +134,9 @@ def as_responder(external: ExternalKeys, mode: ExternalMode, listed: Sequence[st
     if mode is not ExternalMode.REQUIRE:
         return ""
     names = " and ".join(Needed.by(external).lacking(listed))
-    return f"{names} must be mixed at the responder, and the initiator lists none" if names else ""
+    return (
+        f"{both_modes(mode, peers)}: {names} must be mixed, the initiator has none" if names else ""
+    )
 
 
 def refusal(errors: Mapping[int, SourceError]) -> tuple[RejectCode, tuple[int, ...]]:

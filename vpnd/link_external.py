@@ -354,7 +354,10 @@ class LinkExternal:
                 except SourceError as error:
                     errors[at] = error
         objection = policy.as_responder(
-            external, self.mode_of(self._peer), [use.source for use in owners.values()]
+            external,
+            self.mode_of(self._peer),
+            [use.source for use in owners.values()],
+            peers=event.peer_mode or ExternalMode.OFF,
         )
         if errors:
             self._refuse(event, errors)

@@ -45,6 +45,7 @@ from vpnd.keysource.base import (
     SourceType,
 )
 from vpnd.link import ManagedLink
+from vpnd.link_external import Asked
 from vpnd.link_record import LinkRecords
 from vpnd.transport import Transport
 from vpnd.tunnels import Installed, ManagedTunnel
@@ -310,6 +311,13 @@ class Site:
         with trio.fail_after(20):
             while not self.link.rekey():
                 await self.news.wait()
+
+    async def exchange_with(self, source: str) -> Asked:
+        """Begin an exchange that needs this source, as soon as none is under way."""
+        with trio.fail_after(20):
+            while (asked := self.link.exchange_with(source)) is None:
+                await self.news.wait()
+        return asked
 
 
 def make_sites(folder: Path) -> tuple[Site, Site]:

@@ -122,13 +122,20 @@ def test_what_the_initiator_does(
 
 
 def test_what_the_responder_asks_for_by_name() -> None:
+    def objection(*listed: str, here: ExternalMode = REQUIRE) -> str:
+        return policy.as_responder(named, here, listed, peers=PREFER)
+
     named = table(require=["a"])
-    assert "a must be mixed" in policy.as_responder(named, REQUIRE, ["b"])
-    assert policy.as_responder(named, REQUIRE, ["a"]) == ""
-    assert policy.as_responder(named, PREFER, []) == ""
-    assert "two keys of a" in policy.as_responder(named, REQUIRE, ["a", "a"])
-    assert "two keys of b" in policy.as_responder(named, PREFER, ["a", "b", "b"])
-    assert policy.as_responder(table(), REQUIRE, []) == "", "their number is counted elsewhere"
+    assert objection("b") == (
+        "external keys: require at the responder, prefer at the initiator: "
+        "a must be mixed, the initiator has none"
+    )
+    assert objection("a") == ""
+    assert objection(here=PREFER) == ""
+    assert "two keys of a" in objection("a", "a")
+    assert "two keys of b" in objection("a", "b", "b", here=PREFER)
+    named = table()
+    assert objection() == "", "their number is counted elsewhere"
 
 
 def test_what_an_initiator_is_told() -> None:

@@ -436,9 +436,10 @@ async def test_a_policy_that_becomes_stricter_during_an_exchange_is_obeyed(
     async with linked(fra, ams, lambda far: both(far, "require", require=["kme-a"])):
         await first_key(fra, ams)
         await new_key(fra, ams)
+        await fra.renew()
+        # Only now: an exchange of the other end may have been under way before
         source(fra).hangs = source(fra, "kme-b").hangs = True
         asked = source(fra).asked
-        await fra.renew()
         with trio.fail_after(20):
             while source(fra).asked == asked:
                 await trio.lowlevel.checkpoint()
@@ -477,16 +478,14 @@ async def test_one_key_is_had_and_compared(sites: tuple[Site, Site]) -> None:
     async with linked(fra, ams, lambda far: both(far, "prefer")):
         await first_key(fra, ams)
         await new_key(fra, ams)
-        asked = fra.link.exchange_with("kme-b")
-        assert asked is not None
+        asked = await fra.exchange_with("kme-b")
         await asked.over.wait()
         assert asked.outcome == ""
         assert asked.key_id
         assert "kme-b" in [each.source for each in asked.mixed]
         source(fra, "kme-b").fault = SourceFault.EMPTY
         await fra.wait_for("key_installed", len(fra.named("key_installed")))
-        asked = fra.link.exchange_with("kme-b")
-        assert asked is not None
+        asked = await fra.exchange_with("kme-b")
         await asked.over.wait()
         assert "kme-b gave no key" in asked.outcome
         assert asked.key_id == ""
