@@ -22,6 +22,12 @@ from lab.meter import Report
 from lab.patience import patient
 from lab.site import ASK_EVERY_SECONDS, Site
 
+HANDSHAKE_SECONDS = 160.0
+"""WireGuard makes a session anew after 120 s, where there is traffic; until then the key before is
+in force."""
+EQUAL_SECONDS = 30.0
+"""An exchange that is under way is over by then."""
+
 
 class NotProved(LabError):
     """What should hold of a link does not; the message says what was found."""
@@ -139,8 +145,21 @@ async def wait_in_force(
 async def prove(lab: Lab, one: str, other: str, traffic: Report) -> KeyPair:
     """Check a link after a handshake: same PSK, same key id, in force, nothing lost or repeated.
 
-    Raises NotProved with what was found.
+    The ends are looked at one after the other. Where a renewal came in between, or just before,
+    its key is waited for until it is in force. Raises NotProved with what was found, WaitTimeout.
     """
+    before = await in_force(lab, one, other)
+    try:
+        return await _prove(lab, one, other, traffic)
+    except NotProved:
+        newest = await _wait_equal(lambda: installed(lab, one, other), "installed", EQUAL_SECONDS)
+        if newest.one in (before.one, before.other):
+            raise
+    await wait_in_force(lab, one, other, before=before, seconds=HANDSHAKE_SECONDS)
+    return await _prove(lab, one, other, traffic)
+
+
+async def _prove(lab: Lab, one: str, other: str, traffic: Report) -> KeyPair:
     if not await same_preshared_key(lab, one, other):
         raise NotProved(f"the interfaces of {one} and {other} hold different preshared keys")
     statuses = [await lab.site(one).link_status(other), await lab.site(other).link_status(one)]

@@ -17,12 +17,10 @@ from lab.lab import Lab, Start, open_lab
 from lab.meter import Meter
 from lab.node import Node
 from lab.plan import Address
-from lab.proof import KeyPair, in_force, installed, wait_in_force, wait_new_key
+from lab.proof import HANDSHAKE_SECONDS, KeyPair, in_force, installed, wait_in_force, wait_new_key
 from lab.spec import LabSpec
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
-HANDSHAKE_SECONDS = 160.0
-"""In which WireGuard takes a new key up: it renews its session every 120 s."""
 TUNNEL = f"""
 [tunnels.backbone]
 backend = "{BACKEND}"

@@ -11,13 +11,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
-from linking import HANDSHAKE_SECONDS, counted
+from linking import counted
 from report import Case
 
 from lab.lab import Lab
 from lab.meter import Meter
 from lab.patience import patient
-from lab.proof import KeyPair, in_force, key_id, prove, wait_in_force, wait_new_key
+from lab.proof import (
+    HANDSHAKE_SECONDS,
+    KeyPair,
+    in_force,
+    key_id,
+    prove,
+    wait_in_force,
+    wait_new_key,
+)
 from lab.site import Site
 
 SETTLED_SECONDS = 90.0

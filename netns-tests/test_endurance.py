@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from linking import HANDSHAKE_SECONDS, counted, linked
+from linking import counted, linked
 from pair import ENDS, processes, settled
 from report import Case
 
 from lab.lab import Lab
-from lab.proof import KeyPair, in_force, prove, wait_in_force, wait_new_key
+from lab.proof import HANDSHAKE_SECONDS, KeyPair, in_force, prove, wait_in_force, wait_new_key
 from lab.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel, pytest.mark.long]

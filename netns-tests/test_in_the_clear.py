@@ -24,7 +24,7 @@ from lab.capture import Capture
 from lab.lab import Lab, open_lab
 from lab.patience import patient
 from lab.programs import endpoint, program
-from lab.proof import in_force, installed, prove, wait_in_force, wait_new_key
+from lab.proof import HANDSHAKE_SECONDS, in_force, installed, prove, wait_in_force, wait_new_key
 from lab.spec import LabSpec
 
 pytestmark = pytest.mark.netns
@@ -37,7 +37,6 @@ LAB_FILE = f"""
 backend = "{BACKEND}"
 """
 PAIR = (("fra", "ams"), ("ams", "fra"))
-HANDSHAKE_SECONDS = 160.0
 SHORTEST_LIFETIME = 420
 """Seconds: the shortest that the configuration allows, 300 more than a renewal takes to be due."""
 

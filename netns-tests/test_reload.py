@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import trio
-from linking import HANDSHAKE_SECONDS
 from report import Case
 
 from lab.errors import CommandFailed
@@ -25,6 +24,7 @@ from lab.lab import Lab, open_lab
 from lab.meter import Meter, Report
 from lab.patience import patient
 from lab.proof import (
+    HANDSHAKE_SECONDS,
     KeyPair,
     in_force,
     installed,

@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from linking import BACKEND, HANDSHAKE_SECONDS, counted, linked
+from linking import BACKEND, counted, linked
 from pair import ENDS, logged, nothing_lost, passes_again, processes, settled
 from report import Case
 
 from lab.lab import Lab
 from lab.patience import patient
-from lab.proof import KeyPair, in_force, same_preshared_key, wait_in_force
+from lab.proof import HANDSHAKE_SECONDS, KeyPair, in_force, same_preshared_key, wait_in_force
 from lab.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]

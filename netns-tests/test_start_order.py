@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import trio
-from linking import HANDSHAKE_SECONDS, TUNNEL, back_after, counted, open_sites, wait_active
+from linking import TUNNEL, back_after, counted, open_sites, wait_active
 from report import Case
 
 from lab.lab import Lab
 from lab.patience import patient
-from lab.proof import key_id
+from lab.proof import HANDSHAKE_SECONDS, key_id
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

@@ -31,7 +31,7 @@ from lab.lab import Lab, open_lab
 from lab.meter import Meter, open_meter
 from lab.node import Node
 from lab.patience import patient
-from lab.proof import in_force, installed, prove, wait_in_force, wait_new_key
+from lab.proof import HANDSHAKE_SECONDS, in_force, installed, prove, wait_in_force, wait_new_key
 from lab.site import Site
 from lab.spec import LabSpec
 from tun.namespace import HELPER_SOCKET
@@ -39,7 +39,6 @@ from tun.namespace import HELPER_SOCKET
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
-HANDSHAKE_SECONDS = 160.0
 INSIDE = ("ip", "netns", "exec", "blue")
 GUARD = "metric 4294967294"
 WEAK = ("--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin")

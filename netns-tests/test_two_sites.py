@@ -26,6 +26,7 @@ from lab.lab import Lab, open_lab
 from lab.meter import Meter
 from lab.patience import patient
 from lab.proof import (
+    HANDSHAKE_SECONDS,
     KeyPair,
     NotProved,
     in_force,
@@ -40,7 +41,6 @@ from lab.spec import LabSpec
 pytestmark = [pytest.mark.netns, pytest.mark.kernel]
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
-HANDSHAKE_SECONDS = 160.0
 
 
 def two_sites(underlay: Literal["ipv4", "ipv6"] = "ipv4") -> LabSpec:
