@@ -255,14 +255,14 @@ def endpoint(value: object) -> Endpoint:
     if address is None:
         _check_host_name(found.host)
         return found
-    _check_one_host(found, address)
-    if address.is_unspecified:
-        raise FieldError(f"{shown(str(found))} is every address of a host, not one")
-    if address.is_link_local:
+    if address.is_link_local:  # first: with a zone it would be refused as well
         raise FieldError(
             f"{shown(str(found))} is a link-local address, which means nothing beyond one cable",
             "give the peer an address of its own, such as one of fd00::/8",
         )
+    _check_one_host(found, address)
+    if address.is_unspecified:
+        raise FieldError(f"{shown(str(found))} is every address of a host, not one")
     return found
 
 

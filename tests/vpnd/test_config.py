@@ -234,6 +234,12 @@ REFUSED: list[tuple[str, Change, str, str]] = [
         "cannot be the name of a device",
     ),
     (
+        "link-local address to listen at without a zone",
+        lambda site: site.main["node"].update(listen=["[fe80::1]:51821"]),
+        "node.listen[0]",
+        "does not say on which interface",
+    ),
+    (
         "listen on a name",
         lambda site: site.main["node"].update(listen=["localhost:51821"]),
         "node.listen[0]",
@@ -353,7 +359,7 @@ REFUSED: list[tuple[str, Change, str, str]] = [
         "link-local endpoint without a zone",
         lambda site: site.peers["ams1"].update(endpoint="[fe80::1]:51821"),
         "endpoint",
-        "does not say on which interface",
+        "link-local",
     ),
     (
         "link-local endpoint with a zone",
