@@ -149,7 +149,7 @@ def _told() -> Iterator[None]:
             [
                 Problem(
                     ": ".join(part for part in (wrong.source, each.key, each.reason) if part),
-                    each.hint or "docs/operations.md describes the file of a lab",
+                    each.hint or "lab/spec.py describes the file of a lab",
                 )
                 for each in wrong.problems
             ]
