@@ -126,8 +126,10 @@ def test_a_lab_whose_holders_were_killed_is_found_by_its_mark(root: Path) -> Non
             assert node.holder is not None
             node.holder.send_signal(signal.SIGKILL)
         process.kill()
-    left = {Path(f"/proc/{process.pid}/comm").read_text().strip() for process in members(state)}
-    assert left == {"sleep"}
+    left = [Path(f"/proc/{process.pid}/comm").read_text().strip() for process in members(state)]
+    # On a busy machine, setsid has not become the other program yet
+    assert len(left) == 2
+    assert set(left) <= {"sleep", "setsid"}
     commands.down("crash", root=root)
     assert members(state) == set()
 
