@@ -128,7 +128,7 @@ class RemoteSource(ABC):
         self._seen(far)
         ready = self._reserve.take(far)
         if ready is None:
-            with self._told(far), trio.move_on_after(INITIATOR_SECONDS - SPARE):
+            with self._told(far), trio.CancelScope(deadline=_until(INITIATOR_SECONDS)):
                 ready = await self._fetch_limited(far, self._obtaining)
         if ready is None:
             raise self._too_late(far, INITIATOR_SECONDS)
@@ -142,16 +142,27 @@ class RemoteSource(ABC):
         self._seen(far)
         with self._told(far):
             self._check_asked(far, reference)
-            with trio.move_on_after(RESPONDER_SECONDS - SPARE):
-                key = await self._ask_until_there(far, reference)
+            until = _until(RESPONDER_SECONDS)
+            not_yet: list[AskFailed] = []
+            with trio.CancelScope(deadline=until):
+                key = await self._ask_until_there(far, reference, until, not_yet)
                 self._health.counters["retrieved"] += 1
                 self._stock.used(far.peer_id, len(reference.key_ids))
                 return key
+            if not_yet:
+                # That the last question got no answer in time says less than the answers before
+                raise not_yet[-1]
         raise self._too_late(far, RESPONDER_SECONDS)
 
-    async def _ask_until_there(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
-        """Asked for again only where the answer says that nothing was delivered."""
-        until = trio.current_time() + RESPONDER_SECONDS - SPARE
+    async def _ask_until_there(
+        self,
+        far: Correspondent,
+        reference: ExternalKeyReference,
+        until: float,
+        not_yet: list[AskFailed],
+    ) -> Secret:
+        """Asked for again only where the answer says that nothing was delivered; these answers are
+        added to `not_yet`."""
         pauses = iter(NOT_YET)
         had: Had = {}
         while True:
@@ -163,6 +174,7 @@ class RemoteSource(ABC):
                 late = trio.current_time() + pause >= until
                 if failed.consumed or not again or late:
                     raise
+                not_yet.append(failed)
                 self._health.counters["asked_again"] += 1
                 await trio.sleep(pause)
 
@@ -384,6 +396,12 @@ class RemoteSource(ABC):
     def _stir(self) -> None:
         stirred, self._stirred = self._stirred, trio.Event()
         stirred.set()
+
+
+def _until(seconds: float) -> float:
+    """When a source gives up by itself (trio's clock): before its caller does, who may have begun
+    to count earlier, or have less patience."""
+    return min(trio.current_time() + seconds, trio.current_effective_deadline()) - SPARE
 
 
 class _Told:

@@ -328,6 +328,32 @@ async def test_a_key_that_never_comes_ends_with_its_reason(
     assert len(kme.received) > 1
 
 
+async def test_what_it_said_counts_more_than_that_it_then_said_nothing(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vpnd.keysource.remote_source.RESPONDER_SECONDS", 2.0)
+
+    async def silence(_: Received, __: Stream) -> None:
+        await trio.sleep_forever()
+
+    kme.answers = [http(404), silence]
+    with trio.fail_after(4), pytest.raises(SourceError) as refused:
+        await QkdSource("kme", qkd_config(kme), told).retrieve(FAR, reference())
+    assert refused.value.fault is SourceFault.UNKNOWN_KEY
+    assert len(kme.received) == 2
+
+
+async def test_the_reason_comes_before_the_caller_stops_waiting(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told
+) -> None:
+    """A caller that has less time than a responder's 8 s, as where the machine was busy before."""
+    kme.answers = [http(404)]
+    with trio.fail_after(3), pytest.raises(SourceError) as refused:
+        await QkdSource("kme", qkd_config(kme), told).retrieve(FAR, reference())
+    assert refused.value.fault is SourceFault.UNKNOWN_KEY
+    assert len(kme.received) > 1
+
+
 @pytest.mark.parametrize(
     ("ids", "bits"),
     [((FIRST_ID, FIRST_ID), 512), (("",), 256), ((), 256), ((FIRST_ID,), 100), ((FIRST_ID,), 64)],
