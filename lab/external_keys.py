@@ -56,7 +56,7 @@ class KeyManager(Node):
         self._state.save()
 
     async def cut_off(self, site: str) -> None:
-        """Take its cable to a site down: what is sent is lost, in silence."""
+        """Take its cable to a site down: what is sent is lost."""
         await self.run(["ip", "link", "set", "dev", site, "down"])
 
     async def reconnect(self, site: str) -> None:

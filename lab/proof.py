@@ -44,13 +44,10 @@ class KeyPair:
         return self.one if self.one == self.other else f"{self.one} / {self.other}"
 
 
-async def _preshared_key(site: Site, peer: str, interface: str) -> str:
-    """The preshared key of a peer on an interface, as `wg` prints it: of the one peer there is, or
-    of the one that the daemon says. A secret: compare it, no more."""
-    shown = await site.run(
-        [*await _inside(site, interface), "wg", "show", interface, "preshared-keys"]
-    )
-    keys = dict(line.split("\t") for line in shown.stdout.splitlines())
+async def _key_for(site: Site, peer: str, interface: str, shown: str) -> str:
+    """The preshared key of a peer, of what `wg show INTERFACE preshared-keys` printed: of the one
+    peer there is, or of the one that the daemon says. A secret: compare it, no more."""
+    keys = dict(line.split("\t") for line in shown.splitlines())
     if len(keys) > 1:
         public_key = (await site.link_status(peer))["wireguard"]["peer_public_key"]
         keys = {key: psk for key, psk in keys.items() if key == public_key}
@@ -70,8 +67,14 @@ async def _inside(site: Site, interface: str) -> list[str]:
 
 async def same_preshared_key(lab: Lab, one: str, other: str, *, interface: str = "wg0") -> bool:
     """Whether the interfaces hold the same preshared key for each other; it is shown nowhere."""
-    mine = await _preshared_key(lab.site(one), other, interface)
-    theirs = await _preshared_key(lab.site(other), one, interface)
+    ends = (lab.site(one), other), (lab.site(other), one)
+    command = ["wg", "show", interface, "preshared-keys"]
+    commands = [[*await _inside(site, interface), *command] for site, _ in ends]
+    # One right after the other, so that hardly ever an exchange comes in between
+    shown = [(await site.run(commands[at])).stdout for at, (site, _) in enumerate(ends)]
+    mine, theirs = [
+        await _key_for(site, peer, interface, shown[at]) for at, (site, peer) in enumerate(ends)
+    ]
     return hmac.compare_digest(mine, theirs)
 
 

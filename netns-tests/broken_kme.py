@@ -71,6 +71,17 @@ class _Watched:
     async def event(self, site: str, event: str, **fields: Any) -> Record:
         return await self.backbone.wait_event(site, self.logs, event, **fields)
 
+    async def said(self, site: str, event: str, text: str, **fields: Any) -> None:
+        """Wait for such a record with this text in its reason."""
+        reasons: list[str] = []
+        with trio.move_on_after(patient(60)):
+            while True:
+                reasons = [one["reason"] for one in matching(self.at(site), event, **fields)]
+                if any(text in reason for reason in reasons):
+                    return
+                await trio.sleep(0.1)
+        raise AssertionError(f"{site}: no {event} that says {text!r}: {reasons}")
+
     async def again(self, site: str, event: str, **fields: Any) -> None:
         """Wait for a second such record: so that what an end does *after* the first is seen."""
         with trio.fail_after(patient(60)):
@@ -140,7 +151,11 @@ async def initiator_fails(
         await watched.strict_keeps_its_key()
         assert not matching(watched.at(STRICT), "exchange_refused")
         await watched.mended()
-        assert matching(watched.at(HUB), "source_back", code=code)
+        # What is under way when all is mended may fail otherwise, and be the last that did
+        failures = {each["code"] for each in matching(watched.at(HUB), "source_failed")}
+        back = matching(watched.at(HUB), "source_back")
+        assert back
+        assert all(each["code"] in failures for each in back)
 
 
 async def responder_fails(
@@ -159,8 +174,9 @@ async def responder_fails(
             missing = await watched.event(far, "external_keys_missing", role="responder", code=code)
             assert "kme" in missing["reason"]
             await watched.event(far, "exchange_refused", code="refused_key_manager")
-            refused = await watched.event(HUB, "exchange_failed", peer=far, code="refused")
-            assert f"fra-kme: {code} at the responder" in refused["reason"]
+            # On a slow machine the first one may have been refused before there was an answer
+            heard = f"fra-kme: {code} at the responder"
+            await watched.said(HUB, "exchange_failed", heard, peer=far, code="refused")
         await watched.lenient_falls_back(code)
         await watched.strict_keeps_its_key()
         await watched.mended()

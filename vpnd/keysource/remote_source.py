@@ -47,8 +47,9 @@ from vpnd.keysource.used_keys import UsedKeys
 
 LOOK_SECONDS: Final = 300.0
 """Between two looks at the stock for a far end."""
-SPARE: Final = 0.5
-"""Seconds before the caller's deadline at which a source gives up by itself, with its reason."""
+SPARE: Final = 1.0
+"""Seconds before the caller's deadline at which a source gives up by itself: so that its reason is
+told in time on a busy machine, too."""
 NOT_YET: Final = (0.25, 0.5, 1.0)
 """Seconds until a key that is not there yet is asked for again; then always the last."""
 AHEAD_AT_ONCE: Final = 4
