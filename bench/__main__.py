@@ -1,15 +1,13 @@
 """`make bench`: measure, print a table, keep it in docs/benchmarks.json and docs/benchmarks.md.
 
-`python -m bench PART…` measures some parts only, and keeps nothing; with --json it prints the
-figures as one line of JSON.
+`python -m bench PART…` measures some parts only; with --keep their figures take the place of those
+that they had in these files, and with --json they are printed as one line of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import time
 from typing import Final
 
 from bench import (
@@ -23,8 +21,7 @@ from bench import (
     status,
     throughput,
 )
-from bench.report import Part, document, keep, measured, this_machine
-from bench.result import table
+from bench.report import Part, keep, measured, sum_up
 
 PARTS: Final[dict[str, Part]] = {
     "exchange": exchange.measure,
@@ -39,11 +36,13 @@ PARTS: Final[dict[str, Part]] = {
 }
 PREFACE: Final = """# Benchmarks
 
-The last run of `make bench`, which takes about half an hour and wants a machine that does nothing
-else; `.venv/bin/python -m bench PART` measures one part. Figures depend on the machine and on what
-else it does; what can be compared are the ratios, each of two things measured in the same run. CPU
-is the median of several rounds; processes that share a core with others need more of it. Beside
-Rosenpass: `make bench-peers`, [benchmarks-peers.md](benchmarks-peers.md).
+What `make bench` measured last, which takes about half an hour and wants a machine that does
+nothing else; `.venv/bin/python -m bench PART --keep` measures one part anew. Figures depend on the
+machine and on what else it does; what can be compared are the ratios, each of two things measured
+in the same run. CPU is the median of several rounds; processes that share a core with others need
+more of it. Beside Rosenpass: `make bench-peers`, [benchmarks-peers.md](benchmarks-peers.md).
+
+The machine, when a part was last measured:
 """
 
 
@@ -51,19 +50,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("part", nargs="*", help=f"one or more of {', '.join(PARTS)}; default: all")
     parser.add_argument("--json", action="store_true", help="print JSON; keep nothing")
+    parser.add_argument("--keep", action="store_true", help="keep the figures of these parts")
     arguments = parser.parse_args()
     if unknown := [part for part in arguments.part if part not in PARTS]:
         parser.error(f"no such part: {', '.join(unknown)}")
-    machine, started = this_machine(), time.monotonic()
-    rows, missing = measured({name: PARTS[name] for name in arguments.part or PARTS})
-    machine["load at the end"] = f"{os.getloadavg()[0]:.1f}"
-    machine["minutes taken"] = round((time.monotonic() - started) / 60)
+    done = []
+    for each in measured({name: PARTS[name] for name in arguments.part or PARTS}):
+        done.append(each)
+        if not arguments.json:
+            print(each.table(), flush=True)
+            if arguments.keep or not arguments.part:
+                # Now: what comes after it may fail, or be interrupted
+                keep("benchmarks", PREFACE, PARTS, each)
     if arguments.json:
-        print(json.dumps(document(machine, rows, missing)))
-        return
-    print(table(rows, missing), end="")
-    if not arguments.part:
-        keep("benchmarks", PREFACE, machine, rows, missing)
+        print(json.dumps({each.part: each.document() for each in done}))
+    else:
+        sum_up(done)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import time
 from typing import Final
 
 from bench import beside, footprint, refused, rosenpass
-from bench.report import Part, keep, measured, this_machine
-from bench.result import table
+from bench.report import Part, keep, measured, sum_up
 
 PARTS: Final[dict[str, Part]] = {
     "refused": refused.measure,
@@ -19,9 +16,11 @@ PARTS: Final[dict[str, Part]] = {
 }
 PREFACE: Final = """# Benchmarks beside Rosenpass
 
-The last run of `make bench-peers`, which takes about a quarter of an hour when Rosenpass has been
-built (six minutes more), and wants a machine that does nothing else. Rosenpass is the other key
-exchange that gives WireGuard post-quantum keys; both are measured in the same run.
+What `make bench-peers` measured last, which takes about a quarter of an hour when Rosenpass has
+been built (six minutes more), and wants a machine that does nothing else. Rosenpass is the other
+key exchange that gives WireGuard post-quantum keys; both are measured in the same run.
+
+The machine:
 """
 
 
@@ -33,14 +32,14 @@ def main() -> None:
         parser.error(f"no such part: {', '.join(unknown)}")
     if not rosenpass.PROGRAM.exists():
         sys.exit("bench: error: there is no Rosenpass\nbench: hint: tools/rosenpass builds it")
-    machine, started = this_machine(), time.monotonic()
-    machine["Rosenpass"] = rosenpass.version()
-    rows, missing = measured({name: PARTS[name] for name in chosen or PARTS})
-    machine["load at the end"] = f"{os.getloadavg()[0]:.1f}"
-    machine["minutes taken"] = round((time.monotonic() - started) / 60)
-    print(table(rows, missing), end="")
-    if not chosen:
-        keep("benchmarks-peers", PREFACE, machine, rows, missing)
+    done = []
+    parts = {name: PARTS[name] for name in chosen or PARTS}
+    for each in measured(parts, Rosenpass=rosenpass.version()):
+        done.append(each)
+        print(each.table(), flush=True)
+        if not chosen:
+            keep("benchmarks-peers", PREFACE, PARTS, each)
+    sum_up(done)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -22,49 +22,79 @@ from bench.result import NotRun, Row, table
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 
+OF_THE_MOMENT: Final = ("day", "load at the start", "load at the end", "seconds")
+"""Facts that stand below each part's figures."""
 Part = Callable[[], Iterable[Row | NotRun]]
 
 
-def measured(parts: Mapping[str, Part]) -> tuple[list[Row], list[NotRun]]:
-    """The figures of all parts, and those that could not be had."""
-    rows: list[Row] = []
-    missing: list[NotRun] = []
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one part gave, and what the machine was like meanwhile."""
+
+    part: str
+    machine: Mapping[str, Any]
+    rows: Sequence[Row]
+    missing: Sequence[NotRun]
+
+    def table(self) -> str:
+        """Its figures, and when they were measured."""
+        when = (
+            f"Measured {self.machine['day']} in {self.machine['seconds']} s; load "
+            f"{self.machine['load at the start']} before, {self.machine['load at the end']} after."
+        )
+        return f"{table(self.rows, self.missing)}\n{when}\n"
+
+    def document(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "machine": self.machine,
+            "rows": [asdict(row) | {"ratio": row.ratio} for row in self.rows],
+            "not_run": [asdict(gap) for gap in self.missing],
+        }
+
+    @classmethod
+    def of_document(cls, part: str, document: Mapping[str, Any]) -> Measured:
+        rows = [Row(**{k: v for k, v in row.items() if k != "ratio"}) for row in document["rows"]]
+        missing = [NotRun(**gap) for gap in document["not_run"]]
+        return cls(part, document["machine"], rows, missing)
+
+
+def measured(parts: Mapping[str, Part], **facts: str) -> Iterator[Measured]:
+    """The figures of each part, as soon as they are there. `facts`: more on the machine."""
     for name, measure in parts.items():
-        started = time.monotonic()
+        machine, started = {**this_machine(), **facts}, time.monotonic()
         print(f"bench: {name}", file=sys.stderr, flush=True)
-        for entry in measure():
-            if isinstance(entry, Row):
-                rows.append(entry)
-            else:
-                missing.append(entry)
+        entries = list(measure())
         took = time.monotonic() - started
         print(f"bench: {name} took {took:.0f} s", file=sys.stderr, flush=True)
-    return rows, missing
+        machine |= {"load at the end": _load(), "seconds": round(took)}
+        rows = [entry for entry in entries if isinstance(entry, Row)]
+        missing = [entry for entry in entries if isinstance(entry, NotRun)]
+        yield Measured(name, machine, rows, missing)
 
 
-def document(
-    machine: Mapping[str, Any], rows: Sequence[Row], missing: Sequence[NotRun]
-) -> dict[str, Any]:
-    """All of it, for JSON."""
-    return {
-        "machine": machine,
-        "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
-        "not_run": [asdict(gap) for gap in missing],
-    }
+def keep(name: str, preface: str, parts: Iterable[str], new: Measured) -> None:
+    """Put what a part gave into docs/NAME.json and docs/NAME.md; other parts' figures stay.
+
+    `parts` is the order in which they stand there.
+    """
+    file = DOCS / f"{name}.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known[new.part] = new.document()
+    documents = {part: known[part] for part in parts if part in known}
+    file.write_text(json.dumps(documents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    facts = "\n".join(
+        f"- {fact}: {value}" for fact, value in new.machine.items() if fact not in OF_THE_MOMENT
+    )
+    tables = [Measured.of_document(*each).table() for each in documents.items()]
+    text = "\n".join([f"{preface}\n{facts}\n", *tables])
+    (DOCS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def keep(
-    name: str,
-    preface: str,
-    machine: Mapping[str, Any],
-    rows: Sequence[Row],
-    missing: Sequence[NotRun],
-) -> None:
-    """Write docs/NAME.md and docs/NAME.json, and say what is not met."""
-    text = json.dumps(document(machine, rows, missing), indent=1, ensure_ascii=False)
-    (DOCS / f"{name}.json").write_text(text + "\n")
-    facts = "\n".join(f"- {fact}: {value}" for fact, value in machine.items())
-    (DOCS / f"{name}.md").write_text(f"{preface}\n{facts}\n\n{table(rows, missing)}")
+def sum_up(all_parts: Sequence[Measured]) -> None:
+    """Say what is not met, and what was not run."""
+    rows = [row for each in all_parts for row in each.rows]
+    missing = [gap for each in all_parts for gap in each.missing]
     unmet = [row for row in rows if row.met is False]
     print(f"\nbench: {len(rows)} figures, {len(unmet)} goals not met, {len(missing)} not run")
     for row in unmet:
@@ -86,8 +116,12 @@ def this_machine() -> dict[str, Any]:
         "trio": version("trio"),
         "wireguard-go": _wireguard_go(),
         "vpnd": version("vpnd"),
-        "load at the start": f"{os.getloadavg()[0]:.1f}",
+        "load at the start": _load(),
     }
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 def _processor() -> str:
