@@ -192,7 +192,6 @@ async def in_the_clear(captures: list[Capture]) -> int:
     return sum(each.clear for each in seen)
 
 
-@pytest.mark.kernel
 async def test_one_of_two_carriers_is_cut(case: Case) -> None:
     async with two_carriers() as lab, captured(lab) as carriers:
         async with offered(lab) as traffic:

@@ -140,7 +140,7 @@ async def _kill_in_the_middle(backbone: Backbone, case: Case, renewals: int) -> 
         case.result(f"{HUB}-{far}, {installed} keys", sent=sent, lost=lost, repeated=0)
 
 
-@pytest.mark.kernel
+@pytest.mark.kernel_long
 async def test_a_key_manager_killed_in_the_middle_of_10_renewals(case: Case) -> None:
     async with open_backbone(rate=100) as backbone:
         await _kill_in_the_middle(backbone, case, 10)

@@ -208,7 +208,6 @@ async def guards(site: Site) -> set[str]:
 LIBFAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
-@pytest.mark.kernel
 @pytest.mark.skipif(LIBFAKETIME is None, reason="libfaketime is not installed: make setup-emulator")
 async def test_clock_set_by_years(case: Case) -> None:
     """The clock that fra's daemon sees is set forward, back, and to another year over a restart.
