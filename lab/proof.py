@@ -151,18 +151,20 @@ async def prove(lab: Lab, one: str, other: str, traffic: Report) -> KeyPair:
     The ends are looked at one after the other. Where a renewal came in between, or just before,
     its key is waited for until it is in force. Raises NotProved with what was found, WaitTimeout.
     """
+    if traffic.lost or traffic.repeated:
+        raise NotProved(f"{traffic.lost} of {traffic.sent} lost, {traffic.repeated} repeated")
     before = await in_force(lab, one, other)
     try:
-        return await _prove(lab, one, other, traffic)
+        return await _prove(lab, one, other)
     except NotProved:
         newest = await _wait_equal(lambda: installed(lab, one, other), "installed", EQUAL_SECONDS)
         if newest.one in (before.one, before.other):
             raise
     await wait_in_force(lab, one, other, before=before, seconds=HANDSHAKE_SECONDS)
-    return await _prove(lab, one, other, traffic)
+    return await _prove(lab, one, other)
 
 
-async def _prove(lab: Lab, one: str, other: str, traffic: Report) -> KeyPair:
+async def _prove(lab: Lab, one: str, other: str) -> KeyPair:
     if not await same_preshared_key(lab, one, other):
         raise NotProved(f"the interfaces of {one} and {other} hold different preshared keys")
     statuses = [await lab.site(one).link_status(other), await lab.site(other).link_status(one)]
@@ -176,6 +178,4 @@ async def _prove(lab: Lab, one: str, other: str, traffic: Report) -> KeyPair:
     pair = KeyPair(key_id(statuses[0]), key_id(statuses[1]))
     if pair.one != pair.other:
         raise NotProved(f"different keys are in force at the two ends: {pair}")
-    if traffic.lost or traffic.repeated:
-        raise NotProved(f"{traffic.lost} of {traffic.sent} lost, {traffic.repeated} repeated")
     return pair
