@@ -129,10 +129,11 @@ class RemoteSource(ABC):
         self._seen(far)
         ready = self._reserve.take(far)
         if ready is None:
-            with self._told(far), trio.CancelScope(deadline=_until(INITIATOR_SECONDS)):
-                ready = await self._fetch_limited(far, self._obtaining)
-        if ready is None:
-            raise self._too_late(far, INITIATOR_SECONDS)
+            with self._told(far):
+                with trio.CancelScope(deadline=_until(INITIATOR_SECONDS)):
+                    ready = await self._fetch_limited(far, self._obtaining)
+                if ready is None:
+                    raise self._too_late(INITIATOR_SECONDS)
         self._health.counters["obtained"] += 1
         self._reserve.used(far)
         self._stir()
@@ -143,41 +144,32 @@ class RemoteSource(ABC):
         self._seen(far)
         with self._told(far):
             self._check_asked(far, reference)
-            until = _until(RESPONDER_SECONDS)
-            not_yet: list[AskFailed] = []
-            with trio.CancelScope(deadline=until):
-                key = await self._ask_until_there(far, reference, until, not_yet)
-                self._health.counters["retrieved"] += 1
-                self._stock.used(far.peer_id, len(reference.key_ids))
-                return key
-            if not_yet:
-                # That the last question got no answer in time says less than the answers before
-                raise not_yet[-1]
-        raise self._too_late(far, RESPONDER_SECONDS)
+            key = await self._ask_until_there(far, reference)
+            self._health.counters["retrieved"] += 1
+            self._stock.used(far.peer_id, len(reference.key_ids))
+            return key
 
-    async def _ask_until_there(
-        self,
-        far: Correspondent,
-        reference: ExternalKeyReference,
-        until: float,
-        not_yet: list[AskFailed],
-    ) -> Secret:
-        """Asked for again only where the answer says that nothing was delivered; these answers are
-        added to `not_yet`."""
+    async def _ask_until_there(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
+        """Asked for again only where the answer says that nothing was delivered."""
+        until = _until(RESPONDER_SECONDS)
         pauses = iter(NOT_YET)
         had: Had = {}
-        while True:
-            try:
-                return await self._ask_for(far, reference, had)
-            except AskFailed as failed:
-                pause = next(pauses, NOT_YET[-1])
-                again = failed.fault in (SourceFault.UNKNOWN_KEY, SourceFault.UNAVAILABLE)
-                late = trio.current_time() + pause >= until
-                if failed.consumed or not again or late:
-                    raise
-                not_yet.append(failed)
-                self._health.counters["asked_again"] += 1
-                await trio.sleep(pause)
+        not_yet: AskFailed | None = None
+        with trio.CancelScope(deadline=until):
+            while True:
+                try:
+                    return await self._ask_for(far, reference, had)
+                except AskFailed as failed:
+                    pause = next(pauses, NOT_YET[-1])
+                    again = failed.fault in (SourceFault.UNKNOWN_KEY, SourceFault.UNAVAILABLE)
+                    late = trio.current_time() + pause >= until
+                    if failed.consumed or not again or late:
+                        raise
+                    not_yet = failed
+                    self._health.counters["asked_again"] += 1
+                    await trio.sleep(pause)
+        # That the last question got no answer in time says less than the answer before
+        raise not_yet or self._too_late(RESPONDER_SECONDS)
 
     def serves(self, far: Correspondent, reference: ExternalKeyReference) -> bool:
         return reference.source_type == self._type.value and reference.sae == far.peer_id
@@ -245,15 +237,13 @@ class RemoteSource(ABC):
     def _told(self, far: Correspondent) -> _Told:
         return _Told(self._health, far)
 
-    def _too_late(self, far: Correspondent, seconds: float) -> SourceError:
-        error = SourceError(
+    def _too_late(self, seconds: float) -> SourceError:
+        return SourceError(
             self._name,
             SourceFault.TIMEOUT,
             f"{self._manager.addresses.current.url}: no key within {seconds:g} s",
             "it is slow, or many links wait for it at once",
         )
-        self._health.failed(error, far=far.peer_id, link=far.link)
-        return error
 
     # ---- what is known
 
