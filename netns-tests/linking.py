@@ -30,6 +30,15 @@ TWO = f"""
 [sites.ams]
 {TUNNEL}
 """
+THREE = f"""
+{TWO}
+[sites.lon]
+[[links]]
+sites = ["fra", "ams"]
+[[links]]
+sites = ["fra", "lon"]
+"""
+"""fra with two links, one of which is to mind nothing that happens to the other."""
 
 
 def open_sites(text: str, *, start: Start = "daemons") -> Any:

@@ -27,5 +27,6 @@ def _wait_for_disk(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
+    # Narrower than the real one, which takes objects with a fileno() as well
     os.fsync = _wait_for_disk  # type: ignore[assignment]
     main()

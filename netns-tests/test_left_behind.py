@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trio
-from linking import TWO, linked, wait_active
+from linking import THREE, linked, wait_active
 
 from lab.lab import Lab
 from lab.patience import patient
@@ -20,14 +20,6 @@ from lab.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
-THREE = f"""
-{TWO}
-[sites.lon]
-[[links]]
-sites = ["fra", "ams"]
-[[links]]
-sites = ["fra", "lon"]
-"""
 RECORD = "/run/vpnd/links/ams.json"
 
 

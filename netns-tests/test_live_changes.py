@@ -9,21 +9,13 @@ How a reload decides what has changed is tried in test_reload.py.
 from __future__ import annotations
 
 import pytest
-from linking import TWO, counted, linked
+from linking import THREE, counted, linked
 from report import Case
 
 from lab.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
-THREE = f"""
-{TWO}
-[sites.lon]
-[[links]]
-sites = ["fra", "ams"]
-[[links]]
-sites = ["fra", "lon"]
-"""
 ROUNDS = 2
 
 
