@@ -118,6 +118,9 @@ class ManagedLink:
         self._resolve = trio.Event()
         self._work = trio.Event()
         self._to_install: KeyEstablished | None = None
+        self._setting = False
+        """Whether the interface is being changed just now."""
+        self._observed = trio.Event()
         self._peer_comes = False
         """Whether the peer is about to be set on the interface for the first time."""
         self._to_close = False
@@ -407,15 +410,16 @@ class ManagedLink:
         return self.peer.allowed_ips if there else ()
 
     def observe(self, status: PeerStatus | None, now: float) -> None:
-        if self._to_install is not None or not self.wireguard.is_news(now):
+        if self._setting or not self.wireguard.is_news(now):
             return  # the dump may be older than what was done to the interface
         if status is None:
             self._peer_vanished()
             return
         self._check_untouched(status)
-        if self.wireguard.outdated:
-            self._work.set()
         fresh, taken_up = self.wireguard.observe(status, now)
+        self._observed.set()
+        if self.wireguard.is_due():
+            self._work.set()
         if fresh:
             self._tell_session(now)
         if taken_up is not None:
@@ -584,14 +588,33 @@ class ManagedLink:
                 await self.wireguard.take_off()
             if self._to_install is not None:
                 await self._install(self._to_install)
-            if self.wireguard.outdated and await self.bring_up_to_date() == "":
+            if self.wireguard.is_due() and await self.bring_up_to_date() == "":
                 await self.tunnel.set_routes()
             while self._to_cache:
                 await self._cache(self._to_cache.pop(0))
             self.refresh()
 
     async def _install(self, event: KeyEstablished) -> None:
-        before = self.wireguard.public_key
+        if event.peer.wireguard_key == self.wireguard.public_key:
+            await self._let_shake_hands()
+        if self._to_install is not event:
+            return  # nobody wants it any more
+        self._setting = True
+        try:
+            await self._set(event)
+        finally:
+            self._setting = False
+
+    async def _let_shake_hands(self) -> None:
+        """After a start two exchanges often come one right after the other. A first handshake that
+        the second key falls into fails, and WireGuard begins the next one after 5 s."""
+        while (left := self.wireguard.shakes_hands_until() - boottime()) > 0:
+            self._observed = trio.Event()
+            with trio.move_on_after(left):
+                await self._observed.wait()
+
+    async def _set(self, event: KeyEstablished) -> None:
+        before, in_force_before = self.wireguard.public_key, self.wireguard.watch.in_force
         if not await self._put_on(event):
             return
         if self._to_install is not event:
@@ -604,6 +627,9 @@ class ManagedLink:
         self.last = LastExchange(event.role, event.suite, event.peer_identity)
         self._warn(tuple(self._compare(event)))
         in_force = self.wireguard.watch.in_force
+        if in_force is not None and in_force != in_force_before:
+            # Between the last dump and the new key WireGuard had shaken hands
+            self._journal.record("key_in_force", peer=self.name, key_id=in_force.key_id)
         self.external.established(event, "" if in_force is None else in_force.key_id)
         with self._engine.driving() as (endpoint, now):
             endpoint.key_installed(self.name, event.token, now)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from kex.events import KeyEstablished
+from kex.events import KeyEstablished, Role
 from tun import PeerSpec, PeerStatus, Prefix, PresharedKey, TunError, psk_mark
 from vpnd.clock import boottime, wall
 from vpnd.config_model import PeerConfig
@@ -23,6 +24,9 @@ from vpnd.link_record import LinkRecord, LinkRecords, stamp_of, stamp_text
 from vpnd.resolver import PeerAddresses
 from vpnd.tunnels import ManagedTunnel
 
+FIRST_HANDSHAKE_SECONDS: Final = 1.0
+"""What WireGuard's first handshake with a peer is given: it takes one and a half times the way to
+it and back."""
 UNCERTAIN: Final = (
     "a key was being set when the daemon ended or the backend failed: which of two keys is in "
     "force shows after the next exchange"
@@ -56,6 +60,8 @@ class WireGuardPeer:
         self.expires_at: float | None = None
         self.outdated = False
         """Whether allowed IPs and keepalive on the interface may be others than configured."""
+        self._held_back: tuple[str, int] | None = None
+        """Where the peer is, while WireGuard has not been told."""
         self._seen_prefixes: tuple[Prefix, ...] | None = None
         """As a dump shows them, and as configured: to compare a tuple is cheap."""
         self._psk_mark: bytes | None = None
@@ -86,18 +92,29 @@ class WireGuardPeer:
             if peer.wireguard_endpoint != before.wireguard_endpoint:
                 self.addresses = PeerAddresses(peer.wireguard_endpoint)
 
+    def is_due(self) -> bool:
+        """Whether the peer on the interface is to be brought up to date now: one that was left to
+        call first has done so, or has not for a while."""
+        waits = self.shakes_hands_until() > boottime() and self._held_back is not None
+        return self.outdated and not waits
+
     async def bring_up_to_date(self) -> None:
         """Bring the peer on the interface to what is configured, where there is one.
 
         Raises TunError, OSError.
         """
-        while self.outdated:
+        while self.is_due():
             peer = self._peer
             if self.public_key is not None:
+                known = self.status is not None and self.status.endpoint is not None
                 await self._tunnel.update_peer(
-                    self.public_key, allowed_ips=peer.allowed_ips, keepalive=peer.keepalive
+                    self.public_key,
+                    allowed_ips=peer.allowed_ips,
+                    keepalive=peer.keepalive,
+                    endpoint=None if known else self._held_back,
                 )
                 self._changed_at = boottime()
+            self._held_back = None
             self.outdated = peer is not self._peer
 
     # ---- a restart
@@ -151,16 +168,19 @@ class WireGuardPeer:
         Raises TunError, OSError, ValueError; Superseded when the peer was forgotten meanwhile.
         """
         generation, peer = self._generation, self._peer
+        endpoint = self._endpoint(event)
+        # Who began the exchange calls first: of two first handshakes that cross, both fail, and
+        # are repeated after 5 s, at about the same time again
+        waits = event.role is Role.RESPONDER and endpoint is not None
         spec = PeerSpec(
             public_key=event.peer.wireguard_key,
             psk=PresharedKey(event.psk.expose()),
             allowed_ips=peer.allowed_ips,
-            endpoint=self._endpoint(event),
-            keepalive=peer.keepalive,
+            endpoint=None if waits else endpoint,
+            keepalive=0 if waits else peer.keepalive,
         )
-        if any(
-            user.peer_key() == spec.public_key and user.peer_key() != self.public_key
-            for user in self._tunnel.users
+        if spec.public_key != self.public_key and any(
+            user.peer_key() == spec.public_key for user in self._tunnel.users
         ):
             raise TunError("the peer's WireGuard key is the one of another link")
         started_at = boottime()
@@ -180,6 +200,9 @@ class WireGuardPeer:
             raise Superseded
         if not before.was_present:
             self.watch.reset()
+            self.status = None
+            self._held_back = endpoint if waits else None
+            self.outdated = self.outdated or waits
         self.public_key = spec.public_key
         self._psk_mark = psk_mark(event.psk.expose())
         self.outdated = self.outdated or peer is not self._peer
@@ -190,6 +213,14 @@ class WireGuardPeer:
         )
         self._record = self._record_of(event, started_at)
         self.remember()
+
+    def shakes_hands_until(self) -> float:
+        """Until when, on the boot clock, WireGuard may be busy with its first handshake with the
+        peer; a time long ago where it is not."""
+        key = self.watch.waiting
+        if key is None or key.replaces or self.watch.stamp is not None:
+            return -math.inf
+        return key.installed_at + FIRST_HANDSHAKE_SECONDS
 
     def _endpoint(self, event: KeyEstablished) -> tuple[str, int] | None:
         """Where WireGuard finds the peer: where it is configured to be, else at the address of
@@ -350,6 +381,7 @@ class WireGuardPeer:
         """The peer is no longer on the interface."""
         self._generation += 1
         self.public_key = self.expires_at = self.status = self._record = self._psk_mark = None
+        self._held_back = None
         self.record_fault = ""
         self.watch.reset()
 

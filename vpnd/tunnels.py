@@ -387,11 +387,19 @@ class ManagedTunnel:
             await self._live().update_peer(public_key, endpoint=endpoint)
 
     async def update_peer(
-        self, public_key: bytes, *, allowed_ips: Iterable[Prefix], keepalive: int
+        self,
+        public_key: bytes,
+        *,
+        allowed_ips: Iterable[Prefix],
+        keepalive: int,
+        endpoint: tuple[str, int] | None,
     ) -> None:
-        """Change a peer that is on the interface; its session goes on. Raises TunError."""
+        """Change a peer that is on the interface, its endpoint where one is given; its session goes
+        on. Raises TunError."""
         async with self._changing:
-            await self._live().update_peer(public_key, allowed_ips=allowed_ips, keepalive=keepalive)
+            await self._live().update_peer(
+                public_key, allowed_ips=allowed_ips, keepalive=keepalive, endpoint=endpoint
+            )
 
     def discard(self, public_key: bytes | None) -> None:
         """A peer has to go: now, and if that fails as soon as it can be done."""

@@ -11,7 +11,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from kex.external import ExternalKey, ExternalKeyReference
 from kex.identity import Identity
 from kex.secret import Secret
 from tests.vpnd.test_transport import free_port
-from tun import PeerSpec, PeerStatus, psk_mark
+from tun import PeerSpec, PeerStatus, Prefix, psk_mark
 from vpnd.api import Event
 from vpnd.clock import boottime
 from vpnd.config import complete_peer
@@ -161,6 +161,22 @@ class Device:
         self.peers[spec.public_key] = spec
         return Installed(
             was_present=before is not None, stamp_before=None if before is None else self.stamp
+        )
+
+    async def update_peer(
+        self,
+        public_key: bytes,
+        *,
+        allowed_ips: tuple[Prefix, ...],
+        keepalive: int,
+        endpoint: tuple[str, int] | None,
+    ) -> None:
+        spec = self.peers[public_key]
+        self.peers[public_key] = replace(
+            spec,
+            allowed_ips=allowed_ips,
+            keepalive=keepalive,
+            endpoint=endpoint or spec.endpoint,
         )
 
     async def add_routes(self, prefixes: object) -> None:
