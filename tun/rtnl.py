@@ -250,15 +250,20 @@ class Rtnl:
 
     def _routes(self, **chosen: int) -> list[Route]:
         found = []
+
+        def take(message: Any) -> bool:
+            if not message["flags"] & _CLONED:
+                found.append(_route(message))
+            # It is not wanted any more: a thousand that are kept until the end of the dump are
+            # garbage in a thousand circles then, whose collection holds everybody up
+            return False
+
         for family in (socket.AF_INET, socket.AF_INET6):
             # Without a filter of one's own, pyroute2 fetches every route of the host and filters
             # here: half a minute where BGP fills a table. With one, what is chosen goes into the
             # request, and the kernel filters (strict_check).
             with _as_oserror():
-                answer = self._iproute.route(
-                    "dump", family=family, dump_filter=lambda _: True, **chosen
-                )
-                found += [_route(message) for message in answer if not message["flags"] & _CLONED]
+                self._iproute.route("dump", family=family, dump_filter=take, **chosen)
         return found
 
     def way_to(self, host: str, mark: int) -> Way | None:

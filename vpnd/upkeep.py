@@ -29,6 +29,10 @@ CHECK_SECONDS: Final = 30.0
 this late at the most."""
 CALM_SECONDS: Final = 1.0
 """Between two checks, whatever is changed meanwhile: somebody else may change it back each time."""
+CALM_SHARE: Final = 20
+"""And this many times what a check takes, with many peers, up to CALM_AT_MOST: while they come up,
+each new route is a change."""
+CALM_AT_MOST: Final = 5.0
 
 
 class Upkeep:
@@ -71,6 +75,7 @@ class Upkeep:
             while True:
                 with trio.move_on_after(RETRY_SECONDS if self._faults else CHECK_SECONDS):
                     await watch.wait_changed()
+                began = trio.current_time()
                 try:
                     await self._check()
                 except Exception as error:
@@ -78,7 +83,8 @@ class Upkeep:
                     self._journal.record(
                         "internal_error", level="error", reason="upkeep", exc_info=error
                     )
-                await trio.sleep(CALM_SECONDS)
+                calm = CALM_SHARE * (trio.current_time() - began)
+                await trio.sleep(min(max(CALM_SECONDS, calm), CALM_AT_MOST))
 
     async def _check(self) -> None:
         async with self._node.unchanging():
