@@ -34,6 +34,7 @@ from tun.model import (
     DEFAULT_MTU,
     BackendName,
     Endpoint,
+    HandshakeStamp,
     PeerSpec,
     PeerStatus,
     Prefix,
@@ -110,8 +111,9 @@ class Tunnel:
         await self._device.apply(DeviceChange(peers=peers))
         await self._read_back_psk(peer.public_key, peer.psk)
 
-    async def set_psk(self, public_key: bytes, psk: PresharedKey) -> None:
-        """Change the PSK and nothing else, and read it back.
+    async def set_psk(self, public_key: bytes, psk: PresharedKey) -> HandshakeStamp | None:
+        """Change the PSK and nothing else, and read it back, with the peer's handshake stamp: it is
+        that of the last handshake when the PSK stood already.
 
         Raises PeerMissing (nothing was created) or ReadBackMismatch.
         """
@@ -119,14 +121,16 @@ class Tunnel:
         change = PeerChange(public_key=public_key, psk=psk, update_only=True)
         await self._device.apply(DeviceChange(peers=(change,)))
         # On a missing peer an update reports success too: reading back is what tells.
-        await self._read_back_psk(public_key, psk)
+        return await self._read_back_psk(public_key, psk)
 
-    async def _read_back_psk(self, public_key: bytes, psk: PresharedKey) -> None:
-        if (await self._peer(public_key, keys=True)).psk != psk:
+    async def _read_back_psk(self, public_key: bytes, psk: PresharedKey) -> HandshakeStamp | None:
+        status = await self._peer(public_key, keys=True)
+        if status.psk != psk:
             raise ReadBackMismatch(
                 f"{self.spec.interface} took a preshared key and shows another one: does "
                 "another program configure this interface?"
             )
+        return status.handshake_stamp
 
     async def update_peer(
         self,

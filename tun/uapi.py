@@ -10,6 +10,7 @@ import os
 from binascii import hexlify, unhexlify
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from tun.device import DeviceChange, DeviceState, PeerChange
@@ -32,6 +33,7 @@ _PEER = b"\npublic_key="
 _PART = 16384  # bytes, about 50 peers
 _KEY_DIGITS = 2 * KEY_LENGTH
 _MAX_U64_DIGITS = 20
+_REMEMBERED = 4096
 
 
 class UapiRefused(OSError):
@@ -291,6 +293,8 @@ def _number(answer: bytearray, start: int, stop: int, most: int) -> int:
     return int(digits)
 
 
+# Of 1,000 peers, each dump tells the same again, and to read them takes most of its time
+@lru_cache(_REMEMBERED)
 def _endpoint(text: str) -> Endpoint:
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -306,6 +310,7 @@ def _endpoint(text: str) -> Endpoint:
     return host, int(port)
 
 
+@lru_cache(_REMEMBERED)
 def _prefix(text: str) -> Prefix:
     try:
         return ip_network(text, strict=False)

@@ -101,6 +101,8 @@ class UserspaceDevice:
         """What the next round is to do."""
         self._round_over: trio.Event | None = None
         """While there is one."""
+        self._room = _FIRST_BUFFER
+        """Bytes for an answer, after those that came before."""
 
     @classmethod
     async def open(cls, *, name: str) -> UserspaceDevice:
@@ -279,7 +281,7 @@ class UserspaceDevice:
 
     async def _receive(self) -> bytearray:
         """The next whole answer; what was received of another is overwritten."""
-        buffer = bytearray(_FIRST_BUFFER)
+        buffer = bytearray(self._room)
         used = 0
         try:
             while not buffer.endswith(b"\n\n", 0, used):
@@ -301,6 +303,7 @@ class UserspaceDevice:
         if used >= _MAX_ANSWER:
             raise TunError(f"reading {self._name}: the answer is too long")
         longer = bytearray(2 * used)
+        self._room = len(longer)
         longer[:used] = buffer
         buffer[:] = bytes(used)
         return longer

@@ -24,7 +24,8 @@ OLD_KEY_MARGIN: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class WatchedKey:
-    """The key on the interface, and the stamp that stood there just before it was set."""
+    """The key on the interface, and the stamp of the last handshake that was or may have been made
+    with the one before."""
 
     key_id: str
     installed_at: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,8 @@ class LinkRecord:
     installed_at: float
     expires_at: float
     stamp_before: str
-    """The handshake stamp just before the key was set, "seconds.nanoseconds"; empty for none."""
+    """Of the last handshake that was or may have been made with the key before,
+    "seconds.nanoseconds"; empty for none."""
     replaces: bool
     """Whether another PSK stood there before."""
     in_force_key_id: str
@@ -75,7 +76,8 @@ class LinkRecords:
             reason = f"cannot be made: {error.strerror}"
             raise FileFault(self._folder, reason, "look at node.runtime_dir") from None
         path = self._path(peer)
-        content = (json.dumps({"boot_id": self._boot_id, **asdict(record)}) + "\n").encode()
+        values = {"boot_id": self._boot_id, **_values(record)}
+        content = (json.dumps(values) + "\n").encode()
         try:
             write_atomically(path, content, mode=_MODE, replace=True)
         except FileFault:
@@ -132,8 +134,13 @@ def stamp_of(text: str) -> tuple[int, int] | None:
     return int(seconds), int(nanoseconds)
 
 
+def _values(record: LinkRecord) -> dict[str, object]:
+    # dataclasses.asdict would copy each value, which takes longer than writing the file
+    return {name: getattr(record, name) for name in LinkRecord.__dataclass_fields__}
+
+
 def _well_typed(record: LinkRecord) -> bool:
-    values = asdict(record)
+    values = _values(record)
     typed = all(
         isinstance(values[name], _TYPES[str(field.type)])
         for name, field in LinkRecord.__dataclass_fields__.items()

@@ -95,10 +95,11 @@ class TunnelUser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What stood on the interface just before a PSK was set."""
+    """What a PSK met on the interface."""
 
     was_present: bool
     stamp_before: HandshakeStamp | None
+    """Of the last handshake that was or may have been made with the PSK before."""
 
 
 class ManagedTunnel:
@@ -357,20 +358,20 @@ class ManagedTunnel:
 
     async def _install(self, peer: PeerSpec, instead_of: bytes | None) -> Installed:
         tunnel = self._live()
-        status = await tunnel.peer(peer.public_key)
-        if status is None:
-            await self._add(tunnel, peer, instead_of)
-            before = Installed(was_present=False, stamp_before=None)
-        else:
+        # A renewal does not look first: among many peers it is the looks that take time
+        if instead_of == peer.public_key or await tunnel.peer(peer.public_key) is not None:
             try:
-                await tunnel.set_psk(peer.public_key, peer.psk)
-                before = Installed(was_present=True, stamp_before=status.handshake_stamp)
+                stamp = await tunnel.set_psk(peer.public_key, peer.psk)
+                before = Installed(was_present=True, stamp_before=stamp)
             except PeerMissing:
                 # Deleted behind our back just now; with its PSK it may come back
                 await self._add(tunnel, peer, None)
                 before = Installed(was_present=False, stamp_before=None)
             if instead_of not in (None, peer.public_key):
                 self.discard(instead_of)
+        else:
+            await self._add(tunnel, peer, instead_of)
+            before = Installed(was_present=False, stamp_before=None)
         self._unwanted.pop(peer.public_key, None)
         return before
 
