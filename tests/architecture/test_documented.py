@@ -24,6 +24,7 @@ OF_VPNCTL = "## Errors of vpnctl"
 OF_THE_DAEMON = "## What the daemon refuses"
 OF_A_LAB = "## Errors of a lab"
 OF_INSTALLING = "## Errors of make install"
+OF_KEY_SOURCES = "## Errors of key sources"
 REASONS = "## Reasons and warnings"
 TELLERS = {"record", "_trouble", "Problem", "tell", "_tell", "source_event"}
 """What takes the name of an event, or the code of a problem, as its first argument."""
@@ -201,13 +202,21 @@ TAKES_A_MESSAGE: dict[str, dict[str, dict[str, int]]] = {
         "lab/spec.py": {"ValueError": 0},
         "lab/errors.py": {"__init__": 0},
     },
+    OF_KEY_SOURCES: {
+        "vpnd/keysource/*.py": {
+            "SourceError": 2, "AskFailed": 2, "CallFailed": 1, "BadAnswer": 1, "ProbeStep": 2,
+            "stage_of": 0, "slow": 0,
+        },
+        "vpnd/keysource/https_call.py": {"timed_out": 0},
+        "vpnd/keysource/skip_source.py": {"_refusal": 0},
+    },
     REASONS: {
         "vpnd/link_external.py": {"SourceError": 2},
         "vpnd/listed_keys.py": {"SourceError": 2, "__init__": 2},
     },
 }  # fmt: skip
-"""What is called with an error's message, and how many arguments stand before it: by the section
-that explains it, and by file."""
+"""What is called with an error's message, and how many arguments stand before it, or what gives
+one: by the section that explains it, and by file."""
 TELL_REASONS = (
     "kex/answering.py", "kex/initiating.py", "kex/link_state.py",
     "vpnd/ask_sources.py", "vpnd/external_policy.py", "vpnd/fallback_watch.py", "vpnd/link.py",
@@ -235,6 +244,8 @@ def _arguments(function: ast.AST, takes: Mapping[str, int]) -> Iterator[ast.expr
     )
     for node in ast.walk(function):
         match node:
+            case ast.Return(value=ast.expr() as text) if getattr(function, "name", "") in takes:
+                yield text
             case ast.Return(value=ast.Tuple(elts=[reason, _])) if pair:
                 yield reason
             case ast.Yield(value=ast.Tuple(elts=[_, reason, _])) if triple:
@@ -394,6 +405,11 @@ def test_errors_are_found_however_they_are_made() -> None:
         "cannot listen on {}: the device is gone",
     } <= set(ERRORS[REASONS])
     assert "another installation is at work" in ERRORS[OF_INSTALLING]
+    assert {
+        "not a byte {} for {} s",  # given
+        "it gives no keys",
+        "expected a whole answer; it was cut off",
+    } <= set(ERRORS[OF_KEY_SOURCES])
     assert len(ERRORS[OF_THE_CONFIGURATION]) > 150
     assert len(ERRORS[OF_VPNCTL]) > 40
 
