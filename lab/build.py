@@ -130,4 +130,7 @@ def _ip_batches(state: LabState, batches: Mapping[str, list[str]]) -> None:
         if process.returncode != 0:
             failures.append(f"in {node}:\n{last_lines(errors)}\n  of\n{last_lines(batch, 99)}")
     if failures:
-        raise LabError("`ip` could not set up the lab:\n" + "\n".join(failures))
+        raise LabError(
+            "`ip` could not set up the lab:\n" + "\n".join(failures),
+            hint="does this kernel have what it names (veth, VRF, IPv6)?",
+        )

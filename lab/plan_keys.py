@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from lab.errors import Problem
+
 if TYPE_CHECKING:
     from lab.spec import LabSpec, Site
 
@@ -22,6 +24,7 @@ SourceType = Literal["qkd", "skip", "file"]
 ETSI_PORT, SKIP_PORT = 8443, 8444
 QKD_SOURCE, SKIP_SOURCE, FILE_SOURCE = "kme", "skip", "shared"
 """Names of sources where the lab file gives none."""
+_HINT = "give each source key managers of its own"
 
 
 def sae_of(site: str, network: str = QKD_SOURCE) -> str:
@@ -166,24 +169,25 @@ def shared_sources(spec: LabSpec, sites: tuple[str, str]) -> tuple[str, ...]:
     return tuple(each.name for each in one if (each.name, each.kind, each.network) in known)
 
 
-def conflicts(spec: LabSpec) -> Iterator[tuple[str, str]]:
-    """Keys of the lab file, with what is wrong there about sources."""
+def conflicts(spec: LabSpec) -> Iterator[Problem]:
+    """What is wrong in a lab file about sources."""
     networks: dict[str, str] = {}
     for name, site in spec.sites.items():
         at: dict[str, str] = {}
         for source, kme in qkd_of(name, site).items():
             if source in {SKIP_SOURCE, FILE_SOURCE}:
-                yield f"sites.{name}.kme", f"{source} is the name of another source"
+                reason = f"{source} is the name of another source"
+                yield Problem(f"sites.{name}.kme", reason, _HINT)
             other = networks.setdefault(kme, source)
             if other != source:
                 reason = f"{kme} is of the network {other} already, and cannot be of {source}"
-                yield f"sites.{name}.kme", reason
+                yield Problem(f"sites.{name}.kme", reason, _HINT)
             if at.setdefault(kme, source) != source:
-                yield f"sites.{name}.kme", f"{kme} is there twice"
+                yield Problem(f"sites.{name}.kme", f"{kme} is there twice", _HINT)
     homes_of: dict[tuple[str, str], str] = {}
     for kme_plan in key_managers(spec).values():
         for site_name in kme_plan.sites:
             other = homes_of.setdefault((kme_plan.network, site_name), kme_plan.name)
             if other != kme_plan.name:
                 reason = f"{other} and {kme_plan.name} are of one network: an application is at one"
-                yield f"sites.{site_name}.skip", reason
+                yield Problem(f"sites.{site_name}.skip", reason, _HINT)

@@ -27,7 +27,10 @@ def program(name: str) -> str:
         return str(beside)
     found = shutil.which(name)
     if found is None:
-        raise LabError(f"the program {name} is not installed", hint="pip install vpnd")
+        raise LabError(
+            f"the program {name} is not installed",
+            hint="`make install`, or `make setup` in a checkout",
+        )
     return found
 
 

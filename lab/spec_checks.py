@@ -228,8 +228,7 @@ def _wrong_links(spec: LabSpec) -> Iterator[Problem]:
 
 def _wrong_sources(spec: LabSpec) -> Iterator[Problem]:
     """Sources of keys that contradict each other, and links that use what their sites lack."""
-    for key, reason in conflicts(spec):
-        yield Problem(key, reason, "give each source key managers of its own")
+    yield from conflicts(spec)
     for link in spec.links or ():
         said = link.external_keys or spec.external_keys
         if said is None or said.mode == "off" or not set(spec.sites).issuperset(link.sites):

@@ -116,7 +116,8 @@ class LabState:
             hint = "see `vpnctl lab status`"
             raise LabError(f"there is no lab {folder.name}", hint=hint) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise LabError(f"{path} is not a lab's state file: {error!r}") from error
+            hint = f"damaged, or of another program: remove {folder} once nothing of it runs"
+            raise LabError(f"{path} is not a lab's state file: {error!r}", hint=hint) from error
 
 
 def _process(document: Any) -> ProcessId | None:

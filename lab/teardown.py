@@ -106,7 +106,8 @@ def _end_processes(state: LabState) -> int:
         ended += len(targets) - len(left)
         if left or time.monotonic() > deadline:
             pids = ", ".join(str(process.pid) for process in left or targets)
-            raise LabError(f"lab {state.name}: processes do not end: {pids}")
+            hint = f"`ps` shows what they wait for; then `vpnctl lab down {state.name}` again"
+            raise LabError(f"lab {state.name}: processes do not end: {pids}", hint=hint)
     for holder in holders:
         holder.reap()
     return ended

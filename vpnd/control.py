@@ -288,10 +288,14 @@ async def _read_body(receive: Receive) -> bytes:
                 break
     if length > MAX_REQUEST_BYTES:
         raise ControlError(
-            ErrorCode.TOO_LARGE, f"the body is longer than {MAX_REQUEST_BYTES} bytes"
+            ErrorCode.TOO_LARGE,
+            f"the request's body is longer than {MAX_REQUEST_BYTES} bytes",
+            "send less: one peer, or one change, at a time",
         )
     raise ControlError(
-        ErrorCode.BAD_REQUEST, f"the request's body did not come within {BODY_SECONDS:.0f} s"
+        ErrorCode.BAD_REQUEST,
+        f"the request's body did not come within {BODY_SECONDS:.0f} s",
+        "try again; is the machine overloaded?",
     )
 
 
@@ -309,7 +313,9 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 async def _turn_away(stream: trio.SocketStream) -> None:
     error = ControlError(
-        ErrorCode.UNAVAILABLE, f"{MAX_CONNECTIONS} clients are connected already", "try again"
+        ErrorCode.UNAVAILABLE,
+        f"{MAX_CONNECTIONS} clients are connected already",
+        "close some of them, and try again",
     )
     body = bytes(refusal(error).body)
     with trio.move_on_after(1), suppress(trio.BrokenResourceError):

@@ -77,7 +77,9 @@ def internal_error(where: str, error: Exception) -> ControlError:
     place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown"
     _log.error("control_request_failed", where=where, error=type(error).__name__, at=place)
     return ControlError(
-        ErrorCode.INTERNAL, "the daemon failed at this request", "its log says where"
+        ErrorCode.INTERNAL,
+        "the daemon failed at this request",
+        "a bug: its log says where (journalctl -u vpnd), please report it",
     )
 
 
@@ -278,10 +280,12 @@ def _json_object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         # Not the parser's words: they can quote the body
         raise ControlError(
-            ErrorCode.BAD_REQUEST, "the body is not JSON", "one object, in UTF-8, each key once"
+            ErrorCode.BAD_REQUEST,
+            "the request's body is not JSON",
+            "one object, in UTF-8, each key once",
         ) from None
     if not isinstance(values, dict):
-        raise ControlError(ErrorCode.BAD_REQUEST, "the body is not a JSON object", "{…}")
+        raise ControlError(ErrorCode.BAD_REQUEST, "the request's body is not a JSON object", "{…}")
     return values
 
 

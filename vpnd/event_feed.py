@@ -118,7 +118,7 @@ class EventFeed:
     def subscribe(self) -> Subscription:
         """Watch from now on, until it is closed; TooManySubscribers."""
         if len(self._subscriptions) >= self._max_subscribers:
-            raise TooManySubscribers(f"{self._max_subscribers} watch already")
+            raise TooManySubscribers(f"{self._max_subscribers} programs watch the events already")
         subscription = Subscription(self, self._queue_length)
         self._subscriptions[subscription] = None
         return subscription

@@ -58,11 +58,13 @@ class Fallback:
         """Raises NotExtensible: once in a fallback, and only for a reason."""
         if self.extended:
             raise NotExtensible(
-                f'was extended already, by {self.extended_by} s: "{self.extension_reason}"'
+                f"the fallback was extended already, by {self.extended_by} s: "
+                f'"{self.extension_reason}"'
             )
         if not MIN_FALLBACK_EXTENSION <= seconds <= MAX_FALLBACK_EXTENSION:
             raise NotExtensible(
-                f"{MIN_FALLBACK_EXTENSION} s to {MAX_FALLBACK_EXTENSION // 86400} days are possible"
+                f"a fallback can be extended by {MIN_FALLBACK_EXTENSION} s to "
+                f"{MAX_FALLBACK_EXTENSION // 86400} days"
             )
         return replace(
             self,

@@ -197,7 +197,7 @@ class FallbackWatch:
     def extend(self, seconds: int, reason: str, *, uid: int) -> None:
         """Raises NotExtensible."""
         if self.fallback is None:
-            raise NotExtensible("is not there: the link has what is needed")
+            raise NotExtensible("there is no fallback: the link has what is needed")
         self.fallback = self.fallback.extend(seconds, reason, uid=uid, now=boottime())
         self._told_over = False
         self._journal.record(

@@ -37,7 +37,7 @@ class Facts:
 
 
 def judge(facts: Facts) -> tuple[LinkState, str]:
-    """The state and its reason (docs/operations.md, "States of a link")."""
+    """The state and its reason (docs/operations.md, "Reasons and warnings")."""
     if facts.fault:
         return LinkState.DOWN, facts.fault
     if facts.tunnel_error:

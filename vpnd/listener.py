@@ -215,13 +215,13 @@ def _enlarge_buffer(opened: socket.socket) -> None:
 def _why(entry: ListenAddress, error: OSError) -> str:
     reason = error.strerror or str(error)
     if error.errno == errno.EADDRINUSE:
-        reason += ": another program has this port; change node.listen or stop it"
+        reason = "another program has this port; change node.listen or stop it"
     elif error.errno == errno.EADDRNOTAVAIL:
-        reason += ": no interface has this address (yet)"
+        reason = "no interface has this address (yet)"
     elif error.errno == errno.ENODEV:
         reason = f"there is no device {entry.device} (yet)"
     elif error.errno == errno.EAFNOSUPPORT:
-        reason += f": this host has no IPv6; listen on 0.0.0.0:{entry.port}"
+        reason = f"this host has no IPv6; listen on 0.0.0.0:{entry.port}"
     elif error.errno == errno.EACCES and entry.port < 1024:
-        reason += ": ports below 1024 are out of the daemon's reach; change node.listen"
+        reason = "ports below 1024 are out of the daemon's reach; change node.listen"
     return f"cannot listen on {entry}: {reason}"

@@ -47,7 +47,14 @@ from vpnd.leftovers import Leftovers
 from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
 from vpnd.ml_kem import ml_kem_provider
-from vpnd.node_control import Caller, ControlError, no_such_peer, no_such_source
+from vpnd.node_control import (
+    Caller,
+    ControlError,
+    no_such_peer,
+    no_such_source,
+    not_guarded,
+    not_taken,
+)
 from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, write_peer_file
 from vpnd.source_journal import SourceJournal
@@ -411,13 +418,13 @@ class Node:
         """Guard a new peer and start its link. Raises ControlError."""
         fault = await self.guard(peer)
         if fault:
-            raise ControlError(ErrorCode.BACKEND_FAILED, fault)
+            raise not_guarded(peer.name, fault)
         try:
             # The new link may have named an identity that other links have used so far
             self.update_links(config, self.identities)
             return self.start_link(peer, config)
         except ValueError as error:
-            raise ControlError(ErrorCode.CONFLICT, str(error)) from error
+            raise not_taken(error) from error
 
     async def change_peer(self, name: str, change: Mapping[str, Any], caller: Caller) -> LinkStatus:
         async with self._changing:
@@ -468,9 +475,7 @@ class Node:
         try:
             started = link.rekey()
         except NotPossible as error:
-            raise ControlError(
-                ErrorCode.CONFLICT, str(error), "run `vpnctl peer rekey` at the other end"
-            ) from error
+            raise _not_begun(link, error) from error
         self._journal.record("rekey_requested", peer=name, uid=caller.uid)
         return RekeyStarted(schema=SCHEMA, peer=name, started=started)
 
@@ -483,7 +488,7 @@ class Node:
         except NotExtensible as error:
             raise ControlError(
                 ErrorCode.CONFLICT,
-                f"{name}: the fallback {error}",
+                f"{name}: {error}",
                 f"`vpnctl status {name}` shows it; fallback_limit in the peer's file is for longer",
             ) from error
         return await self.link(name)
@@ -521,12 +526,21 @@ class Node:
         test = await source_test.probe(source, None if user is None else user[1], told)
         if not consume_one or user is None or not test["done"]:
             return test
+        link = self._named(user[0].name)
         try:
-            return await source_test.consume_one(self._named(user[0].name), source, test)
+            return await source_test.consume_one(link, source, test)
         except NotPossible as error:
-            raise ControlError(
-                ErrorCode.CONFLICT, str(error), "run it at the other end of the link"
-            ) from error
+            raise _not_begun(link, error) from error
 
     def subscribe_events(self) -> Subscription:
         return self._feed.subscribe()
+
+
+def _not_begun(link: ManagedLink, error: NotPossible) -> ControlError:
+    """An exchange that somebody asked for, and that this end cannot begin."""
+    hint = (
+        "run it at the other end of the link"
+        if link.joined
+        else f"`vpnctl status {link.name}` says what of the interface; it is tried again every 5 s"
+    )
+    return ControlError(ErrorCode.CONFLICT, str(error), hint)

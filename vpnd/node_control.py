@@ -102,6 +102,24 @@ def no_such_source(name: str) -> ControlError:
     )
 
 
+def not_guarded(peer: str, fault: str) -> ControlError:
+    """For a link whose guard routes cannot be set: it is not begun, nor changed."""
+    return ControlError(
+        ErrorCode.BACKEND_FAILED,
+        f"nothing was changed, since {peer} cannot be guarded: {fault}",
+        "put right what stands in the way of the guard routes, and try again",
+    )
+
+
+def not_taken(error: ValueError) -> ControlError:
+    """For what the key exchange itself objects to; the configuration's checks come before."""
+    return ControlError(
+        ErrorCode.CONFLICT,
+        f"nothing was changed, since the key exchange does not take it: {error}",
+        "correct the identities that the text names",
+    )
+
+
 class NodeControl(Protocol):
     """The daemon, as far as its control socket goes.
 

@@ -27,7 +27,7 @@ from vpnd.config_source import Source, read_document
 from vpnd.file_trust import FileFault
 from vpnd.identity_store import load_identities
 from vpnd.journal import Journal
-from vpnd.node_control import Caller, ControlError
+from vpnd.node_control import Caller, ControlError, not_guarded, not_taken
 from vpnd.peer_file import restore_peer_file, write_peer_file
 from vpnd.tunnels import BackendErrors
 
@@ -218,7 +218,7 @@ def _try_out(node: Node, plan: Plan) -> None:
         try:
             node.links[name].config_with(peer, plan.new.locals_of(peer))
         except ValueError as error:
-            raise ControlError(ErrorCode.CONFLICT, f"{error}; nothing was changed") from error
+            raise not_taken(error) from error
 
 
 async def _guard(node: Node, plan: Plan) -> None:
@@ -231,9 +231,7 @@ async def _guard(node: Node, plan: Plan) -> None:
         if fault:
             for each in guarded:
                 await node.unguard(each, node.tunnels[each.tunnel])
-            raise ControlError(
-                ErrorCode.BACKEND_FAILED, f"{name}: {fault}; nothing was changed", "see the log"
-            )
+            raise not_guarded(name, fault)
 
 
 async def _change(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 OF_THE_CONFIGURATION = "## Errors of the configuration"
 OF_VPNCTL = "## Errors of vpnctl"
+OF_THE_DAEMON = "## What the daemon refuses"
+OF_A_LAB = "## Errors of a lab"
+OF_INSTALLING = "## Errors of make install"
+OF_KEY_SOURCES = "## Errors of key sources"
+REASONS = "## Reasons and warnings"
 TELLERS = {"record", "_trouble", "Problem", "tell", "_tell", "source_event"}
 """What takes the name of an event, or the code of a problem, as its first argument."""
 
@@ -94,6 +100,7 @@ def _message(argument: ast.expr) -> str:
     return "{}"
 
 
+@cache
 def messages() -> list[str]:
     """What interfaces, routes and the control socket can fail with."""
     found = set()
@@ -101,6 +108,8 @@ def messages() -> list[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Call(func=ast.Name(id=name), args=[first, *_]) if name in FAILURES:
+                    found.add(_message(first))
+                case ast.Call(func=ast.Attribute(attr="__init__"), args=[first, *_]):
                     found.add(_message(first))
                 case ast.Assign(targets=[ast.Name(id=name)], value=value) if "_MISSING" in name:
                     found.add(_message(value))
@@ -133,15 +142,23 @@ def test_messages_are_found() -> None:
     assert "another vpnd answers at {}" in messages()
 
 
+def _alike(clauses: Iterable[str], texts: Iterable[str]) -> bool:
+    """Whether the document has a part of a message: it may show more of it, or less."""
+    return any(
+        clause in text or text in clause
+        for clause, text in product(clauses, list(texts))
+        if len(text) >= ENOUGH
+    )
+
+
+def _parts(quoted: Iterable[str]) -> list[str]:
+    return [text.strip() for shown in quoted for text in shown.split("…")]
+
+
 @pytest.mark.parametrize("message", messages())
 def test_every_failure_is_explained(message: str) -> None:
-    told = [
-        text.strip()
-        for quoted in re.findall(r"`([^`\n]+)`", _without(OF_THE_CONFIGURATION, OF_VPNCTL))
-        for text in quoted.split("…")
-        if len(text.strip()) >= ENOUGH
-    ]
-    assert any(clause in text or text in clause for clause in _clauses(message) for text in told), (
+    told = _parts(re.findall(r"`([^`\n]+)`", _without(*ERRORS)))
+    assert _alike(_clauses(message), told), (
         f"docs/operations.md does not say what to do about: {message}"
     )
 
@@ -150,23 +167,64 @@ OF_A_FILE = (
     "FileFault", "FileMissing", "FileUnreadable", "FileExists", "FileNoted", "NoKey",
     "UnusableContent",
 )  # fmt: skip
-TAKES_A_MESSAGE: dict[str, dict[str, int]] = {
-    "vpnd/**/*.py": {
-        "FieldError": 0, "MlKemUnavailable": 0, "problem": 1, "ConfigProblem": 2,
-        **dict.fromkeys(OF_A_FILE, 1),
-    },
-    "vpnd/config.py": {"_tell": 2, "_is_name": 3},
-    "vpnd/keysource/static_key.py": {"ValueError": 0},
-    "kex/*.py": {"InvalidIdentity": 0},
-    "cli/*.py": {
-        "CliError": 0, "UsageProblem": 0, "DaemonUnreachable": 0, "LinkNotProtected": 0,
-        "Refused": 0, "Problem": 0, "problem": 0, "FieldError": 0, "_not_vpnd": 0, "_failed": 1,
-    },
-}  # fmt: skip
-"""What is called with an error's message, and how many arguments stand before it."""
 REASON_AND_HINT = "tuple[str, str]"
 KEY_REASON_AND_HINT = "_Found"
 """What a function gives that leaves the call to another one."""
+TAKES_A_MESSAGE: dict[str, dict[str, dict[str, int]]] = {
+    OF_THE_CONFIGURATION: {
+        "vpnd/**/*.py": {
+            "FieldError": 0, "MlKemUnavailable": 0, "problem": 1, "ConfigProblem": 2,
+            **dict.fromkeys(OF_A_FILE, 1), REASON_AND_HINT: 0, KEY_REASON_AND_HINT: 1,
+        },
+        "vpnd/config.py": {"_tell": 2, "_is_name": 3},
+        "vpnd/keysource/static_key.py": {"ValueError": 0},
+        "kex/*.py": {"InvalidIdentity": 0},
+    },
+    OF_VPNCTL: {
+        "cli/*.py": {
+            "CliError": 0, "UsageProblem": 0, "DaemonUnreachable": 0, "LinkNotProtected": 0,
+            "Refused": 0, "Problem": 0, "problem": 0, "FieldError": 0, "_not_vpnd": 0,
+            "_failed": 1, REASON_AND_HINT: 0,
+        },
+    },
+    OF_THE_DAEMON: {
+        "vpnd/*.py": {
+            "ControlError": 1, "NotPossible": 0, "NotExtensible": 0, "TooManySubscribers": 0,
+        },
+        "vpnd/source_test.py": {"_step": 2},
+        "kex/*.py": {"NotPossible": 0},
+    },
+    OF_A_LAB: {
+        "lab/**/*.py": {
+            "LabError": 0, "DaemonFailed": 0, "WaitTimeout": 0, "NotAnswering": 0, "NotProved": 0,
+            "Problem": 1,
+        },
+        "lab/spec.py": {"ValueError": 0},
+        "lab/errors.py": {"__init__": 0},
+    },
+    OF_KEY_SOURCES: {
+        "vpnd/keysource/*.py": {
+            "SourceError": 2, "AskFailed": 2, "CallFailed": 1, "BadAnswer": 1, "ProbeStep": 2,
+            "stage_of": 0, "slow": 0,
+        },
+        "vpnd/keysource/https_call.py": {"timed_out": 0},
+        "vpnd/keysource/skip_source.py": {"_refusal": 0},
+    },
+    REASONS: {
+        "vpnd/link_external.py": {"SourceError": 2},
+        "vpnd/listed_keys.py": {"SourceError": 2, "__init__": 2},
+    },
+}  # fmt: skip
+"""What is called with an error's message, and how many arguments stand before it, or what gives
+one: by the section that explains it, and by file."""
+TELL_REASONS = (
+    "kex/answering.py", "kex/initiating.py", "kex/link_state.py",
+    "vpnd/ask_sources.py", "vpnd/external_policy.py", "vpnd/fallback_watch.py", "vpnd/link.py",
+    "vpnd/link_external.py", "vpnd/link_judge.py", "vpnd/link_peer.py", "vpnd/listener.py",
+    "vpnd/keysource/certificate_watch.py", "vpnd/resolver.py", "vpnd/view_external.py",
+)  # fmt: skip
+"""Where the reasons of links and the warnings are made: every text in there is one, but for what
+is raised."""
 
 
 def _called(function: ast.expr) -> str:
@@ -181,14 +239,20 @@ def _called(function: ast.expr) -> str:
 def _arguments(function: ast.AST, takes: Mapping[str, int]) -> Iterator[ast.expr]:
     """The expressions in a function that are the message of an error."""
     gives = ast.unparse(getattr(function, "returns", None) or ast.Constant(None))
+    pair, triple = (
+        kind in takes and kind in gives for kind in (REASON_AND_HINT, KEY_REASON_AND_HINT)
+    )
     for node in ast.walk(function):
         match node:
-            case ast.Return(value=ast.Tuple(elts=[reason, _])) if REASON_AND_HINT in gives:
+            case ast.Return(value=ast.expr() as text) if getattr(function, "name", "") in takes:
+                yield text
+            case ast.Return(value=ast.Tuple(elts=[reason, _])) if pair:
                 yield reason
-            case ast.Yield(value=ast.Tuple(elts=[_, reason, _])) if KEY_REASON_AND_HINT in gives:
+            case ast.Yield(value=ast.Tuple(elts=[_, reason, _])) if triple:
                 yield reason
             case ast.Call(func=ast.Attribute(attr="append"), args=[ast.Tuple(elts=[_, reason, _])]):
-                yield reason
+                if KEY_REASON_AND_HINT in takes:
+                    yield reason
             case ast.Call(func=called, args=arguments) if _called(called) in takes:
                 yield from arguments[takes[_called(called)] :][:1]
 
@@ -212,6 +276,9 @@ def _alternatives(argument: ast.expr, function: ast.AST) -> Iterator[str]:
         case ast.IfExp(body=one, orelse=other):
             yield from _alternatives(one, function)
             yield from _alternatives(other, function)
+        case ast.BoolOp(values=values):
+            for value in values:
+                yield from _alternatives(value, function)
         case ast.Call(func=ast.Attribute(value=text, attr="replace")):
             yield from _alternatives(text, function)
         case ast.Name(id=name):
@@ -221,30 +288,53 @@ def _alternatives(argument: ast.expr, function: ast.AST) -> Iterator[str]:
             yield _message(argument)
 
 
-def errors(folder: str) -> list[str]:
-    """The messages of all errors that are made in a folder, but those that pass others on alone."""
-    found: set[str] = set()
-    for pattern, takes in TAKES_A_MESSAGE.items():
-        for path in ROOT.glob(pattern) if pattern.startswith(folder) else ():
+def errors(heading: str) -> Iterator[str]:
+    """The messages of all errors that a section explains."""
+    for pattern, takes in TAKES_A_MESSAGE[heading].items():
+        for path in ROOT.glob(pattern):
             for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                     for argument in _arguments(function, takes):
-                        found.update(_alternatives(argument, function))
-    return sorted(message for message in found if re.search("[a-z]", message.replace("{}", "")))
+                        yield from _alternatives(argument, function)
 
 
-ERRORS = {
-    OF_THE_CONFIGURATION: sorted({*errors("vpnd"), *errors("kex")}),
-    OF_VPNCTL: errors("cli"),
-}
+def _texts(node: ast.AST) -> Iterator[str]:
+    """Every text of several words, but docstrings and what is raised."""
+    match node:
+        case ast.Constant() | ast.JoinedStr():
+            yield from (text for text in (_message(node),) if " " in text)
+        case ast.Raise() | ast.Expr(value=ast.Constant()):
+            return
+        case _:
+            for part in ast.iter_child_nodes(node):
+                yield from _texts(part)
+
+
+def reasons() -> Iterator[str]:
+    for path in TELL_REASONS:
+        yield from _texts(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+
+
+def _telling(messages: Iterable[str], least: int = 1) -> list[str]:
+    """Without those that have fewer letters of their own: they pass others on alone, or join
+    them."""
+    return sorted({text for text in messages if len(re.findall("[a-z]", text)) >= least})
+
+
+ERRORS = {heading: _telling(errors(heading)) for heading in TAKES_A_MESSAGE}
 """Messages by the section that explains them."""
+ERRORS[REASONS] = _telling([*ERRORS[REASONS], *reasons()], len("given"))
+ERRORS[OF_INSTALLING] = _telling(
+    re.sub(r"\$\{?\w+\}?", "{}", message).replace("{}{}", "{}")
+    for message in re.findall(r'fail "([^"]+)"', (ROOT / "systemd/install").read_text("utf-8"))
+)
 
 
 @cache
 def _looks_like(message: str) -> re.Pattern[str]:
     """The message as the document shows it: its fixed text from the first word to the last, with
     anything in its gaps. A gap at the front, and what follows on a colon, may be left out."""
-    fixed, front = re.subn(r"^(\{\}[ :]*)+", "", message.replace("`", ""))
+    fixed, front = re.subn(r"^(\{\}[ :;,/-]*)+", "", message.replace("`", "").replace("\n", " "))
     fixed, colon = re.subn(r": (\{\})?$", "", fixed)
     shown = ".*".join(map(re.escape, fixed.split("{}")))
     return re.compile(("(.* )?" if front else "") + shown + ("(: .*)?" if colon else ""))
@@ -252,7 +342,7 @@ def _looks_like(message: str) -> re.Pattern[str]:
 
 def explained(heading: str) -> list[str]:
     """The messages in a section's tables, as they are shown, of rows that say what to do."""
-    rows = re.findall(r"^\| (`.*) \| (.*) \|$", _section(heading), re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|(?: .* \|)? (.*) \|$", _section(heading), re.MULTILINE)
     return [
         text for shown, todo in rows if todo.strip() for text in re.findall(r"`([^`]+)`", shown)
     ]
@@ -295,6 +385,31 @@ def test_errors_are_found_however_they_are_made() -> None:
         "its answer is no JSON",
         "{} is not a time to wait",
     } <= set(ERRORS[OF_VPNCTL])
+    assert {
+        "{}: there is no interface: {}",
+        'the fallback was extended already, by {} s: "{}"',
+        "{} values are wrong",  # one of two
+        "no outcome within {} s",  # where there is no other
+    } <= set(ERRORS[OF_THE_DAEMON])
+    assert {
+        "{} is not a lab's state file: {}",
+        "in {}, `{}` exited with {}:\n{}",
+        "{} has no prefix length; write it like 10.1.0.0/16",  # of a value in a lab file
+        "{} overlaps {} of {}",
+    } <= set(ERRORS[OF_A_LAB])
+    assert {
+        "adopted after a restart",
+        "the key's lifetime is over, and no exchange gave a new one",  # a constant
+        "no key of {} is mixed{}",
+        "no answer to InitConf",
+        "cannot listen on {}: the device is gone",
+    } <= set(ERRORS[REASONS])
+    assert "another installation is at work" in ERRORS[OF_INSTALLING]
+    assert {
+        "not a byte {} for {} s",  # given
+        "it gives no keys",
+        "expected a whole answer; it was cut off",
+    } <= set(ERRORS[OF_KEY_SOURCES])
     assert len(ERRORS[OF_THE_CONFIGURATION]) > 150
     assert len(ERRORS[OF_VPNCTL]) > 40
 
@@ -335,3 +450,18 @@ def test_every_wrong_command_line_is_explained(line: str) -> None:
 @pytest.mark.parametrize(("heading", "shown"), MEANT)
 def test_no_error_is_explained_that_nobody_makes(heading: str, shown: str) -> None:
     assert MEANT[heading, shown] or shown in WRONG_COMMAND_LINES.values()
+
+
+def explained_failures() -> list[str]:
+    """What stands in the tables of the other sections, but the names of files and events."""
+    tables = re.findall(
+        r"^\| message \| what to do \|\n((?:\|.*\n)+)", _without(*ERRORS), re.MULTILINE
+    )
+    cells = [row.split(" | ")[0] for table in tables for row in table.splitlines()]
+    return [text for cell in cells for text in re.findall(r"`([^`]+)`", cell) if " " in text]
+
+
+@pytest.mark.parametrize("shown", explained_failures())
+def test_no_failure_is_explained_that_nobody_has(shown: str) -> None:
+    clauses = [clause for message in messages() for clause in _clauses(message)]
+    assert _alike(clauses, _parts([shown]))

@@ -382,7 +382,7 @@ async def test_there_is_nothing_to_extend(sites: tuple[Site, Site]) -> None:
     fra, ams = sites
     async with linked(fra, ams, lambda far: one(far, "prefer")):
         await first_key(fra, ams)
-        with pytest.raises(NotExtensible, match="is not there"):
+        with pytest.raises(NotExtensible, match="there is no fallback"):
             fra.link.extend_fallback(3600, "why not", uid=0)
 
 

@@ -76,11 +76,12 @@ class CertificateWatch:
         fault = self._manager.files.fault
         text = "" if fault is None else f"{fault.path} {fault.reason}"
         if text and text != self._told_fault:
-            still = "what was there before" if self._manager.files.loaded else "none"
+            loaded = self._manager.files.loaded
+            still = "what was there before is in use" if loaded else "none is in use"
             self._health.tell(
                 "source_certificate_unusable",
                 level="warning",
-                reason=f"{text}; {still} is in use",
+                reason=f"{text}; {still}",
                 code=SourceFault.FILE.value,
             )
         self._told_fault = text
@@ -108,5 +109,7 @@ def _warning(one: Certificate, now: float) -> str | None:
     who = {"client": "this end's certificate", "server": "the key manager's certificate"}.get(
         one.what, f"{one.what} certificate"
     )
-    when = "has expired" if left <= 0 else f"expires in {int(left)} days"
-    return f"{who} {one.subject} {when} ({day(one.not_after)})"
+    until = day(one.not_after)
+    if left <= 0:
+        return f"{who} {one.subject} has expired ({until})"
+    return f"{who} {one.subject} expires in {int(left)} days ({until})"
