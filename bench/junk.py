@@ -28,6 +28,8 @@ GOAL_US = 15.0
 RATE = 20_000
 RATES = (200, 2_000, 20_000)
 RATE_SECONDS = 3.0
+BURST, BURSTS = 64, 100
+"""Datagrams that come at once, and how often in a second."""
 EXCHANGES = 40
 MOST_REPETITIONS = 2
 GIVE_UP_SECONDS = 30.0
@@ -43,10 +45,10 @@ def measure() -> Iterator[Row | NotRun]:
         cost = _through_endpoint(datagram) * 1e6
         yield _cost_row(f"{name}, in the endpoint", cost, decapsulation)
     for name in ("random bytes", "INIT_HELLO", "INIT_CONF", "RESP_HELLO"):
-        cost = trio.run(_through_socket, kinds[name], 64) * 1e6
-        yield _cost_row(f"{name}, through the socket, 64 at a time", cost, decapsulation)
+        cost = trio.run(_at_rate, kinds[name], BURST * BURSTS, 1 / BURSTS) * 1e6
+        yield _cost_row(f"{name}, through the socket, {BURST} at a time", cost, decapsulation)
     for rate in RATES:
-        cost = trio.run(_at_rate, kinds["INIT_HELLO"], rate) * 1e6
+        cost = trio.run(_at_rate, kinds["INIT_HELLO"], rate, 0.0) * 1e6
         yield _cost_row(
             f"INIT_HELLO, through the socket, {rate:,} a second, one by one", cost, decapsulation
         )
@@ -95,41 +97,12 @@ def _through_endpoint(datagram: bytes) -> float:
     return cost
 
 
-async def _through_socket(datagram: bytes, burst: int) -> float:
-    """CPU of the daemon's engine: all of it, less what sending costs, which is ours."""
-    _, right = pair(1, "openssl", unlimited=False)
-    rounds = 4096 // burst
-    async with right.running():
-        source = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
-        raw = source._sock  # type: ignore[attr-defined]
-        target = (right.address.host, right.address.port)
-
-        async def one_round() -> float:
-            before = time.process_time()
-            for _ in range(burst):
-                raw.sendto(datagram, target)
-            sending = time.process_time() - before
-            wanted = _refused(right) + burst
-            while _refused(right) < wanted:
-                await trio.lowlevel.checkpoint()
-            return sending
-
-        await one_round()
-        before = time.process_time()
-        sending = 0.0
-        for _ in range(rounds):
-            sending += await one_round()
-        cost = (time.process_time() - before - sending) / (rounds * burst)
-        source.close()
-    return cost
-
-
-async def _at_rate(datagram: bytes, rate: int) -> float:
+async def _at_rate(datagram: bytes, rate: int, tick: float) -> float:
     """CPU of the engine's thread for each datagram, waking up and the system's share included."""
     _, right = pair(1, "openssl", unlimited=False)
     async with right.running():
         flooder = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "bench.flooder", str(right.port), str(rate), "60", "0"],
+            [sys.executable, "-m", "bench.flooder", str(right.port), str(rate), "60", str(tick)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )

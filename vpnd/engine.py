@@ -30,7 +30,7 @@ with their installs a tenth of a core at either end."""
 STARTS_AT_ONCE: Final = 16
 TIMERS_AT_ONCE: Final = 8
 """Links whose timers are handled at a stretch: the beginning of an exchange costs a millisecond."""
-FLOOD_SECONDS: Final = 0.002
+FLOOD_SECONDS: Final = 0.004
 """Junk that comes this soon after other junk is taken as a flood."""
 
 Handler = Callable[[Event], None]

@@ -22,7 +22,7 @@ DRAIN: Final = 64
 """Datagrams read at a stretch before other tasks get their turn."""
 DRAIN_SECONDS: Final = 0.01
 """And how long at the most, since a step of an exchange costs a millisecond."""
-LULL_SECONDS: Final = 0.001
+LULL_SECONDS: Final = 0.002
 """What is waited under a flood, so that many datagrams are taken at one wake-up."""
 RETRY_SECONDS: Final = 2.0
 """Between two attempts to open a socket, and two looks whether its device is still there."""
