@@ -34,7 +34,7 @@ async def test_a_thousand_links_come_up_renew_and_are_listed() -> None:
     )
     assert measured["links"] == LINKS
     assert sum(measured["states"].get(state, 0) for state in ("active", "degraded")) == LINKS
-    assert measured["renewals"] > 0
+    assert measured["renewals"] > LINKS * SECONDS / 120 / WIDE
     assert measured["vpnctl_lines"] > LINKS  # a head, and a line for each
     assert measured["memory"] < WIDE * 150e6
     assert measured["pause_with_status"][1] < WIDE * 50

@@ -7,8 +7,9 @@ import socket
 import pytest
 import trio
 
-from tun.device import DeviceChange
+from tun.device import DeviceChange, PeerChange
 from tun.errors import InterfaceMissing, MalformedAnswer
+from tun.model import PresharedKey
 from tun.uapi_socket import UserspaceDevice
 
 ANSWER = b"listen_port=51820\nerrno=0\n\n"
@@ -36,6 +37,42 @@ async def test_an_answer_in_pieces_is_put_together(
         nursery.start_soon(answer)
         assert len((await device.read()).peers) == 2000
         await device.aclose()
+
+
+async def test_what_a_thousand_want_at_a_time_is_done_together(
+    ends: tuple[UserspaceDevice, trio.SocketStream],
+) -> None:
+    device, wireguard = ends
+    keys = [n.to_bytes(32, "big") for n in range(1, 1001)]
+    asked: list[bytes] = []
+
+    async def wireguard_go() -> None:
+        received = b""
+        while (some := await wireguard.receive_some()) != b"":
+            received += some
+            while (end := received.find(b"\n\n")) >= 0:
+                request, received = received[:end], received[end + 2 :]
+                asked.append(request)
+                peers = b"".join(b"public_key=%064x\n" % n for n in range(1, 1001))
+                listed = peers if request.startswith(b"get") else b""
+                await wireguard.send_all(listed + b"errno=0\n\n")
+
+    async def renew(key: bytes) -> None:
+        psk = PresharedKey(key)
+        await device.apply(DeviceChange(peers=(PeerChange(public_key=key, psk=psk),)))
+        assert list((await device.read(only=key)).peers) == [key]
+
+    async with wireguard, trio.open_nursery() as nursery:
+        nursery.start_soon(wireguard_go)
+        async with trio.open_nursery() as renewals:
+            for key in keys:
+                renewals.start_soon(renew, key)
+        await device.aclose()
+    kinds = [request.split(b"\n")[0] for request in asked]
+    # The first one of each does not wait for those that come after it
+    assert kinds.count(b"set=1") == 2
+    assert kinds.count(b"get=1") <= 3
+    assert sum(request.count(b"public_key=") for request in asked) == len(keys)
 
 
 @pytest.mark.parametrize("said", [b"", ANSWER[:-1]])
