@@ -55,6 +55,7 @@ external_keys = {{ mode = "require", min_interval = 0 }}
 sites = ["fra", "par"]
 external_keys = {{ mode = "prefer", min_interval = 0 }}
 """
+CALM_SECONDS: Final = 10.0
 NOT_AHEAD: Final = "prefetch = false\n"
 """At the end of [key_sources.kme]: the call that is to fail is then the exchange's own."""
 
@@ -177,6 +178,17 @@ class Backbone:
             found[far] = (report.sent, report.lost)
             assert (report.lost, report.repeated) == (0, 0), f"{HUB}-{far}: {report}"
         return found
+
+    async def at_rest(self) -> None:
+        """Wait until no exchange is under way, or begins by itself soon, on either link: one that
+        has its keys already would give a key whatever is broken meanwhile."""
+
+        def calm(status: Any) -> bool:
+            due = status["next_renewal_seconds"]
+            return isinstance(due, float) and due > CALM_SECONDS
+
+        for far in FAR:
+            await self.lab.site(HUB).wait_link(far, calm, what="at rest", seconds=90)
 
     async def same_key(self, far: str) -> None:
         """Both interfaces hold one and the same preshared key."""

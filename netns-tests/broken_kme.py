@@ -51,6 +51,7 @@ class _Watched:
         self._case = case
 
     async def __aenter__(self) -> _Watched:
+        await self.backbone.at_rest()
         self.keys = await self.backbone.keys()
         self.logs = self.backbone.logs()
         self._marks = {far: await each.mark("row") for far, each in self.backbone.meters.items()}
