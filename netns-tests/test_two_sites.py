@@ -38,7 +38,7 @@ from lab.proof import (
 )
 from lab.spec import LabSpec
 
-pytestmark = [pytest.mark.netns, pytest.mark.kernel]
+pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 
@@ -75,6 +75,7 @@ async def counted(lab: Lab, family: Literal[4, 6] = 4) -> AsyncIterator[Meter]:
         yield meter
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("underlay", ["ipv4", "ipv6"])
 async def test_overlay_of_both_families_over_each_underlay(
     case: Case,
@@ -90,6 +91,7 @@ async def test_overlay_of_both_families_over_each_underlay(
         assert await same_preshared_key(lab, "fra", "ams")
 
 
+@pytest.mark.kernel
 async def test_a_renewed_key_gets_in_force_without_loss(case: Case) -> None:
     async with linked() as lab, counted(lab) as meter:
         before = await installed(lab, "fra", "ams")
@@ -103,6 +105,7 @@ async def test_a_renewed_key_gets_in_force_without_loss(case: Case) -> None:
         assert await prove(lab, "fra", "ams", traffic) == key
 
 
+@pytest.mark.kernel
 async def test_the_key_is_renewed_by_itself_in_time_for_the_handshake(case: Case) -> None:
     async with linked() as lab, counted(lab) as meter:
         before = await settled(lab)
@@ -168,6 +171,7 @@ async def wait_for_loss(meter: Meter) -> None:
                 return
 
 
+@pytest.mark.kernel
 async def test_a_preshared_key_changed_by_hand_is_mended_before_the_session_ends(
     case: Case,
 ) -> None:
@@ -186,6 +190,7 @@ async def test_a_preshared_key_changed_by_hand_is_mended_before_the_session_ends
         await prove(lab, "fra", "ams", traffic)
 
 
+@pytest.mark.kernel
 async def test_a_wrong_identity_gets_no_tunnel_and_no_answer() -> None:
     async with open_lab(two_sites(), start="daemons") as lab:
         # ams pins an identity that is not fra's

@@ -39,7 +39,7 @@ MINUTE = 60.0
 LINES_OF_A_FAILURE = 25
 EXIT_NO_TESTS = 5  # pytest's
 EXIT_INTERRUPTED = 130  # what a shell shows after Ctrl-C
-SIDE_BY_SIDE = "-n8"
+SIDE_BY_SIDE = "-n10"
 """Tests that wait two minutes for a WireGuard handshake cost little but time: they wait as one."""
 GUESTS = 2
 """Emulated machines, of one processor each, and the tests that run side by side in one of them."""
