@@ -430,8 +430,10 @@ def main() -> int:
         print("test: hint: run as root, or only the rest: make test-fast", file=sys.stderr)
         return 1
     RESULTS.mkdir(parents=True, exist_ok=True)
-    # Whoever ends this program politely wants the same as who presses Ctrl-C.
+    # Whoever ends this program politely wants the same as who presses Ctrl-C. A shell starts what
+    # is to run in the background with SIGINT ignored, and all that a check starts would ignore it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.monotonic()
     try:
         outcomes = run_stages(stages(mode))
