@@ -250,7 +250,8 @@ class Node:
             known = [
                 link_config
                 for link, peer in news
-                if (link_config := link.config_with(peer, config.locals_of(peer))) is not None
+                if (link_config := link.exchanges.config_with(peer, config.locals_of(peer)))
+                is not None
             ]
             for fingerprint in {one for link_config in known for one in link_config.remotes}:
                 if endpoint.knows_public_key(fingerprint):
@@ -367,8 +368,7 @@ class Node:
 
     def _link_status(self, link: ManagedLink) -> LinkStatus:
         counters = dict(self._journal.link_counters.get(link.name, {}))
-        exchange = self.engine.endpoint.look_at(link.name) if link.joined else None
-        return link_status(link, exchange, counters)
+        return link_status(link, counters)
 
     def _named(self, name: str) -> ManagedLink:
         try:
@@ -473,7 +473,7 @@ class Node:
     async def rekey(self, name: str, caller: Caller) -> RekeyStarted:
         link = self._named(name)
         try:
-            started = link.rekey()
+            started = link.exchanges.begin()
         except NotPossible as error:
             raise _not_begun(link, error) from error
         self._journal.record("rekey_requested", peer=name, uid=caller.uid)
@@ -540,7 +540,7 @@ def _not_begun(link: ManagedLink, error: NotPossible) -> ControlError:
     """An exchange that somebody asked for, and that this end cannot begin."""
     hint = (
         "run it at the other end of the link"
-        if link.joined
+        if link.exchanges.joined
         else f"`vpnctl status {link.name}` says what of the interface; it is tried again every 5 s"
     )
     return ControlError(ErrorCode.CONFLICT, str(error), hint)

@@ -226,6 +226,7 @@ class Site:
         self.events: list[Event] = []
         self.news = news
         self.link: ManagedLink
+        self.engine: Engine
         self.device: Device
         self.peer: PeerConfig
 
@@ -260,7 +261,7 @@ class Site:
         endpoint = Endpoint(
             suites={1: suite}, identities=[self.identity], random=random, now=boottime()
         )
-        engine = Engine(endpoint, transport, journal)
+        self.engine = engine = Engine(endpoint, transport, journal)
         # A key of its own at each start: nothing is adopted here
         self.device = Device("backbone", self.name.encode().ljust(32, b"."))
         self.peer = peer
@@ -325,13 +326,13 @@ class Site:
     async def renew(self) -> None:
         """Begin an exchange, as soon as none is under way."""
         with trio.fail_after(20):
-            while not self.link.rekey():
+            while not self.link.exchanges.begin():
                 await self.news.wait()
 
     async def exchange_with(self, source: str) -> Asked:
         """Begin an exchange that needs this source, as soon as none is under way."""
         with trio.fail_after(20):
-            while (asked := self.link.exchange_with(source)) is None:
+            while (asked := self.link.exchanges.begin_with(source)) is None:
                 await self.news.wait()
         return asked
 
