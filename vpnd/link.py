@@ -121,7 +121,7 @@ class ManagedLink:
 
         Raises ValueError where the configuration does not allow it.
         """
-        self.tunnel.users.append(self)
+        self.tunnel.users.add(self)
         tunnel = self.tunnel.open
         if tunnel is not None:
             # A link that is added to a running tunnel has nothing to adopt
@@ -129,7 +129,7 @@ class ManagedLink:
             try:
                 self.exchanges.join(tunnel.public_key, self._handle)
             except ValueError:
-                self.tunnel.users.remove(self)
+                self.tunnel.users.discard(self)
                 raise
         self.report.refresh()
 
@@ -172,8 +172,7 @@ class ManagedLink:
         """The link is no longer configured: nothing of it stays. Its task was cancelled."""
         await self._ended.wait()
         self._leave()
-        if self in self.tunnel.users:
-            self.tunnel.users.remove(self)
+        self.tunnel.users.discard(self)
         await self.wireguard.take_off()
         self.external.watch.forget()
 
@@ -430,7 +429,7 @@ class ManagedLink:
             await self.wireguard.follow(event)
         except (TunError, OSError) as error:
             self.report.endpoint_not_moved(str(error))
-        self.tunnel.look_soon(at_first=before != self.wireguard.public_key)
+        self.tunnel.dumps.want(at_first=before != self.wireguard.public_key)
 
     async def _put_on(self, event: KeyEstablished) -> bool:
         """Set the key on the interface. Whether that was done, and was wanted to its end."""

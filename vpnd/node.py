@@ -38,7 +38,7 @@ from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
-from vpnd.guards import guarded_prefixes
+from vpnd.guards import guarded_prefixes, remove_guards, set_guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
 from vpnd.keysource.base import KeySource
@@ -276,7 +276,7 @@ class Node:
         """Set the guard routes of a peer; what went wrong, or ''. It is told unless it was."""
         tunnel = self.tunnels[peer.tunnel]
         try:
-            await tunnel.set_guards(guarded_prefixes(peer, tunnel.config), entering=entering)
+            await set_guards(tunnel, guarded_prefixes(peer, tunnel.config), entering=entering)
         except BackendErrors as error:
             reason = str(error)
             if reason != told:
@@ -362,7 +362,7 @@ class Node:
             return
         with trio.move_on_after(LOOK_SECONDS):
             try:
-                await tunnel.refresh()
+                await tunnel.dumps.refresh()
             except BackendErrors:
                 return  # the tunnel's own task meets it, too, and deals with it
 
@@ -466,7 +466,7 @@ class Node:
         }
         own = guarded_prefixes(gone, tunnel.config)
         try:
-            await tunnel.remove_guards([prefix for prefix in own if prefix not in needed])
+            await remove_guards(tunnel, [prefix for prefix in own if prefix not in needed])
         except BackendErrors as error:
             self._journal.record("guard_failed", peer=gone.name, level="error", reason=str(error))
 

@@ -142,12 +142,20 @@ class _Opened:
     adopted: bool = False
 
 
+class NoDumps:
+    """Nobody looks by himself here: see `Site.shake_hands`."""
+
+    def want(self, *, at_first: bool = False) -> None:
+        """They never come."""
+
+
 class Device:
     """A tunnel whose interface is a dictionary."""
 
     def __init__(self, name: str, public_key: bytes) -> None:
         self.name = name
-        self.users: list[Any] = []
+        self.users: set[Any] = set()
+        self.dumps = NoDumps()
         self.open = _Opened(public_key)
         self.error: str | None = None
         self.peers: dict[bytes, PeerSpec] = {}
@@ -194,9 +202,6 @@ class Device:
 
     async def move_peer(self, public_key: bytes, endpoint: object) -> None:
         await trio.lowlevel.checkpoint()
-
-    def look_soon(self, *, at_first: bool = False) -> None:
-        """Nobody looks by himself here: see `Site.shake_hands`."""
 
 
 class News:
