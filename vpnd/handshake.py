@@ -150,13 +150,22 @@ class HandshakeWatch:
         self.in_force = KeyInForce(key.key_id, key.installed_at, now)
         self.waiting, self.doubtful = None, False
 
+    @property
+    def newest(self) -> WatchedKey | KeyInForce | None:
+        """The key that was set last, in force or not yet."""
+        return self.waiting or self.in_force
+
+    @property
+    def newest_id(self) -> str:
+        return "" if self.newest is None else self.newest.key_id
+
     def session_age(self, now: float) -> float | None:
         return None if self.session_at is None else now - self.session_at
 
     def overdue(self, keepalive: int, now: float) -> bool:
         """Whether WireGuard should have made a handshake by now: the one that takes the waiting key
         up, or the next one under the key in force. The peer may have lost that one."""
-        key = self.waiting or self.in_force
+        key = self.newest
         if key is None or now < key.installed_at + ANSWER_MARGIN:
             return False
         age = self.session_age(now)

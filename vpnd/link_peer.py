@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+import trio
+
 from kex.events import KeyEstablished, Role
 from tun import PeerSpec, PeerStatus, Prefix, PresharedKey, TunError, psk_mark
 from vpnd.clock import boottime, wall
@@ -50,6 +52,7 @@ class WireGuardPeer:
         self._changed_at = 0.0
         """When the interface was last changed: dumps begun before that say nothing."""
         self._generation = 0
+        self._observed = trio.Event()
         self._record: LinkRecord | None = None
         self.addresses = PeerAddresses(peer.wireguard_endpoint)
         """Where the peer's WireGuard is, if that is configured."""
@@ -57,6 +60,8 @@ class WireGuardPeer:
         self.status: PeerStatus | None = None
         self.public_key: bytes | None = None
         """The peer's, 32 bytes, as it is on the interface."""
+        self.comes = False
+        """Whether the peer is about to be set on the interface for the first time."""
         self.expires_at: float | None = None
         self.outdated = False
         """Whether allowed IPs and keepalive on the interface may be others than configured."""
@@ -162,11 +167,23 @@ class WireGuardPeer:
     # ---- setting a key
 
     async def install(self, event: KeyEstablished) -> None:
-        """Set the PSK, and read it back; the record comes first, so that a daemon that dies in
-        between knows which peer is its own.
+        """Set the PSK, and read it back.
 
         Raises TunError, OSError, ValueError; Superseded when the peer was forgotten meanwhile.
         """
+        self.comes = self.public_key is None
+        try:
+            if self.comes:
+                # WireGuard shakes hands as soon as it has the peer, and what comes then is
+                # answered: the answers need a way by then. A renewal leaves routes alone
+                await self._tunnel.add_routes(self._peer.allowed_ips)
+            await self._set(event)
+        finally:
+            self.comes = False
+
+    async def _set(self, event: KeyEstablished) -> None:
+        """The record comes first, so that a daemon that dies in between knows which peer is its
+        own."""
         generation, peer = self._generation, self._peer
         endpoint = self._endpoint(event)
         # Who began the exchange calls first: of two first handshakes that cross, both fail, and
@@ -213,6 +230,14 @@ class WireGuardPeer:
         )
         self._record = self._record_of(event, started_at)
         self.remember()
+
+    async def wait_shaken_hands(self) -> None:
+        """After a start two exchanges often come one right after the other. A first handshake that
+        the second key falls into fails, and WireGuard begins the next one after 5 s."""
+        while (left := self.shakes_hands_until() - boottime()) > 0:
+            self._observed = trio.Event()
+            with trio.move_on_after(left):
+                await self._observed.wait()
 
     def shakes_hands_until(self) -> float:
         """Until when, on the boot clock, WireGuard may be busy with its first handshake with the
@@ -349,6 +374,7 @@ class WireGuardPeer:
         taken_up = self.watch.in_force if self.watch.in_force != before else None
         if taken_up is not None or self.watch.waiting != waiting or self.record_fault:
             self.remember()
+        self._observed.set()
         return fresh, taken_up
 
     def altered(self, status: PeerStatus) -> str:

@@ -38,7 +38,7 @@ from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
-from vpnd.guards import guarded_prefixes
+from vpnd.guards import guarded_prefixes, remove_guards, set_guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
 from vpnd.keysource.base import KeySource
@@ -250,7 +250,8 @@ class Node:
             known = [
                 link_config
                 for link, peer in news
-                if (link_config := link.config_with(peer, config.locals_of(peer))) is not None
+                if (link_config := link.exchanges.config_with(peer, config.locals_of(peer)))
+                is not None
             ]
             for fingerprint in {one for link_config in known for one in link_config.remotes}:
                 if endpoint.knows_public_key(fingerprint):
@@ -275,7 +276,7 @@ class Node:
         """Set the guard routes of a peer; what went wrong, or ''. It is told unless it was."""
         tunnel = self.tunnels[peer.tunnel]
         try:
-            await tunnel.set_guards(guarded_prefixes(peer, tunnel.config), entering=entering)
+            await set_guards(tunnel, guarded_prefixes(peer, tunnel.config), entering=entering)
         except BackendErrors as error:
             reason = str(error)
             if reason != told:
@@ -361,14 +362,13 @@ class Node:
             return
         with trio.move_on_after(LOOK_SECONDS):
             try:
-                await tunnel.refresh()
+                await tunnel.dumps.refresh()
             except BackendErrors:
                 return  # the tunnel's own task meets it, too, and deals with it
 
     def _link_status(self, link: ManagedLink) -> LinkStatus:
         counters = dict(self._journal.link_counters.get(link.name, {}))
-        exchange = self.engine.endpoint.look_at(link.name) if link.joined else None
-        return link_status(link, exchange, counters)
+        return link_status(link, counters)
 
     def _named(self, name: str) -> ManagedLink:
         try:
@@ -466,14 +466,14 @@ class Node:
         }
         own = guarded_prefixes(gone, tunnel.config)
         try:
-            await tunnel.remove_guards([prefix for prefix in own if prefix not in needed])
+            await remove_guards(tunnel, [prefix for prefix in own if prefix not in needed])
         except BackendErrors as error:
             self._journal.record("guard_failed", peer=gone.name, level="error", reason=str(error))
 
     async def rekey(self, name: str, caller: Caller) -> RekeyStarted:
         link = self._named(name)
         try:
-            started = link.rekey()
+            started = link.exchanges.begin()
         except NotPossible as error:
             raise _not_begun(link, error) from error
         self._journal.record("rekey_requested", peer=name, uid=caller.uid)
@@ -540,7 +540,7 @@ def _not_begun(link: ManagedLink, error: NotPossible) -> ControlError:
     """An exchange that somebody asked for, and that this end cannot begin."""
     hint = (
         "run it at the other end of the link"
-        if link.joined
+        if link.exchanges.joined
         else f"`vpnctl status {link.name}` says what of the interface; it is tried again every 5 s"
     )
     return ControlError(ErrorCode.CONFLICT, str(error), hint)

@@ -216,7 +216,7 @@ def _try_out(node: Node, plan: Plan) -> None:
     for name in plan.changed:
         peer = plan.new.peers[name]
         try:
-            node.links[name].config_with(peer, plan.new.locals_of(peer))
+            node.links[name].exchanges.config_with(peer, plan.new.locals_of(peer))
         except ValueError as error:
             raise not_taken(error) from error
 

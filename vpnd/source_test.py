@@ -66,7 +66,7 @@ async def consume_one(link: ManagedLink, source: KeySource, test: KeySourceTest)
     A key that is established is proof that both ends hold the same (docs/protocol.md, RC1, CO1):
     nothing of it has to be shown. It is in use from then on. Raises ControlError, NotPossible.
     """
-    asked = link.exchange_with(source.name)
+    asked = link.exchanges.begin_with(source.name)
     if asked is None:
         raise ControlError(
             ErrorCode.CONFLICT, f"an exchange of {link.name} is under way", "try again in a moment"

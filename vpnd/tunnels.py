@@ -1,7 +1,6 @@
 """The tunnels of this node: opened, adopted, watched, and changed by one task at a time.
 
-One dump of the interface tells all its links of their peers. An interface that is gone is made
-anew, and the links are told that it is another one.
+An interface that is gone is made anew, and the links are told that it is another one.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -18,7 +17,6 @@ from tun import (
     HandshakeStamp,
     InterfaceMissing,
     KeyChanged,
-    NamespaceMissing,
     NotOurs,
     PeerMissing,
     PeerSpec,
@@ -28,32 +26,17 @@ from tun import (
     Tunnel,
     TunnelSpec,
     open_tunnel,
-    remove_guard_routes,
-    set_guard_routes,
 )
 from vpnd.clock import boottime
 from vpnd.config_model import TunnelConfig
 from vpnd.file_trust import FileFault
 from vpnd.journal import Journal
+from vpnd.tunnel_dumps import TunnelDumps
 from vpnd.tunnel_mtu import AutoMtu
 from vpnd.tunnel_record import TunnelRecords
+from vpnd.tunnel_users import TunnelUsers
 
 RETRY_SECONDS: Final = 5.0
-DUMP_WHEN_IDLE: Final = 5.0
-"""A new session is seen this late at the most, and renewals are due by its age."""
-DUMP_WHEN_AWAITED: Final = 1.0
-DUMP_AT_FIRST: Final = 0.05
-"""After a key was set on a peer that had no session: WireGuard's handshake comes at once."""
-SLOWER_EACH_TIME: Final = 1.5
-"""The dumps after that, until they are as rare as those of any key that is awaited."""
-MANY_PEERS: Final = 50
-DUMPS_SHARE: Final = 100
-"""With many peers, a pause follows a look that is this many times as long as it took, up to
-DUMP_WHEN_IDLE: looking costs 1 % of a core."""
-TOLD_AT_ONCE: Final = 50
-"""Links that are told of a dump before other tasks get their turn."""
-FRESH_SECONDS: Final = 1.0
-"""A dump of this age is good enough for who asks for a status."""
 ENTERING_SECONDS: Final = 5.0
 """What a start, a reload and the removal of a peer wait for the way into another network namespace;
 the tunnel's own task goes on looking for it."""
@@ -63,34 +46,6 @@ UNKNOWN_PEER_SECONDS: Final = 180.0
 """What a peer that nobody knows gets after a restart: the life of a WireGuard session."""
 
 BackendErrors = (TunError, OSError)
-
-
-class TunnelUser(Protocol):
-    """What a tunnel has to know of a link that uses it."""
-
-    def peer_key(self) -> bytes | None:
-        """The WireGuard public key of the peer that the link has on the interface."""
-
-    def awaits_handshake(self) -> bool:
-        """Whether a handshake is waited for, so that dumps come every second."""
-
-    def observe(self, status: PeerStatus | None, now: float) -> None:
-        """Take what a dump begun at `now` showed of the peer; None where it is gone."""
-
-    def tunnel_opened(self, peers: Mapping[bytes, PeerStatus]) -> None:
-        """There is an interface, with these peers on it: those of an earlier run, if any."""
-
-    def tunnel_lost(self) -> None:
-        """There is no interface any more."""
-
-    def wireguard_host(self) -> str | None:
-        """The address of the peer's WireGuard, as far as it is known."""
-
-    def wanted(self) -> tuple[tuple[Prefix, ...], int]:
-        """Allowed IPs and keepalive, as configured."""
-
-    def routed(self) -> tuple[Prefix, ...]:
-        """What leads into the interface: nothing without a peer there, or one that comes next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +80,14 @@ class ManagedTunnel:
         self._changing = trio.Lock()
         self._installing: set[bytes] = set()
         """Peers whose PSK is being set."""
-        self._looking = trio.Lock()
-        self._looked_at = 0.0
-        self._look_took = 0.0
-        self._pause = DUMP_WHEN_AWAITED
-        self._wanted = trio.Event()
         self._tried = trio.Event()
         """Set once it was tried to open it."""
         self._gone: Tunnel | None = None
         """What was found to be deleted."""
         self._unwanted: dict[bytes, float] = {}
         """Peers that have to go, and when; an entry leaves only once the peer has."""
-        self.users: list[TunnelUser] = []
+        self.users = TunnelUsers(config.name, journal)
+        self.dumps = TunnelDumps(self.users, lambda: self._live().peers())
         self.error: str | None = "not opened yet"
         self._routes: frozenset[Prefix] = frozenset()
         """What routes were set for last."""
@@ -188,7 +139,7 @@ class ManagedTunnel:
             if str(error) != self.error:
                 self._trouble("tunnel_failed", error)
             self.error = str(error)
-            await self._tell_users(lambda user: user.tunnel_lost())
+            await self.users.tell(lambda user: user.tunnel_lost())
             return
         self._tunnel, self.error, self._routes = tunnel, None, frozenset()
         self._journal.record(
@@ -198,7 +149,7 @@ class ManagedTunnel:
             backend=tunnel.backend,
             adopted=tunnel.adopted,
         )
-        await self._tell_users(lambda user: user.tunnel_opened(peers))
+        await self.users.tell(lambda user: user.tunnel_opened(peers))
         await self._adopt(peers)
 
     def _remember(self) -> None:
@@ -240,38 +191,12 @@ class ManagedTunnel:
                 await trio.sleep(RETRY_SECONDS)
                 await self.try_open()
             else:
-                pause = self._pause_after_look()
-                await trio.sleep(pause)
-                with trio.move_on_after(max(0.0, self._dump_interval() - pause)):
-                    await self._wanted.wait()
-                self._wanted = trio.Event()
+                await self.dumps.wait_due()
                 await self._look()
                 await self._remove_unwanted()
                 await self._follow_mtu()
                 if self._tunnel is not None and self._tunnel.is_altered:
                     await self.restore()
-
-    def look_soon(self, *, at_first: bool = False) -> None:
-        """Something is waited for from now on: do not sleep out a long interval.
-
-        With `at_first` it comes in no time, if it comes: looks are close together for a while.
-        """
-        if at_first:
-            self._pause = DUMP_AT_FIRST
-        self._wanted.set()
-
-    def _pause_after_look(self) -> float:
-        if len(self.users) <= MANY_PEERS:
-            return 0.0
-        return min(self._look_took * DUMPS_SHARE, DUMP_WHEN_IDLE)
-
-    def _dump_interval(self) -> float:
-        if not any(user.awaits_handshake() for user in self.users):
-            self._pause = DUMP_WHEN_AWAITED
-            return DUMP_WHEN_IDLE
-        pause = self._pause
-        self._pause = min(pause * SLOWER_EACH_TIME, DUMP_WHEN_AWAITED)
-        return pause
 
     async def _look(self) -> None:
         """One dump, told to every link; an interface that is gone is made anew."""
@@ -280,31 +205,13 @@ class ManagedTunnel:
             # wireguard-go answers for a moment after its link was deleted
             if gone is not None and gone is tunnel:
                 raise InterfaceMissing(f"{self.spec.interface} was deleted")  # noqa: TRY301
-            await self.refresh(at_most=0.0)
+            await self.dumps.refresh(at_most=0.0)
         except InterfaceMissing as error:
             if self._tunnel is tunnel:
                 await self._renew_key(error)
                 await self._lost(str(error))
         except BackendErrors as error:
             self._trouble("tunnel_unreadable", error)
-
-    async def refresh(self, *, at_most: float = FRESH_SECONDS) -> None:
-        """Have a dump that is not older than `at_most` seconds. Raises TunError."""
-        async with self._looking:
-            # Before the dump: what is changed while it runs may or may not be in it
-            now = boottime()
-            if now - self._looked_at < at_most:
-                return
-            peers = await self._live().peers()
-            self._looked_at = now
-
-            def show(user: TunnelUser) -> None:
-                key = user.peer_key()
-                if key is not None:
-                    user.observe(peers.get(key), now)
-
-            await self._tell_users(show)
-            self._look_took = boottime() - now
 
     async def _renew_key(self, error: InterfaceMissing) -> None:
         """A private key that somebody else has set is known to somebody else."""
@@ -321,22 +228,6 @@ class ManagedTunnel:
             await tunnel.aclose()
         self._unwanted.clear()
         await self.try_open()
-
-    async def _tell_users(self, tell: Callable[[TunnelUser], None]) -> None:
-        present = set(self.users)
-        for number, user in enumerate(tuple(self.users), 1):
-            if number % TOLD_AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
-                present = set(self.users)
-            if user not in present:
-                continue  # it was removed meanwhile
-            try:
-                tell(user)
-            except Exception as error:
-                # A bug, met by one link: it must not stop the others
-                self._journal.record(
-                    "internal_error", tunnel=self.name, level="error", exc_info=error
-                )
 
     # ---- peers
 
@@ -406,7 +297,7 @@ class ManagedTunnel:
         """A peer has to go: now, and if that fails as soon as it can be done."""
         if public_key is not None:
             self._unwanted[public_key] = boottime()
-            self.look_soon()
+            self.dumps.want()
 
     async def discard_now(self, public_key: bytes) -> None:
         """The same, and wait for it. Raises TunError; it is tried again all the same."""
@@ -475,45 +366,6 @@ class ManagedTunnel:
                 return
         await self.set_routes()
 
-    async def set_guards(
-        self, prefixes: Iterable[Prefix], *, entering: bool = False
-    ) -> frozenset[Prefix]:
-        """Guard routes for these prefixes, in the tunnel's table; those that were missing.
-
-        A namespace is entered where `entering` says so: by the tunnel's own task, before there is
-        an interface, since a helper may take long to open it. Else those of a tunnel that is not
-        open are left to that task. Nothing leaves a namespace that is not there. Raises TunError.
-        """
-        config = self.config
-        if config.netns is not None and not entering:
-            with suppress(InterfaceMissing):  # found at the next look, and opened anew
-                if self._tunnel is not None:
-                    return await self._tunnel.set_guards(prefixes)
-            return frozenset()
-        with suppress(NamespaceMissing):
-            return await set_guard_routes(
-                prefixes, table=config.table, vrf=config.vrf, netns=config.netns
-            )
-        return frozenset()
-
-    async def remove_guards(self, prefixes: Iterable[Prefix]) -> None:
-        """Take guard routes away. Raises TunError, also where a namespace has to be entered for
-        that and the way into it takes long: others wait meanwhile."""
-        config = self.config
-        if config.netns is not None and self._tunnel is not None:
-            with suppress(InterfaceMissing):
-                await self._tunnel.remove_guards(prefixes)
-            return
-        with suppress(NamespaceMissing), trio.move_on_after(ENTERING_SECONDS) as scope:
-            await remove_guard_routes(
-                prefixes, table=config.table, vrf=config.vrf, netns=config.netns
-            )
-        if scope.cancelled_caught:
-            raise TunError(
-                f"the network namespace {config.netns} was out of reach for "
-                f"{ENTERING_SECONDS:.0f} s: guard routes of the peer may be left in it"
-            )
-
     # ---- what somebody else changed
 
     async def restore(self) -> None:
@@ -525,7 +377,7 @@ class ManagedTunnel:
                 changed = await self._tunnel.restore()
             except InterfaceMissing:
                 self._gone = self._tunnel
-                return self.look_soon()
+                return self.dumps.want()
             except BackendErrors as error:
                 if str(error) != self._restore_error:
                     self._trouble("tunnel_failed", error)
@@ -565,7 +417,7 @@ class ManagedTunnel:
     def look_up_mtu(self) -> None:
         """The ways to the peers may have changed."""
         self._auto_mtu.forget()
-        self.look_soon()
+        self.dumps.want()
 
     async def delete(self) -> None:
         """Take the interface away, and what is on it; its task has ended. Raises TunError, OSError,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from tun import ChangeWatch, NotOurs, Prefix
-from vpnd.guards import guarded_prefixes
+from vpnd.guards import guarded_prefixes, set_guards
 from vpnd.tunnels import RETRY_SECONDS, BackendErrors
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ class Upkeep:
         missing."""
         peers = self._peers_of(tunnel)
         try:
-            missing = await tunnel.set_guards(
-                {prefix for own in peers.values() for prefix in own}, entering=entering
+            missing = await set_guards(
+                tunnel, {prefix for own in peers.values() for prefix in own}, entering=entering
             )
         except NotOurs:
             for name in peers:  # one of them has the trouble

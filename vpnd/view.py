@@ -24,38 +24,40 @@ from vpnd.tunnels import ManagedTunnel
 from vpnd.view_external import external_keys
 
 
-def link_status(link: ManagedLink, exchange: Link | None, counters: dict[str, int]) -> LinkStatus:
-    """One link. `exchange` is the key exchange's state of it, where it takes part."""
+def link_status(link: ManagedLink, counters: dict[str, int]) -> LinkStatus:
+    """One link."""
     now = boottime()
     watch = link.wireguard.watch
-    installed = watch.waiting or watch.in_force
-    last = link.last
+    report, exchange = link.report, link.exchanges.state
+    last = report.last
     status = LinkStatus(
         schema=SCHEMA,
         peer=link.name,
-        state=link.state.value,
-        reason=link.reason,
-        since=rfc3339(link.since_wall),
-        adopted=link.adopted,
+        state=report.state.value,
+        reason=report.reason,
+        since=rfc3339(report.since_wall),
+        adopted=report.adopted,
         identity=(link.peer.identity[0] if last is None else last.identity).text(),
         suite=link.peer.identity[0].suite if last is None else last.suite,
         tunnel=link.tunnel.name,
         key_in_force=_in_force(watch.in_force, now),
-        key_installed=_installed(installed, watch.in_force, now),
+        key_installed=_installed(watch.newest, watch.in_force, now),
         next_renewal_seconds=_seconds_until(_next_exchange(exchange), now),
         expires_seconds=_seconds_until(link.wireguard.expires_at, now),
         endpoint=None if exchange is None or exchange.address is None else str(exchange.address),
         wireguard=_wireguard(link, now),
         external_keys=external_keys(link),
         last_error=None
-        if link.problem is None
+        if report.problem is None
         else LastError(
-            code=link.problem.code, message=link.problem.message, at=rfc3339(link.problem.at_wall)
+            code=report.problem.code,
+            message=report.problem.message,
+            at=rfc3339(report.problem.at_wall),
         ),
         counters=counters,
         allowed_ips=[str(prefix) for prefix in link.peer.allowed_ips],
         warnings=[
-            *link.warnings,
+            *report.warnings,
             *filter(None, [link.wireguard.record_fault, link.external.watch.record_fault]),
         ],
     )

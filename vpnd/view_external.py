@@ -26,8 +26,6 @@ def external_keys(link: ManagedLink) -> ExternalKeysInfo:
     """The external keys of a link."""
     watch, external = link.wireguard.watch, link.external.watch
     in_force = "" if watch.in_force is None else watch.in_force.key_id
-    newest = watch.waiting or watch.in_force
-    installed = "" if newest is None else newest.key_id
     now = boottime()
     mixed = external.keys.get(in_force, ())
     return ExternalKeysInfo(
@@ -36,7 +34,7 @@ def external_keys(link: ManagedLink) -> ExternalKeysInfo:
         effective_mode=link.external.mode_of(link.peer).name.lower(),
         sources=[use.source for use in link.peer.external_keys.uses],
         in_force=_mixed(mixed, now),
-        installed=_mixed(external.keys.get(installed, ()), now),
+        installed=_mixed(external.keys.get(watch.newest_id, ()), now),
         fallback=None if external.fallback is None else fallback(external.fallback),
         standing=external.standing,
     )

@@ -142,12 +142,20 @@ class _Opened:
     adopted: bool = False
 
 
+class NoDumps:
+    """Nobody looks by himself here: see `Site.shake_hands`."""
+
+    def want(self, *, at_first: bool = False) -> None:
+        """They never come."""
+
+
 class Device:
     """A tunnel whose interface is a dictionary."""
 
     def __init__(self, name: str, public_key: bytes) -> None:
         self.name = name
-        self.users: list[Any] = []
+        self.users: set[Any] = set()
+        self.dumps = NoDumps()
         self.open = _Opened(public_key)
         self.error: str | None = None
         self.peers: dict[bytes, PeerSpec] = {}
@@ -195,9 +203,6 @@ class Device:
     async def move_peer(self, public_key: bytes, endpoint: object) -> None:
         await trio.lowlevel.checkpoint()
 
-    def look_soon(self, *, at_first: bool = False) -> None:
-        """Nobody looks by himself here: see `Site.shake_hands`."""
-
 
 class News:
     """Whether anything has happened at either end."""
@@ -226,6 +231,7 @@ class Site:
         self.events: list[Event] = []
         self.news = news
         self.link: ManagedLink
+        self.engine: Engine
         self.device: Device
         self.peer: PeerConfig
 
@@ -260,7 +266,7 @@ class Site:
         endpoint = Endpoint(
             suites={1: suite}, identities=[self.identity], random=random, now=boottime()
         )
-        engine = Engine(endpoint, transport, journal)
+        self.engine = engine = Engine(endpoint, transport, journal)
         # A key of its own at each start: nothing is adopted here
         self.device = Device("backbone", self.name.encode().ljust(32, b"."))
         self.peer = peer
@@ -325,13 +331,13 @@ class Site:
     async def renew(self) -> None:
         """Begin an exchange, as soon as none is under way."""
         with trio.fail_after(20):
-            while not self.link.rekey():
+            while not self.link.exchanges.begin():
                 await self.news.wait()
 
     async def exchange_with(self, source: str) -> Asked:
         """Begin an exchange that needs this source, as soon as none is under way."""
         with trio.fail_after(20):
-            while (asked := self.link.exchange_with(source)) is None:
+            while (asked := self.link.exchanges.begin_with(source)) is None:
                 await self.news.wait()
         return asked
 

@@ -77,7 +77,7 @@ async def test_keys_of_all_sources_are_mixed(sites: tuple[Site, Site], mode: str
         await new_key(fra, ams)
         for site in sites:
             site.shake_hands()
-            assert site.link.state is LinkState.ACTIVE
+            assert site.link.report.state is LinkState.ACTIVE
             shown = external_keys(site.link)
             assert shown["mixed"] == ["kme-a", "kme-b"]
             assert shown["fallback"] is None
@@ -166,7 +166,7 @@ async def test_require_gives_no_key_without(
         assert fra.psk(ams) == ams.psk(fra), "the old key stays"
         assert fra.link.wireguard.watch.in_force is not None
         assert fra.link.wireguard.watch.in_force.key_id == before
-        assert fra.link.state is LinkState.DEGRADED
+        assert fra.link.report.state is LinkState.DEGRADED
         assert not fra.named("fallback_started")
         for site in sites:
             source(site).fault = None
@@ -188,8 +188,8 @@ async def test_prefer_goes_on_and_says_so_until_it_is_over(
         for site in sites:
             await site.wait_for("fallback_started")
             site.shake_hands()
-            assert site.link.state is LinkState.DEGRADED
-            assert site.link.reason.startswith("fallback, without")
+            assert site.link.report.state is LinkState.DEGRADED
+            assert site.link.report.reason.startswith("fallback, without")
             shown = external_keys(site.link)
             assert shown["mixed"] == []
             assert shown["fallback"] is not None
@@ -200,7 +200,7 @@ async def test_prefer_goes_on_and_says_so_until_it_is_over(
         for site in sites:
             await site.wait_for("fallback_ended")
             site.shake_hands()
-            assert site.link.state is LinkState.ACTIVE
+            assert site.link.report.state is LinkState.ACTIVE
             assert len(site.named("fallback_started")) == 1
 
 
@@ -213,8 +213,8 @@ async def test_one_of_two_sources_is_missing(sites: tuple[Site, Site]) -> None:
         await new_key(fra, ams)
         for site in sites:
             site.shake_hands()
-            assert site.link.state is LinkState.DEGRADED
-            assert "no key of kme-b" in site.link.reason
+            assert site.link.report.state is LinkState.DEGRADED
+            assert "no key of kme-b" in site.link.report.reason
             assert not site.named("fallback_started")
         (told, *_) = fra.named("external_keys_missing")
         assert told["fields"]["code"] == "source_empty"
@@ -238,7 +238,7 @@ async def test_a_source_that_fails_at_the_peer_is_left_out_for_a_while(
         assert source(fra, "kme-b").asked == asked
         fra.shake_hands()
         assert external_keys(fra.link)["mixed"] == ["kme-a"]
-        assert fra.link.state is LinkState.DEGRADED
+        assert fra.link.report.state is LinkState.DEGRADED
 
 
 async def test_a_source_that_is_needed_by_name_is_not_left_out(sites: tuple[Site, Site]) -> None:
@@ -406,8 +406,8 @@ async def test_policies_that_differ_are_told_at_both_ends(sites: tuple[Site, Sit
     fra, ams = sites
     async with linked(fra, ams, lambda far: one(far, "prefer"), lambda far: one(far, "require")):
         await first_key(fra, ams)
-        assert "external keys: prefer here, require at the peer" in fra.link.warnings
-        assert "external keys: require here, prefer at the peer" in ams.link.warnings
+        assert "external keys: prefer here, require at the peer" in fra.link.report.warnings
+        assert "external keys: require here, prefer at the peer" in ams.link.report.warnings
 
 
 # ---- how often sources are used
@@ -445,7 +445,8 @@ async def test_a_policy_that_becomes_stricter_during_an_exchange_is_obeyed(
                 await trio.lowlevel.checkpoint()
         for site, far in ((fra, ams), (ams, fra)):
             site.link.take(
-                site.configure(far, both(far, "require", require=["kme-b"])), site.link._own
+                site.configure(far, both(far, "require", require=["kme-b"])),
+                (site.identity.fingerprint,),
             )
         source(fra, "kme-b").fault = SourceFault.EMPTY
         source(fra).hangs = source(fra, "kme-b").hangs = False
@@ -502,9 +503,9 @@ async def test_a_stricter_policy_takes_effect_at_once(sites: tuple[Site, Site]) 
         peer = fra.configure(ams, one(ams, "require"))
         before = len(fra.named("key_installed"))
         own = (fra.identity.fingerprint,)
-        config = fra.link.config_with(peer, own)
+        config = fra.link.exchanges.config_with(peer, own)
         assert config is not None
-        with fra.link._engine.driving() as (endpoint, now):
+        with fra.engine.driving() as (endpoint, now):
             endpoint.update_link(config, now)
         fra.link.take(peer, own)
         await fra.wait_for("key_installed", before + 1)

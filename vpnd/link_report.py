@@ -1,0 +1,289 @@
+"""What there is to tell of a link: its state with the reason, its last problem, its warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from kex.events import (
+    ExchangeFailed,
+    ExchangeStarted,
+    FailureCode,
+    KeyConfirmed,
+    KeyEstablished,
+    LinkExpired,
+    RejectSent,
+    Role,
+)
+from kex.identity import Fingerprint
+from vpnd.api import LinkState
+from vpnd.clock import boottime, wall
+from vpnd.config_model import PeerConfig
+from vpnd.external_policy import modes_differ
+from vpnd.journal import Journal
+from vpnd.link_exchanges import LinkExchanges
+from vpnd.link_external import LinkExternal
+from vpnd.link_judge import Facts, judge
+from vpnd.link_peer import WireGuardPeer
+from vpnd.tunnels import ManagedTunnel
+
+LIFETIME_OVER: Final = "the key's lifetime is over, and no exchange gave a new one"
+CLOSED_WHILE_AWAY: Final = "the key's lifetime is over: it ended while no daemon ran here"
+OTHER_IDENTITY: Final = "the peer used another identity than the first one pinned here"
+
+EXPECTED: Final = (FailureCode.CROSSED, FailureCode.ABANDONED)
+"""How an exchange ends that another one has taken the place of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The last thing that went wrong."""
+
+    code: str
+    message: str
+    at_wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class LastExchange:
+    """What is to be shown of the last exchange that gave a key."""
+
+    role: Role
+    suite: int
+    identity: Fingerprint
+
+
+class LinkReport:
+    """Keeps what is shown of a link, and records it as it comes to be."""
+
+    def __init__(
+        self,
+        peer: PeerConfig,
+        *,
+        tunnel: ManagedTunnel,
+        wireguard: WireGuardPeer,
+        external: LinkExternal,
+        exchanges: LinkExchanges,
+        journal: Journal,
+    ) -> None:
+        self._peer = peer
+        self._tunnel = tunnel
+        self._wireguard = wireguard
+        self._external = external
+        self._exchanges = exchanges
+        self._journal = journal
+        self.last: LastExchange | None = None
+        self.adopted = False
+        self.end_reason = ""
+        """Why the key's end was brought forward, if it was."""
+        self.fault = ""
+        """The bug of ours that has stopped the link's task, if one has."""
+        self.problem: Problem | None = None
+        self.warnings: tuple[str, ...] = ()
+        self.state = LinkState.DOWN
+        self.reason = "starting"
+        self.since_wall = wall()
+        self._closed_reason = ""
+        self._waiting_reason = ""
+        self._renewal_problem = ""
+
+    def take(self, peer: PeerConfig) -> None:
+        """Go by this configuration from now on."""
+        before, self._peer = self._peer, peer
+        where = (peer.endpoint, peer.wireguard_endpoint)
+        if where != (before.endpoint, before.wireguard_endpoint):
+            self._waiting_reason = ""
+        self.warnings = tuple(warning for warning in self.warnings if warning != OTHER_IDENTITY)
+
+    # ---- exchanges
+
+    def started(self, event: ExchangeStarted) -> None:
+        self._journal.record(
+            "exchange_started",
+            peer=self._peer.name,
+            reason=event.reason.value,
+            exchange=event.exchange_id.hex(),
+            to=str(event.address),
+            attempt=event.attempt,
+        )
+
+    def failed(self, event: ExchangeFailed) -> None:
+        self._journal.record(
+            "exchange_failed",
+            peer=self._peer.name,
+            level="info" if event.code in EXPECTED else "warning",
+            reason=_reason_of(event),
+            code=event.code.value,
+            exchange=event.exchange_id.hex(),
+        )
+
+    def gave_no_key(self, event: ExchangeFailed) -> None:
+        """The link goes on without the key that the exchange should have given."""
+        reason = _reason_of(event)
+        self.problem = Problem(event.code.value, reason, wall())
+        self._renewal_problem = f"last exchange: {reason}"
+        self._waiting_reason = reason
+
+    def refused(self, event: RejectSent) -> None:
+        code = f"refused_{event.code.name.lower()}"
+        self.problem = Problem(code, f"refused the peer's exchange: {event.detail}", wall())
+        self._journal.record(
+            "exchange_refused",
+            peer=self._peer.name,
+            level="warning",
+            code=code,
+            reason=event.detail,
+        )
+
+    def keys_differ(self, detail: str) -> None:
+        """The two ends hold different external keys."""
+        self._journal.record(
+            "key_mismatch",
+            peer=self._peer.name,
+            level="error",
+            reason=detail,
+            on_mismatch=self._peer.external_keys.on_mismatch,
+        )
+        self._renewal_problem = detail
+
+    def policies_differ(self, detail: str) -> None:
+        self._warn((*self.warnings, detail))
+
+    def gave_key(self, event: KeyEstablished) -> None:
+        """A key is on the interface. What the two ends say differently is warned of; none of it
+        stops the link."""
+        self.last = LastExchange(event.role, event.suite, event.peer_identity)
+        self._warn(tuple(self._differences(event)))
+
+    def _differences(self, event: KeyEstablished) -> Iterable[str]:
+        for prefix in event.peer.prefixes:
+            inside = (
+                prefix.version == own.version and prefix.subnet_of(own)  # type: ignore[arg-type]
+                for own in self._peer.allowed_ips
+            )
+            if not any(inside):
+                yield f"the peer announces {prefix}, which is not in allowed_ips here"
+        differ = modes_differ(self._external.mode_of(self._peer), event.peer.mode)
+        if differ:
+            yield differ
+        if event.peer_identity != self._peer.identity[0]:
+            yield OTHER_IDENTITY
+
+    def _warn(self, warnings: tuple[str, ...]) -> None:
+        for warning in warnings:
+            if warning not in self.warnings:
+                self._journal.record(
+                    "ends_differ", peer=self._peer.name, level="warning", reason=warning
+                )
+        self.warnings = tuple(dict.fromkeys(warnings))
+
+    def name_not_resolved(self, reason: str) -> None:
+        self._waiting_reason = reason
+        self.problem = Problem("name_not_resolved", reason, wall())
+
+    # ---- the key, and the peer on the interface
+
+    def confirmed(self, event: KeyConfirmed) -> None:
+        self.adopted = False
+        self.end_reason = self._waiting_reason = self._closed_reason = self._renewal_problem = ""
+        self.problem = None
+        self._journal.record(
+            "key_installed",
+            peer=self._peer.name,
+            key_id=event.key_id,
+            role=event.role.value,
+            **self._external.watch.sources_of(event.key_id),
+        )
+
+    def install_failed(self, event: KeyEstablished, reason: str) -> None:
+        self.problem = Problem("install_failed", reason, wall())
+        self._journal.record(
+            "install_failed",
+            peer=self._peer.name,
+            level="error",
+            key_id=event.key_id,
+            reason=reason,
+        )
+
+    def not_updated(self, reason: str) -> None:
+        self.problem = Problem("not_updated", reason, wall())
+        self._journal.record("update_failed", peer=self._peer.name, level="error", reason=reason)
+
+    def endpoint_not_moved(self, reason: str) -> None:
+        self.problem = Problem("endpoint_not_moved", reason, wall())
+
+    def key_altered(self) -> None:
+        self._renewal_problem = "the key on the interface was changed by another hand"
+        self._journal.record(
+            "key_altered", peer=self._peer.name, level="error", reason=self._renewal_problem
+        )
+
+    def expired(self, event: LinkExpired) -> None:
+        self._closed_reason = self.end_reason or LIFETIME_OVER
+        if self._external.watch.over:
+            self._closed_reason += f"; {self._external.watch.standing}"
+        self._journal.record(
+            "link_closed",
+            peer=self._peer.name,
+            level="error",
+            key_id=event.key_id,
+            reason=self._closed_reason,
+        )
+
+    def expired_while_away(self) -> None:
+        self._closed_reason = CLOSED_WHILE_AWAY
+        self._journal.record(
+            "link_closed", peer=self._peer.name, level="error", reason=self._closed_reason
+        )
+
+    # ---- state
+
+    def refresh(self) -> None:
+        """Work the state out anew, and record it where it changed."""
+        before = self.state
+        state, reason = judge(self._facts())
+        if state is before and reason == self.reason:
+            return
+        self.state, self.reason = state, reason
+        if state is not before:
+            self.since_wall = wall()
+            self._journal.record(
+                "state_changed",
+                peer=self._peer.name,
+                level="info" if state.protected else "warning",
+                state=state.value,
+                before=before.value,
+                reason=reason,
+                key_id=self._wireguard.watch.newest_id,
+            )
+
+    def _facts(self) -> Facts:
+        watch, now = self._wireguard.watch, boottime()
+        state = self._exchanges.state
+        error = self._tunnel.error
+        return Facts(
+            fault=self.fault,
+            tunnel_error="" if error is None else f"tunnel {self._tunnel.name}: {error}",
+            joined=self._exchanges.joined,
+            has_key=self._wireguard.public_key is not None,
+            in_force=watch.in_force is not None,
+            doubtful=watch.doubtful,
+            dead=watch.dead(self._peer.keepalive, now),
+            minutes_silent=max(3, round((watch.session_age(now) or 0) // 60)),
+            closed_reason=self._closed_reason,
+            exchanging=state is not None and state.exchange_due and state.address is not None,
+            answering=state is not None and state.responding is not None,
+            has_endpoint=self._peer.endpoint is not None,
+            waiting_reason=self._waiting_reason,
+            renewal_problem=self._renewal_problem,
+            external=self._external.watch.standing,
+            second_identity=self.last is not None and self.last.identity != self._peer.identity[0],
+            adopted=self.adopted,
+        )
+
+
+def _reason_of(event: ExchangeFailed) -> str:
+    """The peer's own words are quoted as such: they prove nothing."""
+    refused = event.code is FailureCode.REFUSED
+    return f'refused, the peer says "{event.detail}"' if refused else event.detail
