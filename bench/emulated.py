@@ -11,9 +11,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from bench.report import Measured
 from bench.result import NotRun, Row
 
 GROUP: Final = "WireGuard in the kernel, in the emulator"
@@ -39,13 +41,17 @@ def measure() -> Iterator[Row | NotRun]:
     if done.returncode != 0:
         yield NotRun(GROUP, _why(done.stderr) or f"exit status {done.returncode}")
         return
-    # The last line: the guest may have printed before
-    document = json.loads(done.stdout.strip().rpartition("\n")[2])
-    for row in document["rows"]:
-        row.pop("ratio")
-        yield Row(**{**row, "group": GROUP})
-    for gap in document["not_run"]:
-        yield NotRun(GROUP, f"{gap['group']}: {gap['reason']}")
+    yield from told(done.stdout)
+
+
+def told(printed: str) -> Iterator[Row | NotRun]:
+    """What `bench --json` printed in there, in its last line."""
+    for part, document in json.loads(printed.strip().rpartition("\n")[2]).items():
+        there = Measured.of_document(part, document)
+        for row in there.rows:
+            yield replace(row, group=GROUP)
+        for gap in there.missing:
+            yield NotRun(GROUP, f"{gap.group}: {gap.reason}")
 
 
 def _why(said: str) -> str:
