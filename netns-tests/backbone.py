@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 import trio
-from linking import TUNNEL
+from linking import TUNNEL, at_rest
 
 from lab.control import ask
 from lab.journal import Record, log_end, records, wait_record
@@ -182,13 +182,8 @@ class Backbone:
     async def at_rest(self) -> None:
         """Wait until no exchange is under way, or begins by itself soon, on either link: one that
         has its keys already would give a key whatever is broken meanwhile."""
-
-        def calm(status: Any) -> bool:
-            due = status["next_renewal_seconds"]
-            return isinstance(due, float) and due > CALM_SECONDS
-
         for far in FAR:
-            await self.lab.site(HUB).wait_link(far, calm, what="at rest", seconds=90)
+            await at_rest(self.lab.site(HUB), far, ahead=CALM_SECONDS, seconds=90)
 
     async def same_key(self, far: str) -> None:
         """Both interfaces hold one and the same preshared key."""

@@ -18,6 +18,7 @@ from lab.meter import Meter
 from lab.node import Node
 from lab.plan import Address
 from lab.proof import HANDSHAKE_SECONDS, KeyPair, in_force, installed, wait_in_force, wait_new_key
+from lab.site import Site
 from lab.spec import LabSpec
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
@@ -73,15 +74,21 @@ async def counted(
         yield meter
 
 
-async def settled(lab: Lab, one: str, other: str, *, seconds: float = 60) -> KeyPair:
-    """The key once no exchange of the start is under way any more."""
+async def at_rest(site: Site, peer: str, *, ahead: float = 30, seconds: float = 60) -> None:
+    """Wait until the site has no exchange with the peer under way, or begins one by itself within
+    the time that is `ahead`."""
 
     def calm(status: Any) -> bool:
         due = status["next_renewal_seconds"]
-        return isinstance(due, float) and due > 30
+        return isinstance(due, float) and due > ahead
 
+    await site.wait_link(peer, calm, what="at rest", seconds=seconds)
+
+
+async def settled(lab: Lab, one: str, other: str, *, seconds: float = 60) -> KeyPair:
+    """The key once no exchange of the start is under way any more."""
     for site, peer in ((one, other), (other, one)):
-        await lab.site(site).wait_link(peer, calm, what="at rest", seconds=seconds)
+        await at_rest(lab.site(site), peer, seconds=seconds)
     return await installed(lab, one, other)
 
 

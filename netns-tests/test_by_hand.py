@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from linking import at_rest
 
 from lab.lab import Lab, open_lab
 from lab.patience import patient
@@ -42,9 +43,7 @@ async def linked() -> AsyncIterator[Lab]:
         for name, other in (("fra", "ams"), ("ams", "fra")):
             await lab.site(name).wait_state(other, "active")
             # No exchange of the start is under way any more
-            await lab.site(name).wait_link(
-                other, lambda status: (status["next_renewal_seconds"] or 0) > 30, what="at rest"
-            )
+            await at_rest(lab.site(name), other)
         yield lab
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import trio
+from linking import settled
 from report import Case
 
 from lab.errors import CommandFailed
@@ -332,13 +333,13 @@ async def test_an_identity_is_rotated_without_loss(case: Case, suite: str) -> No
         for at, peer in ((ams, "fra"), (fra, "ams")):
             await wait_identity(at, peer, new[peer])
         # A change may have cut an exchange short; the next one makes both ends equal again
-        key = await at_rest(lab)
+        key = await settled_alike(lab)
         assert key.one not in ("", before.one)
         await pin({name: [text] for name, text in new.items()})
         for site in rotating.values():
             await site.vpnctl("id", "remove", "default")
             await site.vpnctl("reload")
-        key, taken_up = await at_rest(lab), await in_force(lab, "fra", "ams")
+        key, taken_up = await settled_alike(lab), await in_force(lab, "fra", "ams")
         await fra.vpnctl("peer", "rekey", "ams")
         await wait_new_key(lab, "fra", "ams", before=key)
         await wait_in_force(lab, "fra", "ams", before=taken_up, seconds=HANDSHAKE_SECONDS)
@@ -349,16 +350,9 @@ async def test_an_identity_is_rotated_without_loss(case: Case, suite: str) -> No
         nothing_lost(case, await meter.stop())
 
 
-async def at_rest(lab: Lab) -> KeyPair:
+async def settled_alike(lab: Lab) -> KeyPair:
     """The key, once no exchange is under way or owed any more; the same at both ends."""
-
-    def calm(status: Any) -> bool:
-        due = status["next_renewal_seconds"]
-        return due is not None and bool(due > 30)
-
-    for site, peer in (("fra", "ams"), ("ams", "fra")):
-        await lab.site(site).wait_link(peer, calm, what="at rest")
-    key = await installed(lab, "fra", "ams")
+    key = await settled(lab, "fra", "ams")
     assert key.one == key.other
     return key
 

@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 from tun_site import Refused, Site
 
+from vpnd.handshake import SESSION_RENEWS
+
 pytestmark = [pytest.mark.netns, pytest.mark.kernel]
 
-SESSION_RENEWS = 120
-"""Seconds after which WireGuard makes a handshake of its own."""
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 A, B = "10.7.0.1", "10.7.0.2"
 A6, B6 = "fd00:7::1", "fd00:7::2"

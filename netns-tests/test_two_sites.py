@@ -18,6 +18,7 @@ from typing import Literal
 
 import pytest
 import trio
+from linking import settled
 from report import Case
 
 from kex.identity import Fingerprint
@@ -27,7 +28,6 @@ from lab.meter import Meter
 from lab.patience import patient
 from lab.proof import (
     HANDSHAKE_SECONDS,
-    KeyPair,
     NotProved,
     in_force,
     installed,
@@ -108,7 +108,7 @@ async def test_a_renewed_key_gets_in_force_without_loss(case: Case) -> None:
 @pytest.mark.kernel
 async def test_the_key_is_renewed_by_itself_in_time_for_the_handshake(case: Case) -> None:
     async with linked() as lab, counted(lab) as meter:
-        before = await settled(lab)
+        before = await settled(lab, "fra", "ams")
         old = await in_force(lab, "fra", "ams")
         # Due when the session is 105 s old; WireGuard renews it at 120 s
         await wait_new_key(lab, "fra", "ams", before=before, seconds=HANDSHAKE_SECONDS)
@@ -122,22 +122,10 @@ async def test_the_key_is_renewed_by_itself_in_time_for_the_handshake(case: Case
         assert age < 120
 
 
-async def settled(lab: Lab) -> KeyPair:
-    """The key once no exchange of the start is under way any more."""
-
-    def calm(status: dict[str, object]) -> bool:
-        due = status["next_renewal_seconds"]
-        return isinstance(due, float) and due > 30
-
-    for site, peer in (("fra", "ams"), ("ams", "fra")):
-        await lab.site(site).wait_link(peer, calm, what="at rest", seconds=60)
-    return await installed(lab, "fra", "ams")
-
-
 async def test_the_proof_fails_when_one_end_has_a_wrong_preshared_key() -> None:
     """The check of the other tests can fail: a wrong PSK at one end, and nobody to mend it."""
     async with linked() as lab, counted(lab) as meter:
-        await settled(lab)
+        await settled(lab, "fra", "ams")
         for site in ("fra", "ams"):
             await lab.site(site).kill_daemon()
         wrong = base64.b64encode(os.urandom(32)).decode()
@@ -176,7 +164,7 @@ async def test_a_preshared_key_changed_by_hand_is_mended_before_the_session_ends
     case: Case,
 ) -> None:
     async with linked() as lab, counted(lab) as meter:
-        before = await settled(lab)
+        before = await settled(lab, "fra", "ams")
         old = await in_force(lab, "fra", "ams")
         wrong = base64.b64encode(os.urandom(32)).decode()
         peers = (await lab.site("fra").run(["wg", "show", "wg0", "peers"])).stdout.split()

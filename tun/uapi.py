@@ -33,7 +33,8 @@ _PEER = b"\npublic_key="
 _PART = 16384  # bytes, about 50 peers
 _KEY_DIGITS = 2 * KEY_LENGTH
 _MAX_U64_DIGITS = 20
-_REMEMBERED = 4096
+_REMEMBERED = 16384
+"""Texts of endpoints, and of prefixes: more than a dump has, or the one before is of no use."""
 
 
 class UapiRefused(OSError):

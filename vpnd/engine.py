@@ -31,7 +31,8 @@ STARTS_AT_ONCE: Final = 16
 TIMERS_AT_ONCE: Final = 8
 """Links whose timers are handled at a stretch: the beginning of an exchange costs a millisecond."""
 FLOOD_SECONDS: Final = 0.004
-"""Junk that comes this soon after other junk is taken as a flood."""
+"""Junk that comes this soon after other junk is taken as a flood; longer than what is waited then
+(LULL_SECONDS of vpnd.transport), which would end it."""
 
 Handler = Callable[[Event], None]
 

@@ -109,18 +109,19 @@ class WireGuardPeer:
         Raises TunError, OSError.
         """
         while self.is_due():
-            peer = self._peer
-            if self.public_key is not None:
+            peer, key = self._peer, self.public_key
+            if key is not None:
                 known = self.status is not None and self.status.endpoint is not None
                 await self._tunnel.update_peer(
-                    self.public_key,
+                    key,
                     allowed_ips=peer.allowed_ips,
                     keepalive=peer.keepalive,
                     endpoint=None if known else self._held_back,
                 )
                 self._changed_at = boottime()
-            self._held_back = None
-            self.outdated = peer is not self._peer
+            if key == self.public_key:  # else another peer was set meanwhile: that one's turn
+                self._held_back = None
+                self.outdated = peer is not self._peer
 
     # ---- a restart
 

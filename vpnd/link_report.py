@@ -159,7 +159,7 @@ class LinkReport:
     def _differences(self, event: KeyEstablished) -> Iterable[str]:
         for prefix in event.peer.prefixes:
             inside = (
-                prefix.version == own.version and prefix.subnet_of(own)  # type: ignore[arg-type]
+                prefix.version == own.version and prefix.subnet_of(own)  # type: ignore[arg-type]  # the same version
                 for own in self._peer.allowed_ips
             )
             if not any(inside):
