@@ -274,7 +274,7 @@ def test_a_peer_cannot_answer_for_another(number: int) -> None:
             number,
             exchange.exchange_id,
             body,
-            key=wire.mac_key(kind, identity(number, "left").fingerprint),
+            key=wire.mac_key(kind, identity(number, "right").fingerprint),
         )
         datagrams = list(wire.datagrams(fragments))
         message_refused(waiting["left"], datagrams, waiting["third"].address, waiting.now)
