@@ -3,7 +3,7 @@ results are made from results.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +11,11 @@ from proof_cases import CASES, HERE, Case
 from proof_results import Result
 
 README: Final = HERE / "README.md"
+DOCUMENTS: Final = (README, HERE.parent / "threat-model.md")
+"""The documents with such tables."""
 CLAIMS: Final = "| claim | model: queries | case | result | s |"
+PROVED: Final = "| claim | model: queries | case | result |"
+"""The same without seconds."""
 CONTROLS: Final = "| left out | case | no longer proved | s |"
 NOT_RUN: Final = "not run"
 UNDECIDED: Final = "–"
@@ -68,7 +72,7 @@ def refreshed(text: str, results: Mapping[str, Result]) -> str:
     that there is not, ValueError for a query."""
     lines, header = [], ""
     for line in text.splitlines():
-        if line in (CLAIMS, CONTROLS):
+        if line in (CLAIMS, PROVED, CONTROLS):
             header = line
         elif not line.startswith("| "):
             header = header if line.startswith("|-") else ""
@@ -80,14 +84,15 @@ def refreshed(text: str, results: Mapping[str, Result]) -> str:
 
 
 def _row(header: str, cells: list[str], results: Mapping[str, Result]) -> list[str]:
-    if header == CLAIMS:
+    if header in (CLAIMS, PROVED):
         claim, queries, name = cells[:3]
-        found = verdicts(name, queries, results)
-        return [claim, queries, name, found, seconds(name, results)]
+        row = [claim, queries, name, verdicts(name, queries, results)]
+        return [*row, seconds(name, results)] if header == CLAIMS else row
     left_out, name = cells[:2]
     return [left_out, name, not_proved(name, results), seconds(name, results)]
 
 
-def refresh(results: Mapping[str, Result], path: Path = README) -> None:
-    """Write a document anew as the results say."""
-    path.write_text(refreshed(path.read_text(), results))
+def refresh(results: Mapping[str, Result], documents: Iterable[Path] = DOCUMENTS) -> None:
+    """Write documents anew as the results say."""
+    for path in documents:
+        path.write_text(refreshed(path.read_text(), results))

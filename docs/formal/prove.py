@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Final
 
 import proof_output
+import proof_results
 import proof_tables
 from proof_cases import CASES, HERE, Case
-from proof_results import Result, keep, kept_results
+from proof_results import Result
 
 EXIT_NO_PROVERIF: Final = 3
 VERSION: Final = "2.05"
@@ -195,7 +196,9 @@ def arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the proofs of docs/formal with ProVerif.")
     parser.add_argument("--all", action="store_true", help="the long cases, too")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of a case")
-    parser.add_argument("--keep", action="store_true", help="write results.json and README.md anew")
+    parser.add_argument(
+        "--keep", action="store_true", help="write results.json, and the tables made from it, anew"
+    )
     parser.add_argument("--show", action="store_true", help="print the commands, run nothing")
     parser.add_argument("cases", nargs="*", metavar="CASE")
     options = parser.parse_args(command_line)
@@ -228,7 +231,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         return EXIT_NO_PROVERIF
     if version != VERSION:
         print(f"note: {proverif} is version {version or 'unknown'}; proved with {VERSION}")
-    results = kept_results()
+    results = proof_results.kept_results(proof_results.KEPT)
     failed = []
     for name, case in cases.items():
         ran = run(case, proverif, limit=options.limit, version=version or "unknown")
@@ -237,9 +240,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
             failed.append(name)
         if options.keep and not ran.errors:
             results[name] = ran.result
-            keep(results)
+            proof_results.keep(results, proof_results.KEPT)
     if options.keep:
-        proof_tables.refresh(results)
+        proof_tables.refresh(results, proof_tables.DOCUMENTS)
     print(f"{len(cases) - len(failed)} of {len(cases)} cases as expected")
     return 1 if failed else 0
 
