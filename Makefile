@@ -61,6 +61,10 @@ test-fast: setup ## static checks and the quicker tests that need no namespaces;
 test-long: setup-long liboqs-if-possible ## everything, the tests marked long included
 	@$(PYTHON_IN_VENV) tools/run_checks.py long
 
+.PHONY: prove
+prove: ## run the proofs of the key exchange (needs ProVerif); docs/formal/README.md
+	@python3 -B docs/formal/prove.py
+
 # What comes first on PATH is what daemons, labs and tunnels configured by hand start.
 bench bench-peers: export PATH := $(CURDIR)/.setup/wireguard-go:$(PATH)
 

@@ -21,6 +21,7 @@ KEY_ID_LENGTH = 8
 NUMBER_LENGTH = 8
 KEY_LENGTH = 32
 KEY_SECONDS = 120.0
+FIRST_NUMBER = 1
 FINGERPRINT_LENGTH = 32
 
 
@@ -85,13 +86,17 @@ def seal(
 def open_untrusted(
     suite: Suite, keys: BiscuitKeys, sealed: bytes, *, exchange_id: bytes, local: Fingerprint
 ) -> Biscuit:
-    """Open a biscuit of ours. Raises PacketRejected: not ours, too old, or changed."""
+    """Open a biscuit of ours. Raises PacketRejected: not ours, too old, changed, or with a number
+    that was never handed out, whatever its seal says: accepted once, such a number would shut its
+    peer out until the counter has caught up, long after a stolen key is gone (RC1)."""
     key_id = sealed[:KEY_ID_LENGTH]
     known = (keys.current, keys.previous)
     key = next((k for k in known if k is not None and k.key_id == key_id), None)
     if key is None or len(sealed) != suite.biscuit_length:
         raise PacketRejected("biscuit key")
     number = int.from_bytes(sealed[KEY_ID_LENGTH : KEY_ID_LENGTH + NUMBER_LENGTH], "big")
+    if not FIRST_NUMBER <= number < keys.next_number:
+        raise PacketRejected("biscuit number")
     body = sealed[KEY_ID_LENGTH + NUMBER_LENGTH :]
     ad = _associated_data(key_id, exchange_id, local)
     plaintext = suite.open(key.key.expose(), number, ad, body)

@@ -34,7 +34,6 @@ from kex.wire import Fragment, MessageType
 HELLO_CACHE_SECONDS = 10.0
 HELLO_CACHE_ENTRIES = 256
 _TO_RESPONDER = (MessageType.INIT_HELLO, MessageType.INIT_CONF, MessageType.IDENTITY_QUERY)
-_FROM_THE_ASKED = (MessageType.COOKIE_REPLY, MessageType.IDENTITY_REPLY)
 
 
 class UnknownLink(KexError, KeyError):
@@ -277,8 +276,7 @@ class Endpoint:
         if link is None or link.exchange is None:
             raise PacketRejected("no such exchange")
         exchange = link.exchange
-        asked = fragment.type in _FROM_THE_ASKED
-        key = wire.mac_key(fragment.type, exchange.remote if asked else exchange.local)
+        key = wire.mac_key(fragment.type, exchange.remote)
         if fragment.suite != exchange.remote.suite or not wire.mac1_matches(key, fragment):
             raise PacketRejected("mac1")
         if exchange.phase is not _ANSWERED_IN.get(fragment.type, exchange.phase):

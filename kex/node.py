@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from kex import wire
 from kex.address import Address
+from kex.biscuit import FIRST_NUMBER, KEY_SECONDS, BiscuitKeys, fresh_key
 from kex.biscuit import KEY_ID_LENGTH as BISCUIT_KEY_ID_LENGTH
 from kex.biscuit import KEY_LENGTH as BISCUIT_KEY_LENGTH
-from kex.biscuit import KEY_SECONDS, BiscuitKeys, fresh_key
 from kex.cookies import SECRET_LENGTH, SECRET_SECONDS, CookieSecret
 from kex.events import Event
 from kex.identity import Fingerprint, Identity
@@ -64,7 +64,7 @@ class Node:
             identities={identity.fingerprint: identity for identity in identities},
             random=random,
             chunk_length=chunk_length,
-            biscuit_keys=BiscuitKeys(biscuit_key, None, now + KEY_SECONDS, next_number=1),
+            biscuit_keys=BiscuitKeys(biscuit_key, None, now + KEY_SECONDS, FIRST_NUMBER),
             cookie_secret=CookieSecret(Secret(random(SECRET_LENGTH)), None, now + SECRET_SECONDS),
         )
 

@@ -87,7 +87,7 @@ def answer_init_hello(
         suite.number,
         exchange_id,
         message + sealed,
-        key=wire.mac_key(MessageType.RESP_HELLO, initiator),
+        key=wire.mac_key(MessageType.RESP_HELLO, local),
         chunk_length=chunk_length,
     )
     return fragments, number, keys
@@ -180,6 +180,6 @@ def _to_initiator(
         suite.number,
         opened.exchange_id,
         body,
-        key=wire.mac_key(message_type, opened.biscuit.initiator),
+        key=wire.mac_key(message_type, opened.local),
         chunk_length=chunk_length,
     )

@@ -122,7 +122,11 @@ def parse_untrusted(datagram: bytes) -> Fragment:
 
 @lru_cache(maxsize=4096)
 def mac_key(message_type: MessageType, fingerprint: Fingerprint) -> bytes:
-    """The 32-byte key of mac1 for one message type and one node's fingerprint."""
+    """The 32-byte key of mac1 for one message type, under the fingerprint of the node asked.
+
+    A question and its answers share that fingerprint; the type keeps one from passing as the
+    other. The fingerprint of the node that asks stands in no datagram (docs/protocol.md §3.2).
+    """
     return hashlib.blake2b(
         labels.MAC1 + bytes((message_type, fingerprint.suite)) + fingerprint.digest, digest_size=32
     ).digest()

@@ -14,12 +14,10 @@ from kex.wire import Fragment, MessageType
 
 from .harness import Moment, Network, identity
 
-FROM_THE_ASKED = (MessageType.COOKIE_REPLY, MessageType.IDENTITY_REPLY)
-
 
 def fingerprint_for(kind: MessageType, suite: int, *, sender: str, receiver: str) -> Fingerprint:
-    """Under whose fingerprint a message has its mac1."""
-    return identity(suite, sender if kind in FROM_THE_ASKED else receiver).fingerprint
+    """Under whose fingerprint a message has its mac1: that of the node that was asked."""
+    return identity(suite, receiver if kind in wire.QUESTIONS else sender).fingerprint
 
 
 def mac_key(moment: Moment, kind: MessageType | None = None) -> bytes:
@@ -140,6 +138,6 @@ def _answer(suite: Suite, exchange: Exchange, kind: MessageType, body: bytes) ->
         suite.number,
         exchange.exchange_id,
         body,
-        key=wire.mac_key(kind, exchange.local),
+        key=wire.mac_key(kind, exchange.remote),
     )
     return list(wire.datagrams(fragments))

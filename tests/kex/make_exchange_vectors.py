@@ -46,7 +46,6 @@ from .reference import GivenBytes, SeededBytes, deterministic_suite
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "vectors"
 INITIATOR, RESPONDER = "left", "right"
 DIRECTIONS = {INITIATOR: "initiator to responder", RESPONDER: "responder to initiator"}
-MACED_FOR_THE_ASKED = (MessageType.COOKIE_REPLY, MessageType.IDENTITY_REPLY)
 ESEED_LENGTH = {1: 32 + 32, 2: 32 + 48}
 GROUP_SEED_LENGTH = {1: 32, 2: 48}
 
@@ -268,12 +267,8 @@ def identities(ends: dict[str, Identity]) -> dict[str, Any]:
 
 def mac1_keys(made: Run, ends: dict[str, Identity]) -> dict[str, str]:
     """Of every type that is sent in this exchange."""
-    keys = {}
-    for flying in made.network.log:
-        receiver = made.network.at(flying.destination).name
-        who = flying.sender if flying.type in MACED_FOR_THE_ASKED else receiver
-        keys[flying.type.name] = wire.mac_key(flying.type, ends[who].fingerprint).hex()
-    return keys
+    asked = ends[RESPONDER].fingerprint
+    return {flying.type.name: wire.mac_key(flying.type, asked).hex() for flying in made.network.log}
 
 
 def biscuit_fields(

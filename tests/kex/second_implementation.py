@@ -270,7 +270,12 @@ def blake2b(data: bytes, size: int, key: bytes = b"") -> bytes:
     return hashlib.blake2b(data, digest_size=size, key=key).digest()
 
 
+QUESTIONS = {1, 3, 6}
+"""InitHello, InitConf, IdentityQuery."""
+
+
 def mac1_key(kind: int, suite: int, digest: bytes) -> bytes:
+    """`digest` is that of the node that was asked, in questions and in answers."""
     return blake2b(b"vpnd mac1" + bytes([kind, suite]) + digest, 32)
 
 

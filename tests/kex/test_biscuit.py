@@ -31,7 +31,7 @@ EXCHANGE = b"exchange"
 LOCAL = Fingerprint(1, b"L" * 32)
 
 
-def keys(name: bytes = b"first", *, now: float = 0.0, next_number: int = 7) -> BiscuitKeys:
+def keys(name: bytes = b"first", *, now: float = 0.0, next_number: int = 8) -> BiscuitKeys:
     fresh = biscuits.fresh_key(SeededBytes(name)(40))
     return BiscuitKeys(fresh, None, now + KEY_SECONDS, next_number)
 
@@ -104,7 +104,7 @@ def test_every_change_and_every_length_is_refused(suite: Suite) -> None:
 
 
 def test_number_bounds(suite: Suite) -> None:
-    held = keys()
+    held = keys(next_number=MAX_NONCE + 1)
     for number in (1, 2**32, MAX_NONCE):
         sealed = seal(suite, held.current, contents(suite, number))
         opened = biscuits.open_untrusted(suite, held, sealed, exchange_id=EXCHANGE, local=LOCAL)
@@ -122,6 +122,19 @@ def test_number_bounds(suite: Suite) -> None:
             exchange_id=EXCHANGE,
             local=LOCAL,
         )
+
+
+def test_a_number_that_was_never_handed_out_is_refused(suite: Suite) -> None:
+    """RC1. Whoever has the key can seal any number; the counter knows which were handed out."""
+    held = keys(next_number=8)
+    for number in (0, 8, 9, 2**40, MAX_NONCE):
+        sealed = seal(suite, held.current, contents(suite, number))
+        with pytest.raises(PacketRejected, match="biscuit number"):
+            biscuits.open_untrusted(suite, held, sealed, exchange_id=EXCHANGE, local=LOCAL)
+    for number in (1, 7):
+        sealed = seal(suite, held.current, contents(suite, number))
+        opened = biscuits.open_untrusted(suite, held, sealed, exchange_id=EXCHANGE, local=LOCAL)
+        assert opened.number == number
 
 
 def test_numbers_go_up_across_keys() -> None:

@@ -49,7 +49,8 @@ class Second:
         return self.suite.encapsulate(public_key, eseed)
 
     def send(self, kind: int, exchange_id: bytes, body: bytes) -> None:
-        key = second.mac1_key(kind, self.suite.number, self.our_digest)
+        asked = self.our_digest if kind in second.QUESTIONS else self.digest
+        key = second.mac1_key(kind, self.suite.number, asked)
         datagrams = second.cut(
             kind, self.suite.number, exchange_id, body, key, chunk_length=self.chunk_length
         )
@@ -60,7 +61,8 @@ class Second:
     def receive(self, kind: int) -> tuple[bytes, bytes]:
         datagrams = [flying.data for flying in self.network.in_flight]
         self.network.in_flight.clear()
-        key = second.mac1_key(kind, self.suite.number, self.digest)
+        asked = self.digest if kind in second.QUESTIONS else self.our_digest
+        key = second.mac1_key(kind, self.suite.number, asked)
         got, exchange_id, body = second.join(datagrams, key)
         assert got == kind
         return exchange_id, body

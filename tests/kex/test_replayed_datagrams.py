@@ -195,6 +195,25 @@ def test_reflected_to_its_sender(number: int) -> None:
         finish(step.network)
 
 
+@pytest.mark.parametrize("kind", [MessageType.INIT_HELLO, MessageType.IDENTITY_QUERY])
+def test_a_recorded_question_is_answered_a_year_later(number: int, kind: MessageType) -> None:
+    """Where P5 ends: wherever it comes from, with no more bytes than it has, and that is all."""
+    network = pair(number, know_keys=False)
+    network.start()
+    network.settle()
+    recorded = [flying.data for flying in network.log if flying.type is kind]
+    network.now += 365 * 86_400
+    right, elsewhere = network["right"].endpoint, Address("203.0.113.66", 6666)
+    right.handle_timer(network.now)
+    right.datagrams_to_send()
+    for datagram in recorded:
+        right.receive_datagram(datagram, elsewhere, network.now)
+    answers = right.datagrams_to_send()
+    assert {address for _, address in answers} == {elsewhere}
+    assert 0 < sum(len(data) for data, _ in answers) <= sum(map(len, recorded))
+    assert right.link("left").responding is None
+
+
 def test_answers_of_another_exchange(number: int) -> None:
     """Those of the exchange before, as they were and made to fit by who knows the fingerprint."""
     network = pair(number)
@@ -274,7 +293,7 @@ def test_a_peer_cannot_answer_for_another(number: int) -> None:
             number,
             exchange.exchange_id,
             body,
-            key=wire.mac_key(kind, identity(number, "left").fingerprint),
+            key=wire.mac_key(kind, identity(number, "right").fingerprint),
         )
         datagrams = list(wire.datagrams(fragments))
         message_refused(waiting["left"], datagrams, waiting["third"].address, waiting.now)
