@@ -43,11 +43,11 @@ setup-long: ## besides, what it takes to boot a Debian with systemd, for tests m
 
 .PHONY: demo
 demo: setup ## two sites, a router, a tunnel: watch a link live through renewal and SIGKILL
-	@$(PYTHON_IN_VENV) -m lab.demo
+	@$(PYTHON_IN_VENV) -m vpnd_lab.demo
 
 .PHONY: demo-qkd
 demo-qkd: setup ## data centres with QKD key managers, and a branch: one is cut off under traffic
-	@$(PYTHON_IN_VENV) -m lab.demo_qkd
+	@$(PYTHON_IN_VENV) -m vpnd_lab.demo_qkd
 
 .PHONY: test
 test: setup-emulator liboqs-if-possible ## everything but the tests marked long; what CI runs

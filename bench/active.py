@@ -13,10 +13,10 @@ from typing import Any
 import trio
 
 from bench.result import NotRun, Row
-from lab.errors import LabError
-from lab.lab import Lab, open_lab
-from lab.site import Site
-from lab.spec import LabSpec
+from vpnd_lab.errors import LabError
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.site import Site
+from vpnd_lab.spec import LabSpec
 
 GROUP = "From the first datagram to active"
 DELAY_MS = 50

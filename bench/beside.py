@@ -24,9 +24,9 @@ from bench import rosenpass
 from bench.exchange import over_sockets
 from bench.process import cpu_of
 from bench.result import NotRun, Row
-from lab.errors import LabError
-from lab.lab import Lab, open_lab
-from lab.spec import LabSpec
+from vpnd_lab.errors import LabError
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.spec import LabSpec
 
 GROUP: Final = "CPU of both daemons over natural renewals"
 PAIRS: Final = 4

@@ -22,9 +22,6 @@ from bench.nodes import BenchNode, pair
 from bench.result import NotRun, Row
 from kex.events import Event, ExternalKeysWanted, Role
 from kex.external import ExternalKey, ExternalMode
-from lab.errors import LabError
-from lab.kme.pair import End, Pair, open_pair
-from lab.kme.pool import LinkSettings
 from vpnd.clock import boottime
 from vpnd.config_key_sources import QkdSourceConfig
 from vpnd.event_feed import EventFeed
@@ -32,6 +29,9 @@ from vpnd.journal import Journal
 from vpnd.keysource.base import Correspondent, KeySource
 from vpnd.keysource.qkd_source import QkdSource
 from vpnd.source_journal import SourceJournal
+from vpnd_lab.errors import LabError
+from vpnd_lab.kme.pair import End, Pair, open_pair
+from vpnd_lab.kme.pool import LinkSettings
 
 GROUP: Final = "An external key in an exchange"
 ANSWERS_IN: Final = (0.001, 0.2)

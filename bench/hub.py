@@ -18,9 +18,9 @@ from typing import Any, Final
 from bench.far_ends import PORT
 from bench.process import cpu_of, memory_of
 from kex.identity import Identity
-from lab.control import NotAnswering, get
-from lab.programs import program
 from vpnd.identity_store import create_identity, system_suite
+from vpnd_lab.control import NotAnswering, get
+from vpnd_lab.programs import program
 
 FOLDER: Final = Path("/run/bench")
 SOCKET: Final = Path("/run/vpnd/control.sock")

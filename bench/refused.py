@@ -21,10 +21,10 @@ from bench.active import gate, lines
 from bench.junk import junk
 from bench.process import cpu_of
 from bench.result import NotRun, Row
-from lab.errors import LabError
-from lab.lab import Lab, open_lab
-from lab.node import Node
-from lab.spec import LabSpec
+from vpnd_lab.errors import LabError
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.node import Node
+from vpnd_lab.spec import LabSpec
 
 GROUP: Final = "A first datagram that is refused, by a daemon"
 LAB: Final = "[sites.fra]\n[sites.ams]\n[tunnels.backbone]\n"

@@ -20,11 +20,11 @@ from typing import Final
 import trio
 
 from bench.result import NotRun, Row
-from lab.errors import LabError
-from lab.lab import Lab, open_lab
-from lab.meter import Mark, Meter
-from lab.proof import in_force, installed, wait_in_force, wait_new_key
-from lab.spec import LabSpec
+from vpnd_lab.errors import LabError
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.meter import Mark, Meter
+from vpnd_lab.proof import in_force, installed, wait_in_force, wait_new_key
+from vpnd_lab.spec import LabSpec
 
 GROUP: Final = "Renewals under full load"
 HUB: Final = "hub"

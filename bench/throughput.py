@@ -22,11 +22,11 @@ import trio
 
 from bench.process import cpu_of
 from bench.result import NotRun, Row
-from lab.errors import LabError
-from lab.lab import open_lab
-from lab.patience import patient
-from lab.site import Site
-from lab.spec import LabSpec
+from vpnd_lab.errors import LabError
+from vpnd_lab.lab import open_lab
+from vpnd_lab.patience import patient
+from vpnd_lab.site import Site
+from vpnd_lab.spec import LabSpec
 
 GROUP: Final = "Throughput of the tunnel"
 IPERF: Final = ("env", "TMPDIR=/tmp", "iperf3")

@@ -22,7 +22,7 @@ app = new_app(name="lab", help="Bring up sites in network namespaces of this hos
 
 def complete_lab(incomplete: str) -> list[str]:
     """Names of the labs that stand, for the shell."""
-    from lab import commands
+    from vpnd_lab import commands
 
     return [lab["name"] for lab in commands.status() if lab["name"].startswith(incomplete)]
 
@@ -51,7 +51,7 @@ def up(
         raise UsageProblem(f"--start: {start!r} is not known", f"one of {', '.join(STARTS)}")
     if name is not None:
         _check_name(name, "--name")
-    from lab import commands
+    from vpnd_lab import commands
 
     with _told():
         summary = commands.up(file, name=name, start=cast(Start, start or "links"))
@@ -69,7 +69,7 @@ def exec(
     Exits with the command's own exit code.
     """
     _check_name(lab, "LAB")
-    from lab import commands
+    from vpnd_lab import commands
 
     with _told():
         return commands.exec(lab, node, command)
@@ -78,7 +78,7 @@ def exec(
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Show the labs of this host and their nodes."""
-    from lab import commands
+    from vpnd_lab import commands
 
     with _told():
         labs = commands.status()
@@ -94,7 +94,7 @@ def status(as_json: AsJson = False) -> None:
 def down(lab: LabArgument, as_json: AsJson = False) -> None:
     """Take a lab away, whoever made it and whatever is left of it."""
     _check_name(lab, "LAB")
-    from lab import commands
+    from vpnd_lab import commands
 
     with _told():
         summary = commands.down(lab)
@@ -140,7 +140,7 @@ def _check_name(name: str, flag: str) -> None:
 @contextmanager
 def _told() -> Iterator[None]:
     """The lab's errors as ours."""
-    from lab.errors import LabError, LabFileError
+    from vpnd_lab.errors import LabError, LabFileError
 
     try:
         yield
@@ -149,7 +149,7 @@ def _told() -> Iterator[None]:
             [
                 Problem(
                     ": ".join(part for part in (wrong.source, each.key, each.reason) if part),
-                    each.hint or "lab/spec.py describes the file of a lab",
+                    each.hint or "vpnd_lab/spec.py describes the file of a lab",
                 )
                 for each in wrong.problems
             ]

@@ -25,15 +25,15 @@ from typing import Any, Final, TypeVar
 import trio
 from linking import TUNNEL, at_rest
 
-from lab.control import ask
-from lab.journal import Record, log_end, records, wait_record
-from lab.kme.handle import KeyManagerHandle
-from lab.lab import Lab, open_lab
-from lab.meter import Mark, Meter
-from lab.patience import patient
-from lab.proof import KeyPair, installed, same_preshared_key
-from lab.site import Site
-from lab.spec import LabSpec
+from vpnd_lab.control import ask
+from vpnd_lab.journal import Record, log_end, records, wait_record
+from vpnd_lab.kme.handle import KeyManagerHandle
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.meter import Mark, Meter
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import KeyPair, installed, same_preshared_key
+from vpnd_lab.site import Site
+from vpnd_lab.spec import LabSpec
 
 HUB, STRICT, LENIENT = "fra", "ams", "par"
 """The initiator; the far end of the link in `require`; that of the link in `prefer`."""

@@ -15,10 +15,10 @@ import trio
 from backbone import FAR, HUB, LENIENT, STRICT, Backbone
 from report import Case
 
-from lab.journal import Record, matching
-from lab.kme.handle import KeyManagerHandle
-from lab.patience import patient
-from lab.proof import KeyPair
+from vpnd_lab.journal import Record, matching
+from vpnd_lab.kme.handle import KeyManagerHandle
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import KeyPair
 
 Tell = Callable[[Backbone, str], Awaitable[None]]
 """Break what belongs to a site: its key manager, its certificate."""

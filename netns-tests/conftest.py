@@ -16,7 +16,7 @@ from xdist.scheduler import (  # type: ignore[import-untyped]
     Scheduling,
 )
 
-from lab import fork_server
+from vpnd_lab import fork_server
 
 TOGETHER = ("test_tun_backends", "test_tun_routes", "test_tun_tunnel")
 """Modules whose tests share sites, and their processes: each worker would start them anew."""
@@ -60,7 +60,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One fork server (lab.fork_server) for all workers of pytest-xdist."""
+    """One fork server (vpnd_lab.fork_server) for all workers of pytest-xdist."""
     controls_workers = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
     if controls_workers and os.environ.get(fork_server.ENVIRONMENT) == "1":
         stack = contextlib.ExitStack()

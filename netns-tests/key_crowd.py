@@ -21,11 +21,11 @@ from bench import hub
 from bench.far_ends import PORT
 from bench.process import cpu_of, memory_of
 from kex.identity import Identity
-from lab.control import NotAnswering, ask
-from lab.kme.pair import Pair, open_pair
-from lab.kme.pool import LinkSettings
-from lab.programs import program
 from vpnd.identity_store import create_identity, system_suite
+from vpnd_lab.control import NotAnswering, ask
+from vpnd_lab.kme.pair import Pair, open_pair
+from vpnd_lab.kme.pool import LinkSettings
+from vpnd_lab.programs import program
 
 FOLDER: Final = hub.FOLDER
 ENDS: Final = Path(__file__).with_name("key_crowd_ends.py")

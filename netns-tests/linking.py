@@ -13,13 +13,20 @@ from typing import Any
 
 import trio
 
-from lab.lab import Lab, Start, open_lab
-from lab.meter import Meter
-from lab.node import Node
-from lab.plan import Address
-from lab.proof import HANDSHAKE_SECONDS, KeyPair, in_force, installed, wait_in_force, wait_new_key
-from lab.site import Site
-from lab.spec import LabSpec
+from vpnd_lab.lab import Lab, Start, open_lab
+from vpnd_lab.meter import Meter
+from vpnd_lab.node import Node
+from vpnd_lab.plan import Address
+from vpnd_lab.proof import (
+    HANDSHAKE_SECONDS,
+    KeyPair,
+    in_force,
+    installed,
+    wait_in_force,
+    wait_new_key,
+)
+from vpnd_lab.site import Site
+from vpnd_lab.spec import LabSpec
 
 BACKEND = os.environ.get("VPND_TEST_BACKEND", "userspace")
 TUNNEL = f"""

@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import trio
 from report import Case
 
-from lab.capture import Capture, Seen
-from lab.lab import Lab
-from lab.meter import Meter, Report
+from vpnd_lab.capture import Capture, Seen
+from vpnd_lab.lab import Lab
+from vpnd_lab.meter import Meter, Report
 
 
 class Offered:

@@ -14,10 +14,10 @@ import trio
 from linking import counted
 from report import Case
 
-from lab.lab import Lab
-from lab.meter import Meter
-from lab.patience import patient
-from lab.proof import (
+from vpnd_lab.lab import Lab
+from vpnd_lab.meter import Meter
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import (
     HANDSHAKE_SECONDS,
     KeyPair,
     in_force,
@@ -26,7 +26,7 @@ from lab.proof import (
     wait_in_force,
     wait_new_key,
 )
-from lab.site import Site
+from vpnd_lab.site import Site
 
 SETTLED_SECONDS = 90.0
 ENDS = (("fra", "ams"), ("ams", "fra"))

@@ -7,9 +7,9 @@ from ipaddress import IPv4Address
 import trio
 from linking import BACKEND
 
-from lab.lab import Lab
-from lab.patience import patient
-from lab.site import Site
+from vpnd_lab.lab import Lab
+from vpnd_lab.patience import patient
+from vpnd_lab.site import Site
 
 INTERFACE = "plain0"
 PORT = 51990

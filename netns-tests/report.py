@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lab.meter import Report
+    from vpnd_lab.meter import Report
 
 PROPERTY = "case"
 HEADER = ("case", "backend", "sent", "lost", "repeated", "recovered")

@@ -22,13 +22,13 @@ import trio
 from offered import longest_gap, offered, refused_since, tell
 from report import Case
 
-from lab.capture import Capture
-from lab.lab import Lab, open_lab
-from lab.patience import patient
-from lab.plan import Network
-from lab.programs import identity_of
-from lab.site import Site
-from lab.spec import LabSpec
+from vpnd_lab.capture import Capture
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.patience import patient
+from vpnd_lab.plan import Network
+from vpnd_lab.programs import identity_of
+from vpnd_lab.site import Site
+from vpnd_lab.spec import LabSpec
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

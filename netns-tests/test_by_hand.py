@@ -19,11 +19,11 @@ import pytest
 import trio
 from linking import at_rest
 
-from lab.lab import Lab, open_lab
-from lab.patience import patient
-from lab.proof import installed, same_preshared_key, wait_new_key
-from lab.site import Site
-from lab.spec import LabSpec
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import installed, same_preshared_key, wait_new_key
+from vpnd_lab.site import Site
+from vpnd_lab.spec import LabSpec
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

@@ -12,12 +12,12 @@ from socket import AF_UNIX, SOCK_DGRAM, socket
 import pytest
 import trio
 
-from lab.errors import CommandFailed, DaemonFailed
-from lab.lab import Lab, open_lab
-from lab.patience import patient
-from lab.proof import same_preshared_key
-from lab.site import Site
-from lab.spec import LabSpec
+from vpnd_lab.errors import CommandFailed, DaemonFailed
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import same_preshared_key
+from vpnd_lab.site import Site
+from vpnd_lab.spec import LabSpec
 
 pytestmark = pytest.mark.netns
 
@@ -146,7 +146,7 @@ async def test_a_second_daemon_is_refused_and_the_first_goes_on() -> None:
 
 
 def vpnd() -> str:
-    from lab.programs import program
+    from vpnd_lab.programs import program
 
     return program("vpnd")
 

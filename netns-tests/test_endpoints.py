@@ -17,9 +17,9 @@ from linking import (
 )
 from report import Case
 
-from lab.lab import Lab
-from lab.plan import Address
-from lab.proof import prove
+from vpnd_lab.lab import Lab
+from vpnd_lab.plan import Address
+from vpnd_lab.proof import prove
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

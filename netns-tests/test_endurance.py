@@ -15,9 +15,9 @@ from linking import counted, linked
 from pair import ENDS, processes, settled
 from report import Case
 
-from lab.lab import Lab
-from lab.proof import HANDSHAKE_SECONDS, KeyPair, in_force, prove, wait_in_force, wait_new_key
-from lab.site import Site
+from vpnd_lab.lab import Lab
+from vpnd_lab.proof import HANDSHAKE_SECONDS, KeyPair, in_force, prove, wait_in_force, wait_new_key
+from vpnd_lab.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel, pytest.mark.long]
 

@@ -14,8 +14,8 @@ from backbone import FAR, HUB, STRICT, Backbone, open_backbone
 from broken_kme import fault, initiator_fails, keys_differ, responder_fails
 from report import Case
 
-from lab.journal import matching
-from lab.patience import patient
+from vpnd_lab.journal import matching
+from vpnd_lab.patience import patient
 
 OUTAGE_FAILURES = 4
 """Exchanges that fail before the key manager is back."""

@@ -18,10 +18,10 @@ import trio
 from backbone import FAR, HUB, LENIENT, STRICT, Backbone, open_backbone
 from report import Case
 
-from lab.journal import Record, matching
-from lab.meter import Mark
-from lab.patience import patient
-from lab.proof import NotProved, installed, same_preshared_key
+from vpnd_lab.journal import Record, matching
+from vpnd_lab.meter import Mark
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import NotProved, installed, same_preshared_key
 
 RENEWALS = 50
 KILLED_AFTER = 15

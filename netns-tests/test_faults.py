@@ -16,11 +16,11 @@ from pair import ENDS, logged, nothing_lost, passes_again, settled
 from report import Case
 
 from kex.identity import Fingerprint
-from lab.errors import CommandFailed
-from lab.lab import Lab
-from lab.patience import patient
-from lab.proof import installed, same_preshared_key, wait_new_key
-from lab.site import Site
+from vpnd_lab.errors import CommandFailed
+from vpnd_lab.lab import Lab
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import installed, same_preshared_key, wait_new_key
+from vpnd_lab.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

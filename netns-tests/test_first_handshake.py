@@ -16,8 +16,8 @@ import pytest
 from linking import TWO, open_sites
 
 from bench.active import gate, lines
-from lab.lab import Lab
-from lab.site import Site
+from vpnd_lab.lab import Lab
+from vpnd_lab.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

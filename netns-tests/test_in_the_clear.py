@@ -20,12 +20,19 @@ import trio
 from offered import Offered, longest_gap, offered, refused_since, tell
 from report import Case
 
-from lab.capture import Capture
-from lab.lab import Lab, open_lab
-from lab.patience import patient
-from lab.programs import endpoint, program
-from lab.proof import HANDSHAKE_SECONDS, in_force, installed, prove, wait_in_force, wait_new_key
-from lab.spec import LabSpec
+from vpnd_lab.capture import Capture
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.patience import patient
+from vpnd_lab.programs import endpoint, program
+from vpnd_lab.proof import (
+    HANDSHAKE_SECONDS,
+    in_force,
+    installed,
+    prove,
+    wait_in_force,
+    wait_new_key,
+)
+from vpnd_lab.spec import LabSpec
 
 pytestmark = pytest.mark.netns
 

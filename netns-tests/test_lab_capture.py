@@ -9,9 +9,9 @@ import signal
 
 import pytest
 
-from lab import LabError, LabSpec, open_lab
-from lab.capture import Capture
-from lab.process import ProcessId
+from vpnd_lab import LabError, LabSpec, open_lab
+from vpnd_lab.capture import Capture
+from vpnd_lab.process import ProcessId
 
 pytestmark = pytest.mark.netns
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import LabError, LabFileError, commands
+from vpnd_lab import LabError, LabFileError, commands
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.netns
 
 
@@ -32,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_up_exec_status_down(root: Path, file: Path) -> None:
     # In a process of its own: the lab must stand when that has ended.
-    program = "import sys; from lab import commands; commands.up(sys.argv[1], start='network')"
+    program = "import sys; from vpnd_lab import commands; commands.up(sys.argv[1], start='network')"
     env = {**os.environ, "VPND_LAB_ROOT": str(root)}
     subprocess.run([sys.executable, "-Werror", "-c", program, str(file)], env=env, check=True)
     try:
@@ -71,6 +73,21 @@ def test_a_bad_file_makes_nothing(root: Path, tmp_path: Path) -> None:
         commands.up(tmp_path / "bad.toml", root=root)
     assert len(caught.value.problems) == 2
     assert not root.exists()
+
+
+def test_the_example_of_a_harness(tmp_path: Path) -> None:
+    """A project with folders `lab` and `cli` of its own, on PYTHONPATH: all of it is its own."""
+    project = tmp_path / "harness"
+    shutil.copytree(ROOT / "docs" / "examples" / "harness", project)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-Werror", "-pno:cacheprovider"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_plugin_in_another_project(tmp_path: Path) -> None:

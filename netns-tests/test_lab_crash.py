@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from lab import LabError, LabSpec, commands, open_lab
-from lab.process import ProcessId
-from lab.state import LabState, NodeState, boot_id, claim, locked
-from lab.teardown import members
+from vpnd_lab import LabError, LabSpec, commands, open_lab
+from vpnd_lab.process import ProcessId
+from vpnd_lab.state import LabState, NodeState, boot_id, claim, locked
+from vpnd_lab.teardown import members
 
 pytestmark = pytest.mark.netns
 
@@ -167,7 +167,7 @@ def test_taking_down_from_inside_is_refused(root: Path) -> None:
     with harness(root) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        program = "from lab import commands; commands.down('crash')"
+        program = "from vpnd_lab import commands; commands.down('crash')"
         os.environ["VPND_LAB_ROOT"] = str(root)
         try:
             code = commands.exec("crash", "fra", [sys.executable, "-c", program])

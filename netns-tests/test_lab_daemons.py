@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lab import DaemonFailed, LabError, WaitTimeout, commands
-from lab.pytest_plugin import LabFactory
-from lab.state import LabState
-from lab.teardown import members
+from vpnd_lab import DaemonFailed, LabError, WaitTimeout, commands
+from vpnd_lab.pytest_plugin import LabFactory
+from vpnd_lab.state import LabState
+from vpnd_lab.teardown import members
 
 pytestmark = pytest.mark.netns
 

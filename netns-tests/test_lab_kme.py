@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from lab.external_keys import key_sources
-from lab.lab import Lab, open_lab
-from lab.process import ProcessId
-from lab.spec import LabSpec
-from lab.teardown import down
+from vpnd_lab.external_keys import key_sources
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.process import ProcessId
+from vpnd_lab.spec import LabSpec
+from vpnd_lab.teardown import down
 
 pytestmark = pytest.mark.netns
 
@@ -153,8 +153,8 @@ async def test_sites_may_share_a_key_manager_and_have_several() -> None:
 def test_nothing_is_left_when_the_harness_is_killed(tmp_path: Path) -> None:
     code = f"""
 import trio
-from lab.lab import open_lab
-from lab.spec import LabSpec
+from vpnd_lab.lab import open_lab
+from vpnd_lab.spec import LabSpec
 async def main():
     async with open_lab(LabSpec.parse({LAB_FILE!r}), name="kme") as lab:
         print(*(kme.handle.process.pid for kme in lab.kmes.values()), flush=True)

@@ -16,10 +16,10 @@ from typing import Literal
 import pytest
 import trio
 
-from lab import CommandFailed, Lab, LabError, LabSpec, WaitTimeout, open_lab
-from lab.pytest_plugin import LabFactory
-from lab.state import find, lab_root
-from lab.teardown import members
+from vpnd_lab import CommandFailed, Lab, LabError, LabSpec, WaitTimeout, open_lab
+from vpnd_lab.pytest_plugin import LabFactory
+from vpnd_lab.state import find, lab_root
+from vpnd_lab.teardown import members
 
 pytestmark = pytest.mark.netns
 

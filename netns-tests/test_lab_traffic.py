@@ -14,8 +14,8 @@ from typing import Literal
 import pytest
 import trio
 
-from lab import Lab
-from lab.pytest_plugin import LabFactory
+from vpnd_lab import Lab
+from vpnd_lab.pytest_plugin import LabFactory
 
 pytestmark = pytest.mark.netns
 

@@ -14,9 +14,9 @@ import pytest
 import trio
 from linking import THREE, linked, wait_active
 
-from lab.lab import Lab
-from lab.patience import patient
-from lab.site import Site
+from vpnd_lab.lab import Lab
+from vpnd_lab.patience import patient
+from vpnd_lab.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

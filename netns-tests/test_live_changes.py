@@ -12,7 +12,7 @@ import pytest
 from linking import THREE, counted, linked
 from report import Case
 
-from lab.site import Site
+from vpnd_lab.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

@@ -23,12 +23,12 @@ from linking import (
 from plain_wireguard import ADDRESSES, plain_tunnel
 from report import Case
 
-from lab.lab import Lab
-from lab.meter import Meter, Report
-from lab.node import Node
-from lab.patience import patient
-from lab.plan import Address
-from lab.proof import installed, prove, wait_new_key
+from vpnd_lab.lab import Lab
+from vpnd_lab.meter import Meter, Report
+from vpnd_lab.node import Node
+from vpnd_lab.patience import patient
+from vpnd_lab.plan import Address
+from vpnd_lab.proof import installed, prove, wait_new_key
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

@@ -20,11 +20,11 @@ import trio
 from linking import settled
 from report import Case
 
-from lab.errors import CommandFailed
-from lab.lab import Lab, open_lab
-from lab.meter import Meter, Report
-from lab.patience import patient
-from lab.proof import (
+from vpnd_lab.errors import CommandFailed
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.meter import Meter, Report
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import (
     HANDSHAKE_SECONDS,
     KeyPair,
     in_force,
@@ -33,8 +33,8 @@ from lab.proof import (
     wait_in_force,
     wait_new_key,
 )
-from lab.site import Site
-from lab.spec import LabSpec
+from vpnd_lab.site import Site
+from vpnd_lab.spec import LabSpec
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

@@ -13,10 +13,10 @@ from linking import BACKEND, counted, linked
 from pair import ENDS, logged, nothing_lost, passes_again, processes, settled
 from report import Case
 
-from lab.lab import Lab
-from lab.patience import patient
-from lab.proof import HANDSHAKE_SECONDS, KeyPair, in_force, same_preshared_key, wait_in_force
-from lab.site import Site
+from vpnd_lab.lab import Lab
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import HANDSHAKE_SECONDS, KeyPair, in_force, same_preshared_key, wait_in_force
+from vpnd_lab.site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

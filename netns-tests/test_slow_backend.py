@@ -14,9 +14,9 @@ from linking import counted, linked
 from pair import logged
 from report import Case
 
-from lab.patience import patient
-from lab.proof import installed, wait_new_key
-from lab.site import Site
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import installed, wait_new_key
+from vpnd_lab.site import Site
 
 # Not marked `kernel`: nobody can stop the kernel's WireGuard.
 pytestmark = pytest.mark.netns

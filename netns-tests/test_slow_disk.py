@@ -15,10 +15,10 @@ import trio
 from linking import THREE, counted, linked
 from report import Case
 
-from lab.lab import Lab
-from lab.patience import patient
-from lab.proof import installed, wait_new_key
-from lab.site import Site
+from vpnd_lab.lab import Lab
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import installed, wait_new_key
+from vpnd_lab.site import Site
 
 pytestmark = pytest.mark.netns
 

@@ -15,9 +15,9 @@ import trio
 from linking import TUNNEL, back_after, counted, open_sites, wait_active
 from report import Case
 
-from lab.lab import Lab
-from lab.patience import patient
-from lab.proof import HANDSHAKE_SECONDS, key_id
+from vpnd_lab.lab import Lab
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import HANDSHAKE_SECONDS, key_id
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

@@ -23,8 +23,8 @@ from linking import (
 )
 from report import Case
 
-from lab.lab import Lab
-from lab.proof import installed, key_id, prove, same_preshared_key
+from vpnd_lab.lab import Lab
+from vpnd_lab.proof import installed, key_id, prove, same_preshared_key
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

@@ -27,14 +27,21 @@ import pytest
 import trio
 from tun_site import Site as Host
 
-from lab.lab import Lab, open_lab
-from lab.meter import Meter, open_meter
-from lab.node import Node
-from lab.patience import patient
-from lab.proof import HANDSHAKE_SECONDS, in_force, installed, prove, wait_in_force, wait_new_key
-from lab.site import Site
-from lab.spec import LabSpec
 from tun.namespace import HELPER_SOCKET
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.meter import Meter, open_meter
+from vpnd_lab.node import Node
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import (
+    HANDSHAKE_SECONDS,
+    in_force,
+    installed,
+    prove,
+    wait_in_force,
+    wait_new_key,
+)
+from vpnd_lab.site import Site
+from vpnd_lab.spec import LabSpec
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

@@ -22,11 +22,11 @@ from linking import settled
 from report import Case
 
 from kex.identity import Fingerprint
-from lab.errors import CommandFailed
-from lab.lab import Lab, open_lab
-from lab.meter import Meter
-from lab.patience import patient
-from lab.proof import (
+from vpnd_lab.errors import CommandFailed
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.meter import Meter
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import (
     HANDSHAKE_SECONDS,
     NotProved,
     in_force,
@@ -36,7 +36,7 @@ from lab.proof import (
     wait_in_force,
     wait_new_key,
 )
-from lab.spec import LabSpec
+from vpnd_lab.spec import LabSpec
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

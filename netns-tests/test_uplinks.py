@@ -15,11 +15,11 @@ from typing import Any, Literal
 import pytest
 import trio
 
-from lab.lab import Lab, open_lab
-from lab.patience import patient
-from lab.proof import installed, wait_new_key
-from lab.site import Site
-from lab.spec import LabSpec
+from vpnd_lab.lab import Lab, open_lab
+from vpnd_lab.patience import patient
+from vpnd_lab.proof import installed, wait_new_key
+from vpnd_lab.site import Site
+from vpnd_lab.spec import LabSpec
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel_long]
 

@@ -9,8 +9,8 @@ import trio
 from rich.console import Console
 from rich.text import Text
 
-from lab.lab import open_lab
-from lab.spec import LabSpec
+from vpnd_lab.lab import open_lab
+from vpnd_lab.spec import LabSpec
 
 PICTURE = Path(__file__).parent.parent / "docs" / "status.svg"
 LAB_FILE = """

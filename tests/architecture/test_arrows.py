@@ -59,7 +59,7 @@ CLI_MAY_IMPORT = (
     "vpnd.identity_store",
     "vpnd.link_record",
     "kex.identity",
-    "lab.commands",
+    "vpnd_lab.commands",
 )
 
 
@@ -97,7 +97,7 @@ def test_cli_is_a_client() -> None:
         foreign = {
             name
             for name in imported_by(path)
-            if name.partition(".")[0] in {"kex", "tun", "vpnd", "lab"} and name not in allowed
+            if name.partition(".")[0] in {"kex", "tun", "vpnd", "vpnd_lab"} and name not in allowed
         }
         assert not foreign, f"{module} imports {sorted(foreign)}; it may import {sorted(allowed)}"
 
@@ -108,7 +108,7 @@ def test_what_cli_shares_with_the_daemon_runs_no_tasks() -> None:
     for module in sorted(shared):
         path = module_path(module)
         assert path is not None
-        heavy = {"trio", "hypercorn", "starlette", "httpcore", "pyroute2", "tun", "lab"}
+        heavy = {"trio", "hypercorn", "starlette", "httpcore", "pyroute2", "tun", "vpnd_lab"}
         found = {name for name in imported_by(path) if name.partition(".")[0] in heavy}
         assert not found, f"vpnctl would load {sorted(found)} through {module}"
 

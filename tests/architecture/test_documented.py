@@ -195,12 +195,12 @@ TAKES_A_MESSAGE: dict[str, dict[str, dict[str, int]]] = {
         "kex/*.py": {"NotPossible": 0},
     },
     OF_A_LAB: {
-        "lab/**/*.py": {
+        "vpnd_lab/**/*.py": {
             "LabError": 0, "DaemonFailed": 0, "WaitTimeout": 0, "NotAnswering": 0, "NotProved": 0,
             "Problem": 1,
         },
-        "lab/spec.py": {"ValueError": 0},
-        "lab/errors.py": {"__init__": 0},
+        "vpnd_lab/spec.py": {"ValueError": 0},
+        "vpnd_lab/errors.py": {"__init__": 0},
     },
     OF_KEY_SOURCES: {
         "vpnd/keysource/*.py": {

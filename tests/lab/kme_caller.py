@@ -13,11 +13,11 @@ from typing import Any
 
 import trio
 
-from lab.kme.certificates import Authority, CertificateKind
-from lab.kme.config import KmeConfig
-from lab.kme.faults import Fault
-from lab.kme.pool import LinkSettings, Network
-from lab.kme.server import KeyManager
+from vpnd_lab.kme.certificates import Authority, CertificateKind
+from vpnd_lab.kme.config import KmeConfig
+from vpnd_lab.kme.faults import Fault
+from vpnd_lab.kme.pool import LinkSettings, Network
+from vpnd_lab.kme.server import KeyManager
 
 SECONDS = 20.0
 """More than any answer takes on a busy machine."""

@@ -9,7 +9,8 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["lab.pytest_plugin", "lab.traffic", "lab.sniffer", "lab.commands"]
+    "module",
+    ["vpnd_lab.pytest_plugin", "vpnd_lab.traffic", "vpnd_lab.sniffer", "vpnd_lab.commands"],
 )
 def test_nothing_heavy_is_loaded(module: str) -> None:
     # pytest loads its other plugins itself: only what `lab` brings counts.
@@ -20,8 +21,8 @@ def test_nothing_heavy_is_loaded(module: str) -> None:
 
 
 def test_every_name_of_the_package_is_there() -> None:
-    import lab
+    import vpnd_lab
 
-    assert {name for name in lab.__all__ if getattr(lab, name).__name__ != name} == set()
+    assert {name for name in vpnd_lab.__all__ if getattr(vpnd_lab, name).__name__ != name} == set()
     with pytest.raises(AttributeError):
-        _ = lab.nothing
+        _ = vpnd_lab.nothing

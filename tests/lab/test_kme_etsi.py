@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 import pytest
 
-from lab.kme.certificates import CertificateKind
 from tests.lab.kme_caller import both
+from vpnd_lab.kme.certificates import CertificateKind
 
 NEW = "/api/v1/keys/sae-b/enc_keys"
 FETCH = "/api/v1/keys/sae-a/dec_keys"

@@ -13,9 +13,9 @@ from typing import Any, get_args
 import pytest
 import trio
 
-from lab.kme.certificates import CertificateKind
-from lab.kme.faults import KINDS, Fault, FaultBook, FaultError
 from tests.lab.kme_caller import Caller, both
+from vpnd_lab.kme.certificates import CertificateKind
+from vpnd_lab.kme.faults import KINDS, Fault, FaultBook, FaultError
 
 pytestmark = pytest.mark.slow
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.control import NotAnswering, Refused
-from lab.errors import DaemonFailed
-from lab.kme.pair import Pair, open_pair
-from lab.kme.pool import Ends, LinkSettings
-from lab.process import ProcessId
+from vpnd_lab.control import NotAnswering, Refused
+from vpnd_lab.errors import DaemonFailed
+from vpnd_lab.kme.pair import Pair, open_pair
+from vpnd_lab.kme.pool import Ends, LinkSettings
+from vpnd_lab.process import ProcessId
 
 pytestmark = pytest.mark.slow
 

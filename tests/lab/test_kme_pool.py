@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.kme.pool import Ends, KeyNotFound, KeyOfOthers, LinkSettings, Network, PoolEmpty
+from vpnd_lab.kme.pool import Ends, KeyNotFound, KeyOfOthers, LinkSettings, Network, PoolEmpty
 
 NEAR = Ends("kme-a", "kme-b", "sae-a", "sae-b")
 FAR = Ends("kme-b", "kme-a", "sae-a", "sae-b")

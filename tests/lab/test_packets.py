@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.packets import KINDS, Ports, Prefixes, read_untrusted
-from lab.traffic import encode, holds_datagram
+from vpnd_lab.packets import KINDS, Ports, Prefixes, read_untrusted
+from vpnd_lab.traffic import encode, holds_datagram
 
 PORTS = Ports(exchange=frozenset({51821}), wireguard=frozenset({51820}))
 IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
-from lab.plan import Plan, make_plan
-from lab.spec import LabSpec
+from vpnd_lab.plan import Plan, make_plan
+from vpnd_lab.spec import LabSpec
 
 
 def plan(text: str) -> Plan:

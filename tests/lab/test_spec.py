@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.errors import LabFileError
-from lab.plan import make_plan
-from lab.spec import LabSpec
+from vpnd_lab.errors import LabFileError
+from vpnd_lab.plan import make_plan
+from vpnd_lab.spec import LabSpec
 
 BAD = """
 nmae = "x"
@@ -133,11 +133,11 @@ def test_a_lab_has_its_files_name(tmp_path: Path, file: str, name: str) -> None:
 
 
 def test_the_documented_file_is_the_default() -> None:
-    """The file in lab.spec's docstring, which shows every key, is what two names alone mean."""
-    import lab.spec
+    """The file in the docstring, which shows every key, is what two names alone mean."""
+    import vpnd_lab.spec
 
-    assert lab.spec.__doc__ is not None
-    lines = lab.spec.__doc__.split("With every key", 1)[1].splitlines()[1:]
+    assert vpnd_lab.spec.__doc__ is not None
+    lines = vpnd_lab.spec.__doc__.split("With every key", 1)[1].splitlines()[1:]
     text = "\n".join(line.removeprefix("    ") for line in lines) + "\n[sites.ams]\n"
     text = text.replace("keepalive = 25", "# keepalive = 25")
     assert make_plan(LabSpec.parse(text)) == make_plan(LabSpec.parse("[sites.fra]\n[sites.ams]\n"))

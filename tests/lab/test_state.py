@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lab import commands
-from lab.errors import LabError
-from lab.process import ProcessId, kill_all
-from lab.state import LabState, NodeState, claim, find, locked
+from vpnd_lab import commands
+from vpnd_lab.errors import LabError
+from vpnd_lab.process import ProcessId, kill_all
+from vpnd_lab.state import LabState, NodeState, claim, find, locked
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

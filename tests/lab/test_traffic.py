@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.traffic import NUMBER_LIMIT, Counter, decode_untrusted, encode
+from vpnd_lab.traffic import NUMBER_LIMIT, Counter, decode_untrusted, encode
 
 
 def count(counter: Counter, start: int, end: int, *, until: float) -> dict[str, Any]:
