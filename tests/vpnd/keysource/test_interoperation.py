@@ -492,7 +492,9 @@ async def test_ours_is_refused(
     (failed,) = ours.network[US].events_of(ExchangeFailed)
     assert failed.reject == code
     assert not ours.network[US].events_of(KeyEstablished)
-    ours.network.advance(1.1)
+    ours.network.now += 1.1
+    ours.network[US].endpoint.handle_timer(ours.network.now)
+    ours.network.collect()
     again = Responding(1, ours.network, 1200)
     again.random = SeededBytes(b"once more")
     again.hello()
