@@ -56,6 +56,7 @@ class Input(Enum):
 
 TRANSITIONS: dict[tuple[Phase, Input], Phase] = {
     (Phase.IDENTITY, Input.IDENTITY_KNOWN): Phase.HELLO,
+    (Phase.IDENTITY, Input.REJECT): Phase.OVER,
     (Phase.IDENTITY, Input.TIME_OUT): Phase.OVER,
     (Phase.IDENTITY, Input.CROSSED): Phase.OVER,
     (Phase.HELLO, Input.RESP_HELLO): Phase.KEYS,

@@ -133,6 +133,12 @@ def identity_learnt(link: LinkState, node: Node, public_key: bytes, now: float) 
     _await_answer(link, node, _begun(node, link.exchange, public_key), now)
 
 
+def identity_unsound(link: LinkState, node: Node, why: str, now: float) -> None:
+    """The public key that came has the pinned fingerprint, and no exchange can be had with it."""
+    detail = f"the peer's public key is not sound ({why})"
+    _fail(link, node, FailureCode.BAD_ANSWER, detail, now)
+
+
 def resp_hello_untrusted(link: LinkState, node: Node, body: bytes, now: float) -> None:
     """IC0, IC1: RespHello is used only while InitHello waits for one."""
     if link.exchange is None or link.exchange.phase is not Phase.HELLO:
