@@ -462,7 +462,12 @@ class Endpoint:
         if kind is MessageType.IDENTITY_REPLY:
             if Fingerprint.of(suite.number, body) != exchange.remote:
                 raise PacketRejected("public key")
-            suite.check_public_key(body)
+            try:
+                suite.check_public_key(body)
+            except PacketRejected as error:
+                # Its fingerprint fits: there is no other key to wait for
+                initiating.identity_unsound(link, self._node, error.reason, now)
+                return
             self._node.public_keys[exchange.remote] = body
             self._node.emit(IdentityLearned(link.name, exchange.remote, body))
             initiating.identity_learnt(link, self._node, body, now)

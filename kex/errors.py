@@ -25,6 +25,18 @@ class AuthenticationFailed(PacketRejected):
         super().__init__(reason)
 
 
+class MalformedAnswer(KexError):
+    """The responder's answer is genuine, and what it says cannot be read: waiting for another one
+    is of no use, for it would repeat the same bytes.
+
+    ``reason`` is a short text, as that of PacketRejected.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class HandshakeFailed(KexError):
     """This exchange is dead; a new one has to begin with new ephemeral keys."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kex import noise, payload, schedule, wire
 from kex.address import Address
-from kex.errors import PacketRejected
+from kex.errors import MalformedAnswer, PacketRejected
 from kex.events import StartReason
 from kex.external import ExternalKey, in_fixed_order
 from kex.external import check as check_external_keys
@@ -56,6 +56,7 @@ class Input(Enum):
 
 TRANSITIONS: dict[tuple[Phase, Input], Phase] = {
     (Phase.IDENTITY, Input.IDENTITY_KNOWN): Phase.HELLO,
+    (Phase.IDENTITY, Input.REJECT): Phase.OVER,
     (Phase.IDENTITY, Input.TIME_OUT): Phase.OVER,
     (Phase.IDENTITY, Input.CROSSED): Phase.OVER,
     (Phase.HELLO, Input.RESP_HELLO): Phase.KEYS,
@@ -204,24 +205,31 @@ def read_resp_conf_untrusted(
 ) -> tuple[ResponderPayload, Exchange]:
     """CO1: open C_r, which proves that the responder holds the same root.
 
-    Raises PacketRejected, the exchange as it was, unless the AEAD opens; a payload that does not
-    parse is PacketRejected too: the peer is broken, and its time runs out.
+    Raises PacketRejected, the exchange as it was, unless the AEAD opens; MalformedAnswer where it
+    does, and P_r cannot be read.
     """
     if exchange.root is None:
         raise PacketRejected("phase")
     p_r = suite.open(exchange.root.k_resp.expose(), 0, exchange.root.h3, body)
-    answer = payload.decode_responder_untrusted(p_r)
+    try:
+        answer = payload.decode_responder_untrusted(p_r)
+    except PacketRejected as error:
+        raise MalformedAnswer(error.reason) from error
     key = schedule.session_key(suite, exchange.root, body)
     established = Established(key, answer.announcement)
     return answer, exchange.after(Input.RESP_CONF, established=established, sent=())
 
 
 def read_reject_untrusted(suite: Suite, exchange: Exchange, body: bytes) -> Refusal:
-    """What the responder says of why it refused. Raises PacketRejected."""
+    """What the responder says of why it refused. Raises PacketRejected unless the AEAD opens;
+    MalformedAnswer where it does, and the reason cannot be read."""
     if exchange.exporter is None or exchange.root is None:
         raise PacketRejected("phase")
     plaintext = suite.open(exchange.exporter.k_rej.expose(), 0, exchange.root.h3, body)
-    return payload.decode_refusal_untrusted(plaintext)
+    try:
+        return payload.decode_refusal_untrusted(plaintext)
+    except PacketRejected as error:
+        raise MalformedAnswer(error.reason) from error
 
 
 def initiator_payload_length(suite: Suite) -> int:

@@ -23,6 +23,26 @@ MAX_KEY_LENGTH = 1024
 """Bytes of one external key."""
 
 
+NOT_PRINTABLE = (
+    # Controls, spaces but U+0020, line ends, surrogates, private use, and what steers the direction
+    # of a text or is not seen at all: as code points, for categories change with each Unicode
+    *((0x0000, 0x001F), (0x007F, 0x00A0), (0x00AD, 0x00AD), (0x0600, 0x0605), (0x061C, 0x061C)),
+    *((0x06DD, 0x06DD), (0x070F, 0x070F), (0x0890, 0x0891), (0x08E2, 0x08E2), (0x1680, 0x1680)),
+    *((0x180E, 0x180E), (0x2000, 0x200F), (0x2028, 0x202F), (0x205F, 0x206F), (0x3000, 0x3000)),
+    *((0xD800, 0xF8FF), (0xFEFF, 0xFEFF), (0xFFF9, 0xFFFB), (0x110BD, 0x110BD)),
+    *((0x110CD, 0x110CD), (0x13430, 0x1343F), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A)),
+    *((0xE0000, 0xE007F), (0xF0000, 0x10FFFF)),
+)
+"""The first and last of each range of code points that a name or a key ID never holds."""
+
+
+def is_printable(text: str) -> bool:
+    """Whether a name or a key ID may go over the wire (docs/protocol.md §5.2)."""
+    if text.isascii():
+        return text.isprintable()
+    return not any(low <= ord(char) <= high for char in text for low, high in NOT_PRINTABLE)
+
+
 class ExternalMode(IntEnum):
     """The policy of one end of a link; the numbers stand on the wire."""
 
@@ -98,7 +118,10 @@ def check_bits(bits: int) -> None:
 
 def check_reference(reference: ExternalKeyReference) -> None:
     """Raise ValueError for a reference that does not fit its bounds."""
-    for name in (reference.source_type, reference.source, reference.sae):
+    names = (reference.source_type, reference.source, reference.sae)
+    if not all(is_printable(text) for text in (*names, *reference.key_ids)):
+        raise ValueError("a name or a key ID holds a character that is not printable")
+    for name in names:
         if len(name.encode()) > MAX_NAME_LENGTH:
             raise ValueError(f"a name of {len(name.encode())} bytes; at most {MAX_NAME_LENGTH}")
     if len(reference.key_ids) > MAX_KEY_IDS:

@@ -29,6 +29,13 @@ from kex.mlkem import (
 from kex.secret import Secret
 
 PRIVATE_SEED_LENGTH: Final = 32
+DRAWS: Final = 4
+"""How often random bytes are drawn where they make no scalar: one draw fails once in 2^194 with
+P-384, so that a generator that fails all of them is broken."""
+
+
+class NoScalar(ValueError):
+    """Random bytes of which no private key of the group can be made: others have to be drawn."""
 
 
 class GroupPrivateKey(Protocol):
@@ -58,7 +65,7 @@ class Group(Protocol):
         """Of the random bytes that a private key is made of (Nseed of the draft)."""
 
     def private_key(self, seed: bytes) -> GroupPrivateKey:
-        """The key of ``seed_length`` bytes; ValueError where no scalar can be made of them."""
+        """The key of ``seed_length`` bytes; NoScalar where none can be made of them."""
 
     def check_element(self, element: bytes) -> None:
         """Raises PacketRejected for what no honest key holder sends."""
@@ -168,7 +175,7 @@ class NistGroup:
             scalar = int.from_bytes(seed[start : start + self.scalar_length], "big")
             if 0 < scalar < self.order:
                 return scalar
-        raise ValueError(f"no {self.name} scalar in these random bytes")
+        raise NoScalar(f"no {self.name} scalar in these random bytes")
 
 
 X25519: Final = _X25519Group()
@@ -283,11 +290,7 @@ class HybridKem:
         split = self.parameter_set.encapsulation_key_length
         ek_t = ek[split:]
         post_quantum = self.ml_kem.encapsulate(self.parameter_set, ek[:split])
-        try:
-            ephemeral = self.group.private_key(random(self.group.seed_length))
-        except ValueError as error:
-            # 2^-194 with P-384 and a sound generator: a generator that gives this is broken
-            raise HandshakeFailed(f"the random generator gave no scalar: {error}") from error
+        ephemeral = self._ephemeral(random)
         ct_t = ephemeral.public_key
         return Encapsulation(
             shared_secret=self.combine(
@@ -295,6 +298,14 @@ class HybridKem:
             ),
             ciphertext=post_quantum.ciphertext + ct_t,
         )
+
+    def _ephemeral(self, random: Callable[[int], bytes]) -> GroupPrivateKey:
+        for _ in range(DRAWS):
+            try:
+                return self.group.private_key(random(self.group.seed_length))
+            except NoScalar:
+                continue
+        raise HandshakeFailed(f"the random generator gave no {self.group.name} scalar")
 
     def check_public_key(self, ek: bytes) -> None:
         """Length, ML-KEM modulus check (FIPS 203 §7.2) and group element; raises PacketRejected."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from kex import exchange as steps
 from kex import order, timing, wire
-from kex.errors import KexError, PacketRejected
+from kex.errors import KexError, MalformedAnswer, PacketRejected
 from kex.events import (
     ExchangeFailed,
     ExchangeStarted,
@@ -133,6 +133,12 @@ def identity_learnt(link: LinkState, node: Node, public_key: bytes, now: float) 
     _await_answer(link, node, _begun(node, link.exchange, public_key), now)
 
 
+def identity_unsound(link: LinkState, node: Node, why: str, now: float) -> None:
+    """The public key that came has the pinned fingerprint, and no exchange can be had with it."""
+    detail = f"the peer's public key is not sound ({why})"
+    _fail(link, node, FailureCode.BAD_ANSWER, detail, now)
+
+
 def resp_hello_untrusted(link: LinkState, node: Node, body: bytes, now: float) -> None:
     """IC0, IC1: RespHello is used only while InitHello waits for one."""
     if link.exchange is None or link.exchange.phase is not Phase.HELLO:
@@ -158,7 +164,11 @@ def resp_conf_untrusted(
     if exchange is None or exchange.phase is not Phase.CONF:
         raise PacketRejected("phase")
     suite = node.suites[exchange.remote.suite]
-    answer, after = steps.read_resp_conf_untrusted(suite, exchange, body)
+    try:
+        answer, after = steps.read_resp_conf_untrusted(suite, exchange, body)
+    except MalformedAnswer as error:
+        _cannot_read(link, node, "RespConf", error, now)
+        return
     present = sum(external.present for external in exchange.external)
     problem = link.conflict(answer.announcement, others)
     if answer.suite != suite.number or answer.mixed != present:
@@ -179,8 +189,20 @@ def reject_untrusted(link: LinkState, node: Node, body: bytes, now: float) -> No
     if exchange is None or exchange.phase is not Phase.CONF:
         raise PacketRejected("phase")
     suite = node.suites[exchange.remote.suite]
-    refusal = steps.read_reject_untrusted(suite, exchange, body)
+    try:
+        refusal = steps.read_reject_untrusted(suite, exchange, body)
+    except MalformedAnswer as error:
+        _cannot_read(link, node, "Reject", error, now)
+        return
     _fail(link, node, FailureCode.REFUSED, refusal.detail, now, refusal=refusal)
+
+
+def _cannot_read(
+    link: LinkState, node: Node, what: str, error: MalformedAnswer, now: float
+) -> None:
+    """A genuine answer that is malformed. Whatever it is, the responder may have installed."""
+    detail = f"the peer's {what} cannot be read ({error.reason})"
+    _fail(link, node, FailureCode.BAD_ANSWER, detail, now)
 
 
 # ---- external keys

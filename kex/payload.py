@@ -1,7 +1,7 @@
 """The two payloads: P_i in InitConf, P_r in RespConf (docs/protocol.md §5).
 
 A payload is a 2-byte length, CBOR, and zeros up to a fixed length. Keys that are not known are
-ignored, so that a later minor version can add some.
+ignored, so that a later minor version can add some; kex.cbor reads the others strictly.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import cbor2
 
+from kex.cbor import decode_map_untrusted
 from kex.errors import PacketRejected
 from kex.external import (
     MAX_EXTERNAL_KEYS,
@@ -30,6 +30,12 @@ WIREGUARD_KEY_LENGTH = 32
 MAX_PREFIXES = 16
 MAX_INTERVAL = 24 * 3600
 """Seconds."""
+MAX_DETAIL_LENGTH = 200
+"""Bytes of a Reject's detail."""
+_ANNOUNCED = frozenset({"minor", "wg", "port", "prefixes", "mode", "interval", "starts"})
+_P_I = _ANNOUNCED | {"keys"}
+_P_R = _ANNOUNCED | {"mixed", "suite"}
+_REASON = frozenset({"code", "detail", "failed"})
 
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -110,7 +116,7 @@ def encode_responder(payload: ResponderPayload, length: int) -> bytes:
 
 def encode_refusal(refusal: Refusal, length: int) -> bytes:
     """The plaintext of Reject, `length` bytes; a long detail is cut."""
-    detail = refusal.detail.encode()[: length - 40].decode(errors="ignore")
+    detail = refusal.detail.encode()[:MAX_DETAIL_LENGTH].decode(errors="ignore")
     fields: dict[str, Any] = {"code": refusal.code, "detail": detail}
     if refusal.failed:
         fields["failed"] = list(refusal.failed)
@@ -119,7 +125,7 @@ def encode_refusal(refusal: Refusal, length: int) -> bytes:
 
 def decode_initiator_untrusted(data: bytes) -> InitiatorPayload:
     """Raises PacketRejected."""
-    fields = _unpad(data)
+    fields = _unpad(data, _P_I)
     entries = _typed(fields, "keys", list)
     if len(entries) > MAX_EXTERNAL_KEYS:
         raise PacketRejected("payload: too many external keys")
@@ -130,7 +136,7 @@ def decode_initiator_untrusted(data: bytes) -> InitiatorPayload:
 
 def decode_responder_untrusted(data: bytes) -> ResponderPayload:
     """Raises PacketRejected."""
-    fields = _unpad(data)
+    fields = _unpad(data, _P_R)
     return ResponderPayload(
         announcement=_announcement(fields),
         mixed=_integer(fields, "mixed", 0, MAX_EXTERNAL_KEYS),
@@ -140,8 +146,10 @@ def decode_responder_untrusted(data: bytes) -> ResponderPayload:
 
 def decode_refusal_untrusted(data: bytes) -> Refusal:
     """Raises PacketRejected. The detail is printable text of the peer's: show it as a quotation."""
-    fields = _unpad(data)
+    fields = _unpad(data, _REASON)
     detail = _typed(fields, "detail", str)
+    if len(detail.encode()) > MAX_DETAIL_LENGTH:
+        raise PacketRejected("payload: detail")
     return Refusal(
         code=_integer(fields, "code", 0, 255),
         detail="".join(char if char.isprintable() else "?" for char in detail),
@@ -207,7 +215,7 @@ def _listing(entry: object) -> ExternalListing:
         raise PacketRejected("payload: external key")
     source_type, source, sae, key_ids, bits, present = entry
     texts = [source_type, source, sae, *(key_ids if type(key_ids) is list else [None])]
-    if any(type(text) is not str or not text.isprintable() for text in texts):
+    if any(type(text) is not str for text in texts):
         raise PacketRejected("payload: external key")
     if type(bits) is not int or type(present) is not bool:
         raise PacketRejected("payload: external key")
@@ -231,22 +239,12 @@ def _pad(fields: Mapping[str, Any], length: int) -> bytes:
     return len(data).to_bytes(2, "big") + data + bytes(length - 2 - len(data))
 
 
-def _unpad(data: bytes) -> dict[str, Any]:
+def _unpad(data: bytes, known: frozenset[str]) -> dict[str, Any]:
     size = int.from_bytes(data[:2], "big")
     padding = data[2 + size :]
     if size > len(data) - 2 or padding != bytes(len(padding)):
         raise PacketRejected("payload: length")
-    stream = BytesIO(data[2 : 2 + size])
-    try:
-        decoder = cbor2.CBORDecoder(
-            stream, read_size=1, max_depth=8, allow_indefinite=False, allow_duplicate_keys=False
-        )
-        fields = decoder.decode()
-    except cbor2.CBORError as error:
-        raise PacketRejected("payload: CBOR") from error
-    if type(fields) is not dict or stream.tell() != size:
-        raise PacketRejected("payload: CBOR")
-    return fields
+    return decode_map_untrusted(data[2 : 2 + size], known)
 
 
 def _typed(fields: Mapping[str, Any], name: str, wanted: type) -> Any:

@@ -15,8 +15,15 @@ from typing import Final, Literal, Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from kex.errors import AuthenticationFailed
-from kex.hybrid_kem import PRIVATE_SEED_LENGTH, HybridKem, mlkem768_x25519, mlkem1024_p384
+from kex.errors import AuthenticationFailed, HandshakeFailed
+from kex.hybrid_kem import (
+    DRAWS,
+    PRIVATE_SEED_LENGTH,
+    HybridKem,
+    NoScalar,
+    mlkem768_x25519,
+    mlkem1024_p384,
+)
 from kex.mlkem import Encapsulation, MlKemProvider, OpenSslMlKem
 from kex.secret import Secret
 
@@ -196,8 +203,14 @@ class Suite:
     # KEM
 
     def generate_private_key(self) -> PrivateKey:
-        """A key pair of a fresh 32-byte seed."""
-        return self.private_key(self.random(PRIVATE_SEED_LENGTH))
+        """A key pair of a fresh 32-byte seed; one that makes no scalar of P-384 is drawn again.
+        HandshakeFailed where the random source never gives another."""
+        for _ in range(DRAWS):
+            try:
+                return self.private_key(self.random(PRIVATE_SEED_LENGTH))
+            except NoScalar:
+                continue
+        raise HandshakeFailed("the random generator gave no private key")
 
     def private_key(self, seed: bytes) -> PrivateKey:
         """The key pair of a 32-byte seed; ValueError on another length."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -433,3 +434,148 @@ def encode_cbor(value: Any) -> bytes:
 def padded(fields: dict[str, Any], length: int) -> bytes:
     encoded = encode_cbor(fields)
     return (len(encoded).to_bytes(2, "big") + encoded).ljust(length, b"\0")
+
+
+# ---- §5.6: external keys
+
+OFF, PREFER, REQUIRE = 0, 1, 2
+MALFORMED, POLICY, WIREGUARD_KEY, KEY_MANAGER, KEY_MISMATCH, INSTALL_FAILED = range(1, 7)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An entry of `keys`, and its key where it is present."""
+
+    source_type: str
+    source: str
+    sae: str
+    key_ids: tuple[str, ...]
+    bits: int
+    key: bytes | None
+
+    @property
+    def entry(self) -> list[Any]:
+        ids = list(self.key_ids)
+        return [self.source_type, self.source, self.sae, ids, self.bits, self.key is not None]
+
+
+def static_key_id(key: bytes) -> str:
+    return hashlib.blake2b(key, digest_size=16, person=b"vpnd-file-key-id").hexdigest()
+
+
+def static(key: bytes) -> Listed:
+    return Listed("file", "", "", (static_key_id(key),), 8 * len(key), key)
+
+
+def delivered(kind: str, source: str, sae: str, parts: list[tuple[str, bytes]]) -> Listed:
+    """A key of key manager `source`, which knows the initiator as `sae`."""
+    key = b"".join(part for _, part in parts)
+    return Listed(kind, source, sae, tuple(key_id for key_id, _ in parts), 8 * len(key), key)
+
+
+def not_present(kind: str, name: str) -> Listed:
+    return Listed(kind, name, "", (), 0, None)
+
+
+def in_order(keys: list[Listed]) -> list[Listed]:
+    return sorted(keys, key=lambda each: each.entry[:5])
+
+
+class Refused(Exception):
+    """The responder's Reject."""
+
+    def __init__(self, code: int, failed: list[int] | None = None) -> None:
+        super().__init__(code, failed)
+        self.code, self.failed = code, failed or []
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that a responder has for a link: `far` is the initiator's name there; `ask` gives
+    the keys of some key IDs of that master, by ID, or nothing."""
+
+    kind: str
+    name: str
+    far: str = ""
+    static_key: bytes = b""
+    ask: Callable[[str, tuple[str, ...]], dict[str, bytes] | None] = lambda far, ids: None
+
+
+@dataclass(frozen=True)
+class Responder:
+    """What a responder is configured to have for a link."""
+
+    sources: tuple[Source, ...]
+    mode: int = PREFER
+    at_least: int = 1
+    required: tuple[str, ...] = ()
+
+    def keys_of(self, entries: list[list[Any]]) -> list[bytes | None]:
+        """The key of each entry, None where it is not present. Raises Refused."""
+        present = [at for at, entry in enumerate(entries) if entry[5]]
+        least = self.at_least if self.mode == REQUIRE else 0
+        if len(present) < least or (self.mode == OFF and present):
+            raise Refused(POLICY)
+        meant, unknown, mismatch = {}, [], False
+        for at in present:
+            source = self.source_of(entries[at])
+            if source is not None:
+                meant[at] = source
+                continue
+            unknown.append(at)
+            statics = any(source.static_key for source in self.sources)
+            mismatch = mismatch or (entries[at][0] == "file" and statics)
+        if unknown:
+            raise Refused(KEY_MISMATCH) if mismatch else Refused(KEY_MANAGER, unknown)
+        names = [source.name for source in meant.values()]
+        lacking = self.mode == REQUIRE and not set(self.required) <= set(names)
+        if lacking or len(set(names)) < len(names):
+            raise Refused(POLICY)
+        keys: list[bytes | None] = [None] * len(entries)
+        failed = []
+        for at, source in meant.items():
+            keys[at] = key_of(source, entries[at])
+            if keys[at] is None:
+                failed.append(at)
+        if failed:
+            raise Refused(KEY_MANAGER, failed)
+        return keys
+
+    def source_of(self, entry: list[Any]) -> Source | None:
+        for source in self.sources:
+            if source.kind != entry[0]:
+                continue
+            if source.kind == "file":
+                if [static_key_id(source.static_key)] == entry[3]:
+                    return source
+            elif source.far == entry[2]:
+                return source
+        return None
+
+
+def key_of(source: Source, entry: list[Any]) -> bytes | None:
+    """The key of an entry that means this source; None where it cannot be had."""
+    _, _, _, ids, bits, _ = entry
+    if source.kind == "file":
+        if 8 * len(source.static_key) != bits:
+            raise Refused(KEY_MISMATCH)
+        return source.static_key
+    most = 4 if source.kind == "qkd" else 1
+    if not 1 <= len(ids) <= most or len(set(ids)) < len(ids) or "" in ids:
+        return None
+    if bits % (8 * len(ids)):
+        return None
+    found = source.ask(source.far, tuple(ids))
+    if found is None or any(8 * len(found[each]) * len(ids) != bits for each in ids):
+        return None
+    return b"".join(found[each] for each in ids)
+
+
+def check_same(confirm_i: bytes, theirs: bytes) -> None:
+    if not hmac.compare_digest(confirm_i, theirs):
+        raise Refused(KEY_MISMATCH)
+
+
+def reason(code: int, detail: str, failed: list[int]) -> bytes:
+    fields = {"code": code, "detail": detail} | ({"failed": failed} if failed else {})
+    return padded(fields, 240)

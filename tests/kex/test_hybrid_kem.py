@@ -261,6 +261,17 @@ def test_a_generator_that_is_stuck_ends_the_exchange(stuck: bytes) -> None:
         P384_KEM.encapsulate(P384_KEY.public_key, random=lambda length: stuck * length)
 
 
+@pytest.mark.parametrize("unfit", [bytes(48), b"\xff" * 48])
+def test_random_bytes_that_make_no_scalar_are_drawn_again(unfit: bytes) -> None:
+    """Once in 2^194: an initiator or responder of this suite must not end in an error for it."""
+    scalar = bytes(47) + b"\x05"
+    draws = [unfit, unfit, scalar]
+    one = P384_KEM.encapsulate(P384_KEY.public_key, random=lambda length: draws.pop(0))
+    assert not draws
+    assert one.ciphertext[1568:] == P384_KEM.group.private_key(scalar).public_key
+    assert P384_KEY.decapsulate(one.ciphertext) == one.shared_secret
+
+
 def test_private_keys_are_values_without_a_readable_secret() -> None:
     seed = bytes(range(32))
     key = X_WING.private_key(seed)

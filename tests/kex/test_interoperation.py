@@ -12,9 +12,9 @@ from kex.external import ExternalKey, ExternalMode
 from . import second_implementation as second
 from .harness import ADDRESSES, SUITES, Network, agreeing, external_key, identity, pair
 from .reference import SeededBytes
-from .second_implementation import Noise, Suite
+from .second_implementation import Listed, Noise, Responder, Suite
 
-INIT_HELLO, RESP_HELLO, INIT_CONF, RESP_CONF = 1, 2, 3, 4
+INIT_HELLO, RESP_HELLO, INIT_CONF, RESP_CONF, REJECT = 1, 2, 3, 4, 8
 US, THEM = "left", "right"
 HERE: Address = ADDRESSES[THEM]
 GROUP_SEED = {1: 32, 2: 48}
@@ -89,6 +89,90 @@ def check_key(network: Network, psk: bytes, key_id: str) -> None:
     assert (installed.psk.expose(), installed.key_id) == (psk, key_id)
     assert installed.peer.wireguard_key == FIELDS["wg"]
     assert installed.peer.minor == 7
+
+
+class Initiating(Second):
+    """An exchange that the second implementation begins."""
+
+    def hello(self) -> None:
+        """InitHello, and what comes back."""
+        suite = self.suite
+        ephemeral_seed = self.random(32)
+        ephemeral = suite.key_pair(ephemeral_seed)[0]
+        self.noise = Noise(suite, self.our_key)
+        self.exchange_id = self.random(8)
+        message1 = self.noise.message1(self.encapsulate(self.our_key), ephemeral, self.public_key)
+        self.send(INIT_HELLO, self.exchange_id, message1)
+        _, body = self.receive(RESP_HELLO)
+        message2, self.biscuit = body[: -suite.biscuit_length], body[-suite.biscuit_length :]
+        self.noise.read_message2(message2, ephemeral_seed, self.seed)
+
+    def confirm(self, keys: list[Listed], **changes: Any) -> None:
+        """InitConf, with these external keys in the order that they are given in."""
+        suite = self.suite
+        k_i2r, _ = self.noise.split()
+        fields = FIELDS | {"keys": [each.entry for each in keys]} | changes
+        p_i = second.padded(fields, P_I_LENGTH[suite.number])
+        c_i = suite.seal(k_i2r, 0, self.noise.h + self.biscuit, p_i)
+        self.h3 = suite.digest(self.noise.h + self.exchange_id + self.biscuit + c_i)
+        external = second.root_input([each.key for each in keys])
+        confirm_i, self.k_resp, self.psk_root = schedule(suite, self.noise, self.h3, external)
+        sealed = suite.seal(k_i2r, 1, self.h3, confirm_i)
+        self.send(INIT_CONF, self.exchange_id, self.biscuit + c_i + sealed)
+
+    def key(self) -> tuple[bytes, str, Any]:
+        """From RespConf: the PSK, the key id, and what P_r says."""
+        _, c_r = self.receive(RESP_CONF)
+        fields = second.payload_fields(self.suite.open(self.k_resp, 0, self.h3, c_r))
+        return *key_of(self.suite, self.psk_root, self.h3, c_r), fields
+
+    def refusal(self) -> Any:
+        """From Reject: what it says."""
+        _, sealed = self.receive(REJECT)
+        exporter = self.suite.mac(self.noise.ck, b"vpnd exporter" + self.noise.h)
+        k_rej = self.suite.expand(exporter, b"vpnd key reject", 32)
+        return second.payload_fields(self.suite.open(k_rej, 0, self.h3, sealed))
+
+
+class Responding(Second):
+    """An exchange that an endpoint of ours begins."""
+
+    def hello(self) -> None:
+        """Take InitHello, which is on its way, and answer."""
+        suite = self.suite
+        self.exchange_id, hello = self.receive(INIT_HELLO)
+        self.noise = Noise(suite, self.public_key)
+        ephemeral, static = self.noise.read_message1(hello, self.seed)
+        assert static == self.our_key
+        message2 = self.noise.message2(self.encapsulate(ephemeral), self.encapsulate(static))
+        self.biscuit = self.random(suite.biscuit_length)
+        self.send(RESP_HELLO, self.exchange_id, message2 + self.biscuit)
+
+    def answer(self, policy: Responder) -> tuple[Any, tuple[bytes, str] | None]:
+        """Take InitConf and answer it: what P_i says, and the key unless it was refused."""
+        suite = self.suite
+        _, body = self.receive(INIT_CONF)
+        end = suite.biscuit_length + P_I_LENGTH[suite.number] + 16
+        c_i, envelope = body[suite.biscuit_length : end], body[end:]
+        k_i2r, _ = self.noise.split()
+        fields = second.payload_fields(suite.open(k_i2r, 0, self.noise.h + self.biscuit, c_i))
+        h3 = suite.digest(self.noise.h + self.exchange_id + self.biscuit + c_i)
+        try:
+            keys = policy.keys_of(fields["keys"])
+            external = second.root_input(keys)
+            confirm_i, k_resp, psk_root = schedule(suite, self.noise, h3, external)
+            second.check_same(confirm_i, suite.open(k_i2r, 1, h3, envelope))
+        except second.Refused as refused:
+            exporter = suite.mac(self.noise.ck, b"vpnd exporter" + self.noise.h)
+            k_rej = suite.expand(exporter, b"vpnd key reject", 32)
+            said = second.reason(refused.code, "by the second", refused.failed)
+            self.send(REJECT, self.exchange_id, suite.seal(k_rej, 0, h3, said))
+            return fields, None
+        mixed = sum(key is not None for key in keys)
+        p_r = second.padded(FIELDS | {"mixed": mixed, "suite": suite.number}, 1000)
+        c_r = suite.seal(k_resp, 0, h3, p_r)
+        self.send(RESP_CONF, self.exchange_id, c_r)
+        return fields, key_of(suite, psk_root, h3, c_r)
 
 
 @pytest.fixture(params=SUITES, ids=["suite 1", "suite 2"])

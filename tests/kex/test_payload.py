@@ -173,6 +173,213 @@ def test_keys_that_are_not_known_are_ignored() -> None:
     assert payload.decode_refusal_untrusted(with_fields(GOOD_REASON, more=1.5)).code == 2
 
 
+def right_map(data: bytes, extra: bytes = b"") -> bytes:
+    """The payload with another pair at the end of its map; `extra` is encoded already."""
+    encoded = data[2 : 2 + int.from_bytes(data[:2], "big")]
+    encoded = bytes([encoded[0] + bool(extra)]) + encoded[1:] + extra
+    return (len(encoded).to_bytes(2, "big") + encoded).ljust(len(data), b"\0")
+
+
+IGNORED = {
+    "a float": "fb3ff8000000000000",
+    "half a float": "f93e00",
+    "not a number": "f97e00",
+    "null": "f6",
+    "undefined": "f7",
+    "a simple value": "f820",
+    "a big integer": "c249010000000000000000",
+    "a big negative integer": "c349010000000000000000",
+    "a date": "c074323032342d30312d30315430303a30303a30305a",
+    "a date that is none": "c061ff",
+    "a regular expression": "d8236161",
+    "a message": "d824f6",
+    "a reference to itself": "d81c81d81d00",
+    "a decimal": "c48201c249010000000000000000",
+    "a tag of no meaning": "db7fffffffffffffff00",
+    "a map with a key twice": "a2616101616102",
+    "a map with integers and arrays as keys": "a301008001f500",
+    "a text that is not UTF-8": "61ff",
+    "eight deep": "81" * 8 + "00",
+    "five hundred deep": "81" * 500 + "00",
+    "maps five deep": "a16161" * 5 + "00",
+    "tags a hundred deep": "c1" * 100 + "00",
+    "an integer in nine bytes": "1b0000000000000001",
+}
+
+
+@pytest.mark.parametrize("value", IGNORED.values(), ids=IGNORED)
+def test_what_stands_under_an_unknown_key_is_not_looked_at(value: str) -> None:
+    extra = cbor2.dumps("x") + bytes.fromhex(value)
+    for good, room, decode in (
+        (GOOD_I, 1500, payload.decode_initiator_untrusted),
+        (GOOD_R, 1500, payload.decode_responder_untrusted),
+        (GOOD_REASON, 1500, payload.decode_refusal_untrusted),
+    ):
+        wide = good.ljust(room, b"\0")
+        assert decode(right_map(wide, extra)) == decode(good)
+
+
+NOT_WELL_FORMED = {
+    "nothing": "",
+    "reserved": "1c",
+    "reserved, 30": "fe",
+    "a break": "ff",
+    "an array of indefinite length": "9fff",
+    "a map of indefinite length": "bfff",
+    "bytes of indefinite length": "5f4100ff",
+    "a text of indefinite length": "7fff",
+    "indefinite length, deep": "81819fff",
+    "false in two bytes": "f814",
+    "a simple value below 32 in two bytes": "f81f",
+    "bytes beyond the end": "5affffffff",
+    "an array beyond the end": "9bffffffffffffffff",
+    "a map beyond the end": "bbffffffffffffffff",
+    "a tag of nothing": "c1",
+    "an argument that is cut": "1b00",
+}
+
+
+@pytest.mark.parametrize("value", NOT_WELL_FORMED.values(), ids=NOT_WELL_FORMED)
+def test_what_stands_under_an_unknown_key_has_to_be_well_formed(value: str) -> None:
+    with pytest.raises(PacketRejected):
+        payload.decode_initiator_untrusted(
+            right_map(GOOD_I, cbor2.dumps("x") + bytes.fromhex(value))
+        )
+
+
+KEYS_THAT_ARE_REFUSED = {
+    "an integer": "01",
+    "a negative integer": "20",
+    "bytes": "4178",
+    "a boolean": "f5",
+    "null": "f6",
+    "a float": "f93e00",
+    "an array": "80",
+    "a text with a tag": "d9d9f76178",
+    "a text that is not UTF-8": "61ff",
+    "a surrogate": "63eda080",
+    "a text of indefinite length": "7f6178ff",
+}
+
+
+@pytest.mark.parametrize("key", KEYS_THAT_ARE_REFUSED.values(), ids=KEYS_THAT_ARE_REFUSED)
+def test_keys_are_texts(key: str) -> None:
+    """That of a key which is not known, too."""
+    with pytest.raises(PacketRejected):
+        payload.decode_initiator_untrusted(right_map(GOOD_I, bytes.fromhex(key) + b"\0"))
+    assert payload.decode_initiator_untrusted(right_map(GOOD_I, b"\x61x\0"))
+
+
+def test_a_key_that_is_not_known_stands_there_once() -> None:
+    twice = right_map(right_map(GOOD_I, b"\x61x\0"), b"\x61x\1")
+    with pytest.raises(PacketRejected, match="twice"):
+        payload.decode_initiator_untrusted(twice)
+    longer = right_map(right_map(GOOD_I, b"\x61x\0"), b"\x78\1x\1")
+    with pytest.raises(PacketRejected, match="twice"):
+        payload.decode_initiator_untrusted(longer)
+
+
+KINDS = {
+    "false": "f4",
+    "true": "f5",
+    "null": "f6",
+    "undefined": "f7",
+    "a simple value": "f820",
+    "half a float": "f90000",
+    "half a float that looks like false": "f90014",
+    "a float": "fa43960000",
+    "a double": "fb4072c00000000000",
+    "not a number": "f97e00",
+    "an infinity": "f97c00",
+    "a small big integer": "c24101",
+    "a big integer": "c249010000000000000000",
+    "a negative big integer": "c34100",
+    "an integer with a tag": "d9d9f701",
+    "the largest integer": "1bffffffffffffffff",
+    "the smallest integer": "3bffffffffffffffff",
+    "an array": "8101",
+    "a map": "a0",
+    "a text": "6131",
+    "bytes": "4131",
+    "bytes with a tag": "d9d9f75820" + "11" * 32,
+    "a text with a tag": "d9d9f76131",
+    "an array with a tag": "d9d9f780",
+    "a boolean with a tag": "d9d9f7f5",
+    "a set": "d9010280",
+    "deep": "81" * 400 + "00",
+}
+FITS = {
+    "minor": [],
+    "wg": [],
+    "port": [],
+    "mode": [],
+    "interval": [],
+    "starts": ["false", "true"],
+    "prefixes": [],
+    "keys": [],
+    "mixed": [],
+    "suite": [],
+    "code": [],
+    "detail": ["a text"],
+    "failed": ["an array"],
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_of_any_other_kind(name: str, kind: str) -> None:
+    """No key takes a value that is not of just its type."""
+    good, decode = {
+        "keys": (GOOD_I, payload.decode_initiator_untrusted),
+        "code": (GOOD_REASON, payload.decode_refusal_untrusted),
+        "detail": (GOOD_REASON, payload.decode_refusal_untrusted),
+        "failed": (GOOD_REASON, payload.decode_refusal_untrusted),
+    }.get(name, (GOOD_R, payload.decode_responder_untrusted))
+    encoded = b"".join(
+        cbor2.dumps(key) + cbor2.dumps(value)
+        for key, value in fields_of(good).items()
+        if key != name
+    )
+    count = len(fields_of(good).keys() | {name})
+    encoded = bytes([0xA0 | count]) + encoded + cbor2.dumps(name) + bytes.fromhex(KINDS[kind])
+    data = (len(encoded).to_bytes(2, "big") + encoded).ljust(P_R, b"\0")
+    if kind in FITS[name]:
+        assert decode(data)
+        return
+    with pytest.raises(PacketRejected):
+        decode(data)
+
+
+@pytest.mark.parametrize("head", ["18", "19", "1a", "1b"])
+def test_an_integer_may_have_more_bytes_than_it_needs(head: str) -> None:
+    """As may every length: the encoding need not be the shortest."""
+    size = 1 << (int(head, 16) - 0x18)
+    encoded = b"".join(
+        bytes([0x60 | int(head, 16) & 31]) + len(key).to_bytes(size, "big") + key.encode() + value
+        for key, value in (
+            ("code", bytes.fromhex(head) + (2).to_bytes(size, "big")),
+            ("detail", bytes([0x60 | int(head, 16) & 31]) + (2).to_bytes(size, "big") + b"no"),
+        )
+    )
+    encoded = bytes([0xA0 | int(head, 16) & 31]) + (2).to_bytes(size, "big") + encoded
+    data = (len(encoded).to_bytes(2, "big") + encoded).ljust(REASON, b"\0")
+    assert payload.decode_refusal_untrusted(data) == Refusal(2, "no")
+
+
+def test_a_detail_has_at_most_200_bytes() -> None:
+    assert payload.decode_refusal_untrusted(with_fields(GOOD_REASON, detail="ü" * 100))
+    for detail in ("x" * 201, "ü" * 100 + "x"):
+        with pytest.raises(PacketRejected, match="detail"):
+            payload.decode_refusal_untrusted(with_fields(GOOD_REASON, detail=detail))
+
+
+def test_every_byte_of_padding_is_zero() -> None:
+    begin = 2 + int.from_bytes(GOOD_REASON[:2], "big")
+    for at in range(begin, REASON):
+        with pytest.raises(PacketRejected, match="length"):
+            payload.decode_refusal_untrusted(GOOD_REASON[:at] + b"\1" + GOOD_REASON[at + 1 :])
+
+
 # ---- what is refused
 
 

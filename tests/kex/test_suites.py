@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kex.errors import AuthenticationFailed, PacketRejected
-from kex.suites import MAX_NONCE, SUITE_NUMBERS, Suite, suite
+from kex.errors import AuthenticationFailed, HandshakeFailed, PacketRejected
+from kex.hybrid_kem import NoScalar
+from kex.suites import MAX_NONCE, SUITE_NUMBERS, PrivateKey, Suite, suite
 from tests.kex.reference import SeededBytes, deterministic_suite
 
 SUITES = {number: suite(number, random=os.urandom) for number in SUITE_NUMBERS}
@@ -160,6 +161,23 @@ def test_kem(each: Suite) -> None:
         each.check_public_key(key.public_key[:-1])
     with pytest.raises(ValueError, match="32 bytes"):
         each.private_key(bytes(31))
+
+
+class Unfit(Suite):
+    """Some seeds make no private key: no such seed of P-384 will ever be found."""
+
+    def private_key(self, seed: bytes) -> PrivateKey:
+        if seed[0] == 0:
+            raise NoScalar("this one")
+        return super().private_key(seed)
+
+
+def test_a_seed_that_makes_no_private_key_is_drawn_again() -> None:
+    draws = [bytes(32), bytes(32), b"\1" * 32]
+    key = Unfit(2, random=lambda length: draws.pop(0)).generate_private_key()
+    assert key.seed.expose() == b"\1" * 32
+    with pytest.raises(HandshakeFailed):
+        Unfit(2, random=bytes).generate_private_key()
 
 
 @pytest.mark.parametrize("number", SUITE_NUMBERS)
