@@ -78,6 +78,14 @@ def add(
             help="Where the peer's WireGuard is, if a firewall maps ports; else it says so itself.",
         ),
     ] = None,
+    wireguard_key: Annotated[
+        str | None,
+        typer.Option(
+            "--wireguard-key",
+            metavar="KEY",
+            help="The one WireGuard public key that the peer may have; else as it announces.",
+        ),
+    ] = None,
     wait: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +106,7 @@ def add(
         "vpnctl peer add",
         local_identity=local_identity,
         wireguard_endpoint=wireguard_endpoint,
+        wireguard_key=wireguard_key,
         external=ExternalFlags(external_keys, source, peer_sae),
     )
     request.update(more)  # type: ignore[typeddict-item]  # keys that both have
@@ -156,6 +165,10 @@ def change(
         str | None,
         typer.Option("--wireguard-endpoint", metavar="HOST:PORT", help="none: as it announces."),
     ] = None,
+    wireguard_key: Annotated[
+        str | None,
+        typer.Option("--wireguard-key", metavar="KEY", help="none: as it announces."),
+    ] = None,
     external_keys: ExternalMode = None,
     source: SourceNames = None,
     peer_sae: PeerSae = None,
@@ -173,6 +186,7 @@ def change(
         keepalive=keepalive,
         local_identity=local_identity,
         wireguard_endpoint=wireguard_endpoint,
+        wireguard_key=wireguard_key,
         external=ExternalFlags(external_keys, source, peer_sae),
     )
     if not wanted:
@@ -283,9 +297,10 @@ def _read_change(
     keepalive: str | None = None,
     local_identity: list[str] | None = None,
     wireguard_endpoint: str | None = None,
+    wireguard_key: str | None = None,
     external: ExternalFlags | None = None,
 ) -> PeerChange:
-    """What is to change; UsageProblem with all that is wrong. `none` takes an endpoint away."""
+    """What is to change; UsageProblem with all that is wrong. `none` takes a key out of it."""
     from cli.values import Flags, number
     from vpnd import config_fields as fields
 
@@ -308,6 +323,11 @@ def _read_change(
         if given is not None:
             found = None if given == "none" else flags.read(flag, fields.endpoint, given)
             change[key] = None if found is None else str(found)  # type: ignore[literal-required]
+    if wireguard_key is not None:
+        unpinned = wireguard_key == "none"
+        change["wireguard_key"] = (
+            None if unpinned else flags.read("--wireguard-key", fields.wireguard_key, wireguard_key)
+        )
     if keepalive is not None:
         parse = number(0, 65_535, "seconds, 0 for none")
         change["keepalive"] = flags.read("--keepalive", parse, keepalive)
@@ -352,6 +372,7 @@ def _configuration(peer: PeerInfo) -> list[tuple[str, str]]:
         ("identity", ", ".join(peer["identities"])),
         ("endpoint", peer["endpoint"] or "none: the peer comes to us"),
         ("WireGuard at", peer.get("wireguard_endpoint") or "as the peer announces"),
+        ("WireGuard key", peer.get("wireguard_key") or "as the peer announces"),
         ("own identity", ", ".join(peer.get("local_identity", [])) or "the one in use"),
         ("tunnel", peer["tunnel"]),
         ("allowed", ", ".join(peer["allowed_ips"])),

@@ -5,14 +5,16 @@ The steps themselves are in kex.responder; here is what they change in the link,
 
 from __future__ import annotations
 
-from collections.abc import Container
+from dataclasses import replace
 
 from kex import initiating, order, responder, timing
 from kex.address import Address
+from kex.claims import Claims
 from kex.errors import KexError, PacketRejected
 from kex.events import ExternalKeysWanted, KeyEstablished, RejectCode, RejectSent, Role, StartReason
 from kex.external import ExternalKey, ExternalMode
 from kex.external import check as check_external_keys
+from kex.identity import Fingerprint
 from kex.link_state import KeptAnswer, LinkState
 from kex.node import Node
 from kex.payload import Refusal, decode_initiator_untrusted
@@ -27,26 +29,29 @@ def init_conf_untrusted(
     *,
     source: Address,
     digest: bytes,
-    others: Container[bytes],
+    claims: Claims,
     now: float,
 ) -> None:
-    """RC1: an InitConf that is authenticated. PacketRejected before its number is used up.
-
-    `others` are the WireGuard keys of other links.
-    """
+    """RC1: an InitConf that is authenticated. PacketRejected before its number is used up."""
     order.check_acceptable_untrusted(link, opened)
-    # ---- from here on the number is used up, and the outcome is final
-    link.last_accepted = opened.biscuit.number
-    link.kept = KeptAnswer(digest, None)
-    initiating.give_way(link, node, now)
+    malformed = ""
     try:
         p_i = decode_initiator_untrusted(opened.p_i)
     except PacketRejected as error:
-        _refuse_opened(link, node, opened, source, RejectCode.MALFORMED, error.reason)
+        malformed = error.reason
+    if not malformed and claims.is_busy(link, p_i.announcement):
+        raise PacketRejected("WireGuard key busy")  # comes again, and by then it is known whose
+    # ---- from here on the number is used up, and the outcome is final
+    link.last_accepted = opened.biscuit.number
+    link.kept = KeptAnswer(digest, None, (opened.local, opened.biscuit.initiator))
+    initiating.give_way(link, node, now)
+    _begun_again(link, now)
+    if malformed:
+        _refuse_opened(link, node, opened, source, RejectCode.MALFORMED, malformed)
         return
     present = sum(entry.present for entry in p_i.external)
     link.responding = Responding(opened, source, Stage.KEYS, p_i.external, p_i.announcement)
-    conflict = link.conflict(p_i.announcement, others)
+    conflict = claims.objection(link, node, p_i.announcement, now)
     objection = _policy_objection(link, present, p_i.announcement.mode)
     if conflict:
         refuse(link, node, RejectCode.WIREGUARD_KEY, conflict)
@@ -67,6 +72,14 @@ def init_conf_untrusted(
     else:
         keys = tuple(ExternalKey(entry.reference, None) for entry in p_i.external)
         _complete(link, node, keys)
+
+
+def _begun_again(link: LinkState, now: float) -> None:
+    """The peer begins once more. Soon after an answer whose key no WireGuard handshake has taken
+    up, it has not got that answer, or has not liked it."""
+    soon = link.answered_at is not None and now < link.answered_at + timing.BEGINS_AGAIN_SECONDS
+    link.unheard = link.unheard + 1 if soon else 0
+    link.answered_at = None
 
 
 def _policy_objection(link: LinkState, present: int, peers: ExternalMode) -> str:
@@ -97,6 +110,18 @@ def wants_keys(link: LinkState, token: bytes) -> bool:
         and responding.stage is Stage.KEYS
         and responding.exchange_id == token
     )
+
+
+def check_claim(link: LinkState, node: Node, claims: Claims, now: float) -> None:
+    """Refuse the exchange where its WireGuard key has become another link's while the external
+    keys were fetched."""
+    if link.responding is None:
+        return
+    peer = link.responding.peer
+    busy = "the WireGuard key is in use on another link" if claims.is_busy(link, peer) else ""
+    conflict = claims.objection(link, node, peer, now) or busy
+    if conflict:
+        refuse(link, node, RejectCode.WIREGUARD_KEY, conflict)
 
 
 def external_keys(
@@ -193,7 +218,7 @@ def installed(link: LinkState, node: Node, now: float) -> None:
     if responding is None or responding.key is None:
         raise KexError("INSTALLING without a key")
     _settle(link, node, responding.answer, responding.source)
-    link.learnt_address = responding.source
+    link.learnt_address, link.answered_at = responding.source, now
     if order.is_settled_by_answering(link, responding.opened):
         link.retry_at = None
     else:
@@ -232,10 +257,23 @@ def _refuse_opened(
 def _settle(link: LinkState, node: Node, fragments: tuple[Fragment, ...], source: Address) -> None:
     """The outcome is final: keep its bytes, and send them."""
     if link.kept is not None:
-        link.kept = KeptAnswer(link.kept.digest, fragments)
+        link.kept = replace(link.kept, fragments=fragments)
     node.send(fragments, source)
     link.responding = None
     link.responder_deadline = None
+
+
+def forget(link: LinkState, pair: tuple[Fingerprint, Fingerprint]) -> None:
+    """The link has these identities (ours, theirs) no more: what it keeps of an exchange under
+    them is no answer of its own. One that waits for external keys is dropped; a key that is on its
+    way to the interface gets there, and is for the daemon to end."""
+    if link.kept is not None and link.kept.pair == pair:
+        link.kept = None
+    responding = link.responding
+    if responding is None or responding.stage is not Stage.KEYS:
+        return
+    if (responding.opened.local, responding.opened.biscuit.initiator) == pair:
+        link.responding = link.responder_deadline = None
 
 
 def repeat(link: LinkState, node: Node, source: Address) -> None:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kex import answering, cookies, initiating, noise, responder, wire
 from kex.address import Address
+from kex.claims import Claims, installing
 from kex.errors import KexError, PacketRejected
-from kex.events import Event, IdentityLearned, RejectCode, StartReason
+from kex.events import Event, IdentityLearned, RejectCode, StartReason, WireGuardKeyYielded
 from kex.exchange import Exchange, Phase
 from kex.external import ExternalKey
 from kex.identity import Fingerprint, Identity
@@ -34,6 +35,20 @@ from kex.wire import Fragment, MessageType
 HELLO_CACHE_SECONDS = 10.0
 HELLO_CACHE_ENTRIES = 256
 _TO_RESPONDER = (MessageType.INIT_HELLO, MessageType.INIT_CONF, MessageType.IDENTITY_QUERY)
+
+
+_Pair = tuple[Fingerprint, Fingerprint]
+"""Identities: ours, theirs."""
+
+
+class _KeptHello(NamedTuple):
+    """RespHello for an InitHello that may come again: until when it is kept, and the number of the
+    biscuit in it."""
+
+    until: float
+    datagrams: tuple[bytes, ...]
+    pair: _Pair
+    number: int
 
 
 class UnknownLink(KexError, KeyError):
@@ -69,14 +84,16 @@ class Endpoint:
             suites=suites, identities=identities, random=random, chunk_length=chunk_length, now=now
         )
         self._links: dict[str, Link] = {}
-        self._pairs: dict[tuple[Fingerprint, Fingerprint], str] = {}
+        self._pairs: dict[_Pair, str] = {}
+        self._dead: dict[_Pair, int] = {}
+        """For each pair, the last biscuit number of before it came to the link that has it."""
         self._exchanges: dict[bytes, str] = {}
         self._kept: dict[bytes, str] = {}
         self._wireguard_keys: dict[bytes, frozenset[str]] = {}
         self._indexed: dict[str, _Indexed] = {}
         self._timers: list[tuple[float, str]] = []
         self._reassembly = Reassembly()
-        self._hellos: dict[bytes, tuple[float, tuple[bytes, ...]]] = {}
+        self._hellos: dict[bytes, _KeptHello] = {}
         self._load = load or Load(now)
         self._rejected: Counter[str] = Counter()
         self._accepted = 0
@@ -100,7 +117,7 @@ class Endpoint:
         if config.name in self._links:
             raise ValueError(f"link {config.name}: there is one of that name")
         claimed = _claimed(config, self._pairs, self._node.identities)
-        self._pairs = {**self._pairs, **dict.fromkeys(claimed, config.name)}
+        self._give_pairs({**self._pairs, **dict.fromkeys(claimed, config.name)})
         link = Link(
             config=config,
             retry_at=now if start_at is None else start_at,
@@ -110,6 +127,7 @@ class Endpoint:
         )
         self._links[config.name] = link
         self._note(link)
+        self._claim(link, now)
 
     def update_link(self, config: LinkConfig, now: float) -> None:
         """Change a link; others are left alone. Raises UnknownLink, ValueError."""
@@ -134,25 +152,49 @@ class Endpoint:
             local_identities(config) != local_identities(links[name].config)
             for name, config in changed.items()
         ):
-            self._claim(changed, identities)
+            self._claim_pairs(changed, identities)
         for name, link in links.items():
             link.reconfigure(self._node, changed[name], now)
             self._note(link)
+        for link in links.values():
+            self._claim(link, now)
 
-    def _claim(
+    def _claim_pairs(
         self, changed: Mapping[str, LinkConfig], identities: Iterable[Identity] | None
     ) -> None:
         """Who has which pair of identities, once these links are changed. Raises ValueError."""
         held = self._node.identities
         if identities is not None:
             held = {identity.fingerprint: identity for identity in identities}
-        pairs: dict[tuple[Fingerprint, Fingerprint], str] = {}
+        pairs: dict[_Pair, str] = {}
         # Those that stay as they are first: it is a changed one that is told
         for name in sorted(self._links, key=changed.__contains__):
             config = changed.get(name, self._links[name].config)
             pairs.update(dict.fromkeys(_claimed(config, pairs, held), name))
-        self._pairs, self._node.identities = pairs, held
+        self._node.identities = held
+        self._give_pairs(pairs)
         self._index_identities()
+
+    def _give_pairs(self, pairs: dict[_Pair, str]) -> None:
+        """Let these links have these pairs of identities from now on.
+
+        What was used up stays used up, whoever has the pair: a biscuit handed out before a link
+        got its pair is dead, and so is the answer that is kept for an exchange under a pair that
+        the link has no more.
+        """
+        before, self._pairs = self._pairs, pairs
+        last = self._node.biscuit_keys.next_number - 1
+        came = {pair for pair, name in pairs.items() if before.get(pair) != name}
+        self._dead = {pair: last if pair in came else self._dead[pair] for pair in pairs}
+        for pair, name in before.items():
+            link = self._links.get(name)
+            if link is not None and pairs.get(pair) != name:
+                answering.forget(link, pair)
+        for pair in came:
+            link = self._links.get(pairs[pair])
+            if link is not None:
+                # Nobody knows what was left unanswered under this pair: as after a start
+                link.has_completed = False
 
     def end_key(self, name: str, at: float, now: float) -> None:
         """Let the key that a link has live until `at` at the latest, and begin an exchange for
@@ -165,10 +207,11 @@ class Endpoint:
     def remove_link(self, name: str) -> None:
         """Forget a link. Raises UnknownLink."""
         link = self._link(name)
-        link.exchange = link.kept = link.peer = link.adopted_wireguard_key = None
+        link.exchange = link.kept = None
         self._note(link)
+        self._note_wireguard_keys(name, set(self._indexed[name][3]), set())
         del self._links[name], self._indexed[name]
-        self._pairs = {pair: owner for pair, owner in self._pairs.items() if owner != name}
+        self._give_pairs({pair: owner for pair, owner in self._pairs.items() if owner != name})
 
     def hold(self) -> None:
         """Begin no more exchanges; those under way go on: before a stop."""
@@ -360,9 +403,11 @@ class Endpoint:
     ) -> None:
         digest = hashlib.sha256(local.digest + fragment.exchange_id + body).digest()
         cached = self._hellos.get(digest)
-        if cached is not None and now < cached[0]:
-            self._node.send_datagrams(cached[1], source)
-            return
+        if cached is not None and now < cached.until:
+            if cached.number > self._dead.get(cached.pair, cached.number):
+                self._node.send_datagrams(cached.datagrams, source)
+                return
+            del self._hellos[digest]  # the pair has changed hands: that biscuit is dead
         if self._load.is_high(now) and not self._load.admits(source, now):
             raise PacketRejected("rate")
         self._load.charge(now)
@@ -385,7 +430,9 @@ class Endpoint:
         datagrams = wire.datagrams(fragments)
         self._forget_hellos(now)
         if len(self._hellos) < HELLO_CACHE_ENTRIES:
-            self._hellos[digest] = (now + HELLO_CACHE_SECONDS, datagrams)
+            self._hellos[digest] = _KeptHello(
+                now + HELLO_CACHE_SECONDS, datagrams, (local, initiator), number
+            )
         self._node.send_datagrams(datagrams, source)
 
     def _init_conf_untrusted(
@@ -413,6 +460,8 @@ class Endpoint:
         name = self._pairs.get((local, biscuit.initiator))
         if name is None:
             raise PacketRejected("unknown peer")
+        if biscuit.number <= self._dead[local, biscuit.initiator]:
+            raise PacketRejected("old biscuit")
         link = self._links[name]
         opened = responder.open_init_conf_untrusted(
             suite, biscuit, body, exchange_id=fragment.exchange_id, local=local
@@ -423,13 +472,15 @@ class Endpoint:
             opened,
             source=source,
             digest=digest,
-            others=self._wireguard_keys_of_others(name),
+            claims=self._claims,
             now=now,
         )
         self._note(link)
+        self._claim(link, now)
 
-    def _wireguard_keys_of_others(self, name: str) -> Container[bytes]:
-        return _KeysOfOthers(self._wireguard_keys, name)
+    @property
+    def _claims(self) -> Claims:
+        return Claims(self._links, self._wireguard_keys)
 
     # ---- as the initiator
 
@@ -474,8 +525,9 @@ class Endpoint:
         elif kind is MessageType.RESP_HELLO:
             initiating.resp_hello_untrusted(link, self._node, body, now)
         elif kind is MessageType.RESP_CONF:
-            others = self._wireguard_keys_of_others(link.name)
-            initiating.resp_conf_untrusted(link, self._node, body, others, now)
+            initiating.resp_conf_untrusted(link, self._node, body, self._claims, now)
+            self._note(link)
+            self._claim(link, now)
         else:
             initiating.reject_untrusted(link, self._node, body, now)
 
@@ -520,8 +572,8 @@ class Endpoint:
     def _forget_hellos(self, now: float) -> None:
         # All live equally long, so the oldest stands first
         while self._hellos:
-            digest, (until, _) = next(iter(self._hellos.items()))
-            if now < until:
+            digest, kept = next(iter(self._hellos.items()))
+            if now < kept.until:
                 return
             del self._hellos[digest]
 
@@ -550,19 +602,33 @@ class Endpoint:
                 self._kept[kept] = link.name
         if at is not None and (again or before[2] != at):
             heapq.heappush(self._timers, (at, link.name))
-        wireguard_key = link.peer_wireguard_key
-        if before[3] != wireguard_key:
-            self._note_wireguard_key(link.name, before[3], wireguard_key)
-        self._indexed[link.name] = (exchange_id, kept, at, wireguard_key)
+        keys = (link.peer_wireguard_key, link.config.peer_wireguard_key, installing(link))
+        if before[3] != keys:
+            self._note_wireguard_keys(link.name, set(before[3]), set(keys))
+        self._indexed[link.name] = (exchange_id, kept, at, keys)
 
-    def _note_wireguard_key(self, name: str, before: bytes | None, now: bytes | None) -> None:
-        """A link's peer has another WireGuard key; two links may have the same for a while."""
-        if before is not None:
-            left = self._wireguard_keys.pop(before) - {name}
-            if left:
-                self._wireguard_keys[before] = left
-        if now is not None:
-            self._wireguard_keys[now] = self._wireguard_keys.get(now, frozenset()) | {name}
+    def _note_wireguard_keys(
+        self, name: str, before: set[bytes | None], now: set[bytes | None]
+    ) -> None:
+        """A link has to do with other WireGuard keys; several links may with the same one."""
+        for key in before - now:
+            if key is not None:
+                left = self._wireguard_keys.pop(key) - {name}
+                if left:
+                    self._wireguard_keys[key] = left
+        for key in now - before:
+            if key is not None:
+                self._wireguard_keys[key] = self._wireguard_keys.get(key, frozenset()) | {name}
+
+    def _claim(self, link: Link, now: float) -> None:
+        """Let a link have the WireGuard key that is its peer's, wherever another one has it."""
+        claims = self._claims
+        claims.take(link, self._node, now)
+        claims.give_back(link, self._node, now)
+        for name in {
+            event.link for event in self._node.events if isinstance(event, WireGuardKeyYielded)
+        }:
+            self._note(self._links[name])
 
     # ---- what comes out
 
@@ -593,8 +659,11 @@ class Endpoint:
         two ends turn out to hold different ones.
         """
         link = self._link(name)
+        if answering.wants_keys(link, token):
+            answering.check_claim(link, self._node, self._claims, now)
         link.external_keys(self._node, token, keys, now, holders=holders)
         self._note(link)
+        self._claim(link, now)
 
     def external_keys_failed(
         self,
@@ -622,6 +691,7 @@ class Endpoint:
         link = self._link(name)
         link.key_installed(self._node, token, now)
         self._note(link)
+        self._claim(link, now)
 
     def install_failed(self, name: str, token: bytes, detail: str, now: float) -> None:
         """Answer KeyEstablished: it could not be installed. Raises UnknownLink."""
@@ -649,16 +719,27 @@ class Endpoint:
         wireguard_key: bytes,
         installed_at: float,
         expires_at: float,
+        proved: bool = False,
     ) -> None:
-        """Take over a key that an earlier run installed for a peer with this WireGuard key.
-
-        Raises UnknownLink.
+        """Take over a key that an earlier run installed for a peer with this WireGuard key;
+        `proved` if a WireGuard handshake was made with it. Raises UnknownLink.
         """
         link = self._link(name)
         link.adopt(
-            key_id, wireguard_key=wireguard_key, installed_at=installed_at, expires_at=expires_at
+            key_id,
+            wireguard_key=wireguard_key,
+            installed_at=installed_at,
+            expires_at=expires_at,
+            proved=proved,
         )
         self._note(link)
+        self._claim(link, installed_at)
+
+    def key_taken_up(self, name: str, wireguard_key: bytes) -> None:
+        """A WireGuard handshake with the peer of this WireGuard key (32 bytes) has taken up a key
+        of the link: the peer has that WireGuard key, and has the last answer. Raises UnknownLink.
+        """
+        self._link(name).taken_up(wireguard_key)
 
     def fire(self, name: str, timer: Timer, now: float) -> None:
         """Let one timer of one link be up, whatever its time: for tests that explore orders."""
@@ -685,6 +766,7 @@ class Endpoint:
         twin._node = self._node.copy()
         twin._links = {name: link.copy() for name, link in self._links.items()}
         twin._pairs = dict(self._pairs)
+        twin._dead = dict(self._dead)
         twin._exchanges = dict(self._exchanges)
         twin._kept = dict(self._kept)
         twin._wireguard_keys = dict(self._wireguard_keys)
@@ -715,15 +797,16 @@ class Endpoint:
                 tuple(self._reassembly.partials.items()),
                 tuple(node.outbox),
                 tuple(node.events),
+                tuple(self._dead.items()),
             )
         return (*shared, links)
 
 
 def _claimed(
     config: LinkConfig,
-    pairs: Mapping[tuple[Fingerprint, Fingerprint], str],
+    pairs: Mapping[_Pair, str],
     held: Mapping[Fingerprint, Identity],
-) -> frozenset[tuple[Fingerprint, Fingerprint]]:
+) -> frozenset[_Pair]:
     """The pairs of identities of a link, where no other link has one of them. Raises ValueError."""
     claimed = local_identities(config)
     for pair in claimed:
@@ -739,20 +822,9 @@ def _claimed(
     return claimed
 
 
-@dataclass(frozen=True, slots=True)
-class _KeysOfOthers:
-    """The WireGuard keys of the peers of all links but one."""
-
-    index: Mapping[bytes, frozenset[str]]
-    name: str
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and bool(self.index.get(key, frozenset()) - {self.name})
-
-
-_Indexed = tuple[bytes | None, bytes | None, float | None, bytes | None]
-"""Of a link: exchange id, digest of the kept answer, next timer, the peer's WireGuard key."""
-_NOT_INDEXED: _Indexed = (None, None, None, None)
+_Indexed = tuple[bytes | None, bytes | None, float | None, tuple[bytes | None, ...]]
+"""Of a link: exchange id, digest of the kept answer, next timer, WireGuard keys of the peer's."""
+_NOT_INDEXED: _Indexed = (None, None, None, ())
 _FIXED_LENGTHS = {
     MessageType.INIT_CONF: wire.INIT_CONF_LENGTH,
     MessageType.RESP_CONF: wire.RESP_CONF_PAYLOAD_LENGTH + wire.AEAD_TAG_LENGTH,

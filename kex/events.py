@@ -147,6 +147,24 @@ class KeyConfirmed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WireGuardKeyContested(Event):
+    """The link's peer announced a WireGuard key (32 bytes) that the link `other` keeps."""
+
+    other: str
+    wireguard_key: bytes
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class WireGuardKeyYielded(Event):
+    """The link had a WireGuard key (32 bytes) of its peer's that nothing proved, and the peer of
+    `other` has announced it, or has it pinned: take the peer off the interface."""
+
+    other: str
+    wireguard_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class LinkExpired(Event):
     """The key's lifetime is over and no other took its place: close the link."""
 

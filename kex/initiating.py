@@ -5,11 +5,11 @@ The steps themselves are in kex.exchange; here is what they change in the link, 
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import replace
 
 from kex import exchange as steps
 from kex import order, timing, wire
+from kex.claims import Claims
 from kex.errors import KexError, MalformedAnswer, PacketRejected
 from kex.events import (
     ExchangeFailed,
@@ -157,9 +157,9 @@ def resp_hello_untrusted(link: LinkState, node: Node, body: bytes, now: float) -
 
 
 def resp_conf_untrusted(
-    link: LinkState, node: Node, body: bytes, others: Container[bytes], now: float
+    link: LinkState, node: Node, body: bytes, claims: Claims, now: float
 ) -> None:
-    """CO1. `others` are the WireGuard keys of other links."""
+    """CO1."""
     exchange = link.exchange
     if exchange is None or exchange.phase is not Phase.CONF:
         raise PacketRejected("phase")
@@ -170,7 +170,9 @@ def resp_conf_untrusted(
         _cannot_read(link, node, "RespConf", error, now)
         return
     present = sum(external.present for external in exchange.external)
-    problem = link.conflict(answer.announcement, others)
+    if claims.is_busy(link, answer.announcement):
+        raise PacketRejected("WireGuard key busy")  # the peer says it again
+    problem = claims.objection(link, node, answer.announcement, now)
     if answer.suite != suite.number or answer.mixed != present:
         problem = "the peer mixed other external keys or used another suite"
     if problem:
@@ -295,7 +297,8 @@ def installed(link: LinkState, node: Node, now: float) -> None:
         raise KexError("INSTALLING without a key")
     end(link, Input.INSTALLED)
     link.learnt_address = own.address
-    link.retry_at = None
+    link.retry_at = link.answered_at = None
+    link.unheard = 0
     established = own.established
     link.installed(node, established.key.key_id, established.peer, Role.INITIATOR, now)
 

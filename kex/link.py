@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from kex import answering, initiating, timing
+from kex import answering, claims, initiating, timing
 from kex.events import LinkExpired, RejectCode, StartReason
 from kex.exchange import Phase
 from kex.external import ExternalKey
@@ -83,7 +83,7 @@ class Link(LinkState):
         if self.key is None:
             return
         node.emit(LinkExpired(self.name, self.key.key_id))
-        self.key = None
+        self.key = self.proved = None
         self.renew_at = None
         if not self.exchange_due:
             self.owe(StartReason.FIRST_KEY, now)
@@ -163,11 +163,18 @@ class Link(LinkState):
         initiating.start(self, node, reason, now)
 
     def adopt(
-        self, key_id: str, *, wireguard_key: bytes, installed_at: float, expires_at: float
+        self,
+        key_id: str,
+        *,
+        wireguard_key: bytes,
+        installed_at: float,
+        expires_at: float,
+        proved: bool = False,
     ) -> None:
         """Take over a key that an earlier run of the daemon installed."""
         self.key = LinkKey(key_id, installed_at, expires_at)
         self.adopted_wireguard_key = wireguard_key
+        self.proved = wireguard_key if proved else None
 
     def reconfigure(self, node: Node, config: LinkConfig, now: float) -> None:
         """Take a changed configuration; an exchange in flight has announced the old one."""
@@ -176,10 +183,23 @@ class Link(LinkState):
             return
         if config.address != before.address:
             self.learnt_address = None
+        if not set(config.remotes) & set(before.remotes):
+            self._forget_peer()
         if self.exchange is not None and self.exchange.phase is not Phase.INSTALLING:
             initiating.abandon(self, node, now)
         elif config.wireguard_key != before.wireguard_key or config.own_pair != before.own_pair:
             self.owe(StartReason.REQUESTED, now)
+
+    def _forget_peer(self) -> None:
+        """It is another peer: what the one before has said, and where it was, is not this one's."""
+        self.peer = self.adopted_wireguard_key = self.proved = self.on_trial = None
+        self.learnt_address = self.session_at = self.cookie = self.answered_at = None
+        self.unheard = 0
+
+    def taken_up(self, wireguard_key: bytes) -> None:
+        """A WireGuard handshake has taken a key of this link up, with this key of the peer's."""
+        claims.prove(self, wireguard_key)
+        self.answered_at, self.unheard = None, 0
 
     def end_key(self, at: float, now: float) -> None:
         """The key lives until `at` at the latest, and another one is owed."""

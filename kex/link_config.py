@@ -32,6 +32,8 @@ class LinkConfig:
     """How many external keys `require` asks for."""
     interval: int = MIN_INTERVAL
     lifetime: int = 600
+    peer_wireguard_key: bytes | None = None
+    """The one WireGuard key (32 bytes) that the peer may announce, where that is configured."""
 
     def __post_init__(self) -> None:
         if not self.locals or not self.remotes:
@@ -47,6 +49,8 @@ class LinkConfig:
             )
         if len(self.wireguard_key) != 32:
             raise ValueError(f"link {self.name}: a WireGuard key has 32 bytes")
+        if self.peer_wireguard_key is not None and len(self.peer_wireguard_key) != 32:
+            raise ValueError(f"link {self.name}: the peer's WireGuard key has 32 bytes")
         if len(self.prefixes) > MAX_PREFIXES:
             raise ValueError(f"link {self.name}: more than {MAX_PREFIXES} prefixes announced")
         if not MIN_INTERVAL <= self.interval <= MAX_INTERVAL:

@@ -6,7 +6,6 @@ answer, the exchange in flight.
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from kex.address import Address
 from kex.errors import KexError
 from kex.events import KeyConfirmed, Role, StartReason
 from kex.exchange import Exchange, Phase
+from kex.identity import Fingerprint
 from kex.link_config import LinkConfig
 from kex.node import Node
 from kex.payload import Announcement
@@ -41,6 +41,8 @@ class KeptAnswer:
 
     digest: bytes
     fragments: tuple[Fragment, ...] | None
+    pair: tuple[Fingerprint, Fingerprint]
+    """Identities (ours, theirs) of the exchange."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,18 @@ class LinkState:
     """What the peer said in the last exchange."""
     adopted_wireguard_key: bytes | None = None
     """The peer's, while it has said nothing since the daemon's start."""
+    proved: bytes | None = None
+    """The peer's WireGuard key, once a WireGuard handshake was made with it while the link had a
+    key: kex.claims."""
+    on_trial: bytes | None = None
+    """The peer's WireGuard key that was taken over from another link and may be proved yet."""
+    trial_at: float | None = None
+    """When the last such trial began."""
+    answered_at: float | None = None
+    """When the peer's last exchange was answered with a key that no WireGuard handshake has taken
+    up yet."""
+    unheard: int = 0
+    """Such exchanges in a row after each of which the peer soon began again."""
     announced: Announcement | None = None
     """What this end said last."""
     session_at: float | None = None
@@ -153,17 +167,6 @@ class LinkState:
             can_start=self.config.address is not None,
         )
 
-    def conflict(self, peer: Announcement, others: Container[bytes]) -> str:
-        """What is wrong with the peer's WireGuard key; empty if nothing is.
-
-        `others` are the WireGuard keys of other links.
-        """
-        if peer.wireguard_key == self.config.wireguard_key:
-            return "the WireGuard key is this end's own"
-        if peer.wireguard_key in others:
-            return "the WireGuard key is in use on another link"
-        return ""
-
     def owe(self, reason: StartReason, at: float) -> None:
         """An exchange is owed at `at`, or sooner if one already was."""
         if self.retry_at is None or at < self.retry_at:
@@ -177,6 +180,8 @@ class LinkState:
             self.owe(StartReason.REQUESTED, now)  # the peer was told of one that is gone
         self.key = LinkKey(key_id, now, now + self.config.lifetime)
         self.peer = peer
+        if self.proved != peer.wireguard_key:
+            self.proved = None
         self.failures = self.refusals = 0
         self.skip_external = False  # it was for the exchange after the one that was refused
         self.schedule_renewal(node, now)
@@ -215,5 +220,14 @@ _TIMES = (
     "exchange_deadline",
     "responder_deadline",
     "requested_at",
+    "trial_at",
 )
-_COUNTS = ("failures", "refusals", "retransmit_interval", "cookie_until", "retry_reason")
+_COUNTS = (
+    "failures",
+    "refusals",
+    "unheard",
+    "answered_at",
+    "retransmit_interval",
+    "cookie_until",
+    "retry_reason",
+)

@@ -21,6 +21,8 @@ RETRANSMIT_JITTER = 0.25
 GIVE_UP_SECONDS = 15.0
 INITIATOR_KEYS_SECONDS = 30.0
 RESPONDER_KEYS_SECONDS = 8.0
+BEGINS_AGAIN_SECONDS = 60.0
+"""An exchange of the peer's that begins this soon after an answer is not its regular renewal."""
 RETRY_FIRST = 1.0
 RETRY_LAST = 30.0
 """Between exchanges that are refused: 1 s, doubling to 30 s."""

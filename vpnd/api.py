@@ -288,6 +288,8 @@ class PeerInfo(TypedDict):
     local_identity: NotRequired[list[str]]
     """Names of this node's identities for this link; empty where none are named."""
     wireguard_endpoint: NotRequired[str | None]
+    wireguard_key: NotRequired[str | None]
+    """The one WireGuard public key that the peer may announce; null: any."""
     on_stop: NotRequired[str]
     """keep or close."""
 
@@ -308,6 +310,7 @@ class PeerRequest(TypedDict):
     protect: NotRequired[list[str] | None]
     local_identity: NotRequired[str | list[str]]
     wireguard_endpoint: NotRequired[str | None]
+    wireguard_key: NotRequired[str | None]
     on_stop: NotRequired[str | None]
     external_keys: NotRequired[dict[str, Any]]
     """The table [external_keys], whole."""
@@ -325,6 +328,7 @@ class PeerChange(TypedDict, total=False):
     protect: list[str] | None
     local_identity: str | list[str] | None
     wireguard_endpoint: str | None
+    wireguard_key: str | None
     on_stop: str | None
     external_keys: dict[str, Any] | None
     """The table [external_keys], whole."""

@@ -55,10 +55,27 @@ def check(draft: Draft) -> Iterator[ConfigProblem]:
     yield from _check_marks(draft)
     yield from check_identities(draft.peers, draft.sources, draft.identities)
     yield from _check_prefixes(draft)
+    yield from _check_wireguard_keys(draft)
     for peer in draft.peers.values():
         tunnel, source = draft.tunnels.get(peer.tunnel), draft.sources[peer.name]
         yield from _check_peer(peer, tunnel, source)
         yield from check_external(peer, tunnel, draft.key_sources, source)
+
+
+def _check_wireguard_keys(draft: Draft) -> Iterator[ConfigProblem]:
+    """An interface has one peer for a WireGuard key."""
+    owners: dict[tuple[str, str], str] = {}
+    for peer in draft.peers.values():
+        if peer.wireguard_key is None:
+            continue
+        place = (peer.tunnel, peer.wireguard_key)
+        if place in owners:
+            yield draft.sources[peer.name].problem(
+                ("wireguard_key",),
+                f"is the WireGuard key of peer {owners[place]}, too",
+                "on a tunnel each peer has a key of its own",
+            )
+        owners.setdefault(place, peer.name)
 
 
 def notes(draft: Draft) -> Iterator[ConfigProblem]:

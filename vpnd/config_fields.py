@@ -6,6 +6,7 @@ FieldError. Standard library and `kex.identity` only, so that a command line can
 
 from __future__ import annotations
 
+import base64
 import difflib
 import re
 from collections.abc import Callable, Sequence
@@ -36,6 +37,11 @@ MAX_NAME_BYTES: Final = 64
 DEFAULT_EXCHANGE_PORT: Final = 51821
 MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path with its terminating zero
 
+WIREGUARD_KEY_LENGTH: Final = 32
+_WIREGUARD_KEY_HINT: Final = (
+    "44 characters, as `wg show INTERFACE public-key` prints on the other node; `vpnctl status` "
+    "there shows it, too"
+)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_=+.-]{0,14}", re.ASCII)  # IFNAMSIZ - 1
 _MAX_DEVICE_BYTES: Final = 15  # IFNAMSIZ - 1
@@ -206,6 +212,23 @@ def fingerprint(value: object) -> Fingerprint:
         return Fingerprint.parse(found)
     except InvalidIdentity as error:
         raise FieldError(f"is not a fingerprint: {error}", error.hint) from None
+
+
+def wireguard_key(value: object) -> str:
+    """A WireGuard public key, as `wg` writes it: 44 characters of base64."""
+    found = text(value)
+    try:
+        key = base64.b64decode(found, validate=True)
+    except ValueError:
+        key = b""
+    # One way to write a key, so that two that are the same look the same; a public one is a number
+    # below 2^255 (RFC 7748)
+    plain = len(key) == WIREGUARD_KEY_LENGTH and key[-1] < 0x80
+    if not plain or base64.b64encode(key).decode() != found:
+        raise FieldError("is not a WireGuard public key", _WIREGUARD_KEY_HINT)
+    if not any(key):
+        raise FieldError("is no key: all of its bits are zero", _WIREGUARD_KEY_HINT)
+    return found
 
 
 def prefix(value: object) -> Prefix:

@@ -6,6 +6,7 @@ collects every error of a table at once.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -248,6 +249,8 @@ class _PeerTable(Table):
     wireguard_endpoint: Annotated[Endpoint, PlainValidator(fields.endpoint)] | None = None
     """Where the peer's WireGuard is; None: at the address of its key exchange, at the port that
     it announces. For a firewall that maps ports."""
+    wireguard_key: Annotated[str, PlainValidator(fields.wireguard_key)] | None = None
+    """The one WireGuard public key that the peer may announce, in base64; None: any."""
     local_identity: Annotated[
         tuple[Name, ...],
         BeforeValidator(_list_of_one),
@@ -290,6 +293,11 @@ class PeerConfig(_PeerTable):
     file: Path
     tunnel: str
     key_lifetime: int
+
+    @property
+    def pinned_wireguard_key(self) -> bytes | None:
+        """`wireguard_key` as 32 bytes."""
+        return None if self.wireguard_key is None else b64decode(self.wireguard_key)
 
     @property
     def fingerprint(self) -> Fingerprint:

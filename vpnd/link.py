@@ -26,6 +26,8 @@ from kex.events import (
     RejectCode,
     RejectSent,
     StartReason,
+    WireGuardKeyContested,
+    WireGuardKeyYielded,
 )
 from kex.identity import Fingerprint
 from tun import PeerStatus, Prefix, TunError
@@ -53,6 +55,10 @@ time for an exchange under another identity of the list, and for a second one if
 UNPINNED: Final = (
     "the identity that the key was agreed with is no longer the peer's, and no exchange gave a new "
     "one"
+)
+
+OTHER_WIREGUARD_KEY: Final = (
+    "the peer had another WireGuard key than the one that is pinned, and no exchange gave a new one"
 )
 
 
@@ -205,18 +211,26 @@ class ManagedLink:
         if elsewhere != (before.endpoint, before.wireguard_endpoint):
             self._resolve.set()
             self.exchanges.want()
+        if peer.wireguard_key != before.wireguard_key:
+            self.exchanges.want()  # the one before may have been what was refused
         if self.external.take(peer):
             self.exchanges.want()  # the key in use is one of another policy
         self._end_unpinned(at_once=not set(peer.identity) & set(before.identity))
         self.report.refresh()
 
     def _end_unpinned(self, *, at_once: bool) -> None:
-        """A key that was agreed with an identity which is not the peer's any more has to go."""
+        """A key that was agreed with an identity which is not the peer's any more has to go, and so
+        has one for another WireGuard key than the pinned one."""
         identity = self.wireguard.identity
-        pinned = {fingerprint.text() for fingerprint in self.peer.identity}
-        if not self.exchanges.joined or identity is None or identity in pinned:
+        if not self.exchanges.joined or identity is None:
             return
-        self.report.end_reason = UNPINNED
+        pinned, key = self.peer.pinned_wireguard_key, self.wireguard.public_key
+        if pinned is not None and pinned != key:
+            at_once, self.report.end_reason = True, OTHER_WIREGUARD_KEY
+        elif identity in {fingerprint.text() for fingerprint in self.peer.identity}:
+            return
+        else:
+            self.report.end_reason = UNPINNED
         self.wireguard.expires_at = boottime() + (0 if at_once else UNPINNED_SECONDS)
         self.exchanges.end_key(self.wireguard.expires_at)
 
@@ -260,7 +274,9 @@ class ManagedLink:
             return
         self.report.adopted = True
         self.external.watch.adopted(record.key_id)
-        self.exchanges.adopt(record)
+        self.exchanges.adopt(record, proved=self.wireguard.watch.stamp is not None)
+        if self.wireguard.public_key is None:
+            return  # another link pins the peer's WireGuard key
         self.exchanges.session_started(self.wireguard.watch.session_at, boottime())
         self._journal.record("link_adopted", peer=self.name, key_id=self.wireguard.watch.newest_id)
 
@@ -300,6 +316,7 @@ class ManagedLink:
             self.exchanges.session_started(self.wireguard.watch.session_at, now)
         if taken_up is not None:
             self._journal.record("key_in_force", peer=self.name, key_id=taken_up.key_id)
+            self.exchanges.key_taken_up(self.wireguard.public_key)
         if self.wireguard.watch.overdue(self.peer.keepalive, now):
             self.exchanges.want(StartReason.HANDSHAKE_OVERDUE)
         self.report.refresh()
@@ -346,6 +363,14 @@ class ManagedLink:
                 self._work.set()
             case ExternalKeysWanted():
                 self.external.wanted(event)
+            case WireGuardKeyContested():
+                self.report.key_contested(event)
+            case WireGuardKeyYielded():
+                self.report.key_yielded(event)
+                self.external.watch.forget_keys()
+                self.wireguard.give_up()
+                self._to_close = True
+                self._work.set()
             case LinkExpired():
                 self.report.expired(event)
                 self.external.watch.forget_keys()
@@ -419,11 +444,16 @@ class ManagedLink:
         if in_force is not None and in_force != in_force_before:
             # Between the last dump and the new key WireGuard had shaken hands
             self._journal.record("key_in_force", peer=self.name, key_id=in_force.key_id)
+            if before == self.wireguard.public_key:
+                self.exchanges.key_taken_up(before)
         self.external.established(event, "" if in_force is None else in_force.key_id)
         self.exchanges.installed(event)
         self._update_exchanges()  # a fallback may be over
         if self.external.wants_another:
             self.exchanges.want()
+        if self.exchanges.unheard:
+            # One begun here may get through, or is told what the peer does not accept
+            self.exchanges.want(StartReason.HANDSHAKE_OVERDUE)
         self._end_unpinned(at_once=True)  # the list may have changed while it was installed
         try:
             await self.wireguard.follow(event)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import trio
 
 from kex.address import Address
@@ -19,6 +21,10 @@ from vpnd.link_external import Asked, LinkExternal
 from vpnd.link_record import LinkRecord
 from vpnd.resolver import PeerAddresses
 from vpnd.tunnels import ManagedTunnel
+
+UNHEARD: Final = 3
+"""Answered exchanges in a row after each of which the peer began again: that many come of no
+restart, and of no hurry of an operator's."""
 
 
 class LinkExchanges:
@@ -71,8 +77,9 @@ class LinkExchanges:
             self._engine.handle_events(self._peer.name, handler)
             self.joined, self._wireguard_key = True, wireguard_key
 
-    def adopt(self, record: LinkRecord) -> None:
-        """Go on with the key that an earlier run has set."""
+    def adopt(self, record: LinkRecord, *, proved: bool) -> None:
+        """Go on with the key that an earlier run has set; `proved` if WireGuard has made a
+        handshake with the peer."""
         with self._engine.driving() as (endpoint, _):
             endpoint.adopt(
                 self._peer.name,
@@ -80,6 +87,7 @@ class LinkExchanges:
                 wireguard_key=bytes.fromhex(record.wireguard_key),
                 installed_at=record.installed_at,
                 expires_at=record.expires_at,
+                proved=proved,
             )
 
     def leave(self) -> None:
@@ -138,6 +146,7 @@ class LinkExchanges:
             external_at_least=peer.external_keys.minimum,
             interval=peer.rekey_interval,
             lifetime=peer.key_lifetime,
+            peer_wireguard_key=peer.pinned_wireguard_key,
         )
 
     # ---- exchanges that are wanted
@@ -190,6 +199,17 @@ class LinkExchanges:
         if at is not None:
             with self._engine.driving() as (endpoint, _):
                 endpoint.session_started(self._peer.name, at, now)
+
+    def key_taken_up(self, wireguard_key: bytes | None) -> None:
+        """A WireGuard handshake with the peer that has this key took up a key of the link."""
+        if self.joined and wireguard_key is not None:
+            with self._engine.driving() as (endpoint, _):
+                endpoint.key_taken_up(self._peer.name, wireguard_key)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether the peer begins again after each answer that it gets from here."""
+        return self.state is not None and self.state.unheard >= UNHEARD
 
     def end_key(self, at: float) -> None:
         """Let the key live until `at` at the latest, and have another one."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from vpnd.api import LinkState
 from vpnd.link_peer import UNCERTAIN
+
+UNHEARD: Final = (
+    "the peer begins again after each of our answers: they do not reach it, or it does not accept "
+    "them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,8 @@ class Facts:
     renewal_problem: str = ""
     external: str = ""
     """What of the external keys is not as configured: a fallback, a source that is missing."""
+    unheard: bool = False
+    """The peer begins again after each of our answers."""
     second_identity: bool = False
     adopted: bool = False
 
@@ -48,15 +56,20 @@ def judge(facts: Facts) -> tuple[LinkState, str]:
 
 
 def _with_key(facts: Facts) -> tuple[LinkState, str]:
+    unheard = UNHEARD if facts.unheard else ""
     if facts.dead:
         # No number that changes with every look: a reason is told when it changes
-        return LinkState.DOWN, f"no WireGuard handshake for {facts.minutes_silent} min or more"
+        silent = f"no WireGuard handshake for {facts.minutes_silent} min or more"
+        return LinkState.DOWN, "; ".join(filter(None, (silent, facts.renewal_problem, unheard)))
     if facts.doubtful:
         return LinkState.DEGRADED, UNCERTAIN
     if not facts.in_force:
-        return LinkState.INSTALLED, "waits for WireGuard's first handshake"
-    if facts.external or facts.renewal_problem:
-        return LinkState.DEGRADED, "; ".join(filter(None, (facts.external, facts.renewal_problem)))
+        waits = "waits for WireGuard's first handshake"
+        problem = facts.renewal_problem if unheard else ""
+        return LinkState.INSTALLED, "; ".join(filter(None, (waits, problem, unheard)))
+    troubles = tuple(filter(None, (facts.external, facts.renewal_problem, unheard)))
+    if troubles:
+        return LinkState.DEGRADED, "; ".join(troubles)
     if facts.second_identity:
         return LinkState.DEGRADED, "the peer used its second identity"
     return LinkState.ACTIVE, "adopted after a restart" if facts.adopted else ""

@@ -75,6 +75,8 @@ class WireGuardPeer:
         """Whether somebody changed where the peer is, and no exchange was completed since."""
         self.closed_while_away = False
         """Whether `adopt` found a key whose lifetime was over."""
+        self._given_up = False
+        """Whether another link got the peer's WireGuard key, and the routes are still there."""
         self.record_fault = ""
         """Why the record on disk is not the one it should be; it is tried again."""
 
@@ -128,7 +130,8 @@ class WireGuardPeer:
     def adopt(self, peers: Mapping[bytes, PeerStatus]) -> LinkRecord | None:
         """Take over what an earlier run put on the interface; its record if there is any.
 
-        A peer whose identity is no longer configured, or whose key's lifetime is over, has to go.
+        A peer whose identity or WireGuard key is not the one that is configured, or whose key's
+        lifetime is over, has to go.
         """
         record = self._records.load(self._peer.name)
         if record is None or record.tunnel != self._tunnel.name:
@@ -139,7 +142,9 @@ class WireGuardPeer:
             return None
         identities = [fingerprint.text() for fingerprint in self._peer.identity]
         self.closed_while_away = record.expires_at <= boottime()
-        if record.identity not in identities or self.closed_while_away:
+        pinned = self._peer.pinned_wireguard_key
+        stranger = record.identity not in identities or pinned not in (None, key)
+        if stranger or self.closed_while_away:
             self._tunnel.discard(key)
             return None
         self._record, self.public_key, self.status = record, key, status
@@ -412,6 +417,15 @@ class WireGuardPeer:
         self.record_fault = ""
         self.watch.reset()
 
+    def give_up(self) -> None:
+        """The peer's WireGuard key is another link's now: it is off the interface before that link
+        sets it. `take_off` does the rest."""
+        key = self.public_key
+        self.forget()
+        if key is not None:
+            self._tunnel.discard(key)
+            self._given_up = True
+
     async def take_off(self, *, with_routes: bool = True) -> None:
         """Take the peer off the interface, and the routes to it; what fails now is tried again."""
         key = self.public_key
@@ -423,8 +437,9 @@ class WireGuardPeer:
                 self._journal.record(
                     "peer_not_removed", peer=self._peer.name, level="error", reason=str(error)
                 )
-            if with_routes:
-                await self._tunnel.set_routes()
+        if with_routes and (key is not None or self._given_up):
+            await self._tunnel.set_routes()
+        self._given_up = False
         self.forget_record()
 
     def forget_record(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,8 @@ from kex.events import (
     LinkExpired,
     RejectSent,
     Role,
+    WireGuardKeyContested,
+    WireGuardKeyYielded,
 )
 from kex.identity import Fingerprint
 from vpnd.api import LinkState
@@ -87,6 +90,8 @@ class LinkReport:
         self._closed_reason = ""
         self._waiting_reason = ""
         self._renewal_problem = ""
+        self._contested: tuple[str, bytes, str] | None = None
+        """What was told last of a WireGuard key that another link has, too."""
 
     def take(self, peer: PeerConfig) -> None:
         """Go by this configuration from now on."""
@@ -134,6 +139,38 @@ class LinkReport:
             level="warning",
             code=code,
             reason=event.detail,
+        )
+
+    def key_contested(self, event: WireGuardKeyContested) -> None:
+        """The peer announced a WireGuard key that another link keeps."""
+        told = (event.other, event.wireguard_key, event.detail)
+        if told == self._contested:
+            return  # it says so again with every exchange
+        self._contested = told
+        self._journal.record(
+            "wireguard_key_contested",
+            peer=self._peer.name,
+            level="warning",
+            other=event.other,
+            wireguard=b64encode(event.wireguard_key).decode(),
+            reason=event.detail,
+        )
+
+    def key_yielded(self, event: WireGuardKeyYielded) -> None:
+        """The peer of another link has the WireGuard key that this link's peer had announced."""
+        self._contested = None
+        self._closed_reason = (
+            f"the WireGuard key that the peer announced is the one of {event.other} now: no "
+            "WireGuard handshake had proved it here, or it is pinned there"
+        )
+        self.problem = Problem("wireguard_key_yielded", self._closed_reason, wall())
+        self._journal.record(
+            "wireguard_key_yielded",
+            peer=self._peer.name,
+            level="error",
+            other=event.other,
+            wireguard=b64encode(event.wireguard_key).decode(),
+            reason=self._closed_reason,
         )
 
     def keys_differ(self, detail: str) -> None:
@@ -186,8 +223,12 @@ class LinkReport:
 
     def confirmed(self, event: KeyConfirmed) -> None:
         self.adopted = False
-        self.end_reason = self._waiting_reason = self._closed_reason = self._renewal_problem = ""
-        self.problem = None
+        self.end_reason = self._waiting_reason = self._closed_reason = ""
+        if not self._exchanges.unheard:
+            # Else it is one more answer that the peer does not take, and what it said of that
+            # stands
+            self._renewal_problem, self.problem = "", None
+            self._contested = None
         self._journal.record(
             "key_installed",
             peer=self._peer.name,
@@ -278,6 +319,7 @@ class LinkReport:
             waiting_reason=self._waiting_reason,
             renewal_problem=self._renewal_problem,
             external=self._external.watch.standing,
+            unheard=self._exchanges.unheard,
             second_identity=self.last is not None and self.last.identity != self._peer.identity[0],
             adopted=self.adopted,
         )

@@ -67,6 +67,7 @@ def _peer_values(settings: PeerSettings) -> dict[str, TomlValue]:
         "wireguard_endpoint": None
         if settings.wireguard_endpoint is None
         else str(settings.wireguard_endpoint),
+        "wireguard_key": settings.wireguard_key,
         "local_identity": _one_or_list(settings.local_identity),
         "tunnel": settings.tunnel,
         "allowed_ips": [str(prefix) for prefix in settings.allowed_ips],

@@ -5,6 +5,7 @@ An interface that is gone is made anew, and the links are told that it is anothe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -249,6 +250,11 @@ class ManagedTunnel:
 
     async def _install(self, peer: PeerSpec, instead_of: bytes | None) -> Installed:
         tunnel = self._live()
+        given_up = self._unwanted.get(peer.public_key, math.inf) <= boottime()
+        if instead_of != peer.public_key and given_up:
+            # Nothing of what it had for another link, prefixes and session, may become this one's
+            async with self._changing:
+                await self._remove(peer.public_key)
         # A renewal does not look first: among many peers it is the looks that take time
         if instead_of == peer.public_key or await tunnel.peer(peer.public_key) is not None:
             try:
@@ -303,7 +309,8 @@ class ManagedTunnel:
         """The same, and wait for it. Raises TunError; it is tried again all the same."""
         self.discard(public_key)
         async with self._changing:
-            await self._remove(public_key)
+            if public_key in self._unwanted:  # else another link has the peer by now
+                await self._remove(public_key)
 
     async def _remove(self, public_key: bytes) -> None:
         if self._tunnel is not None:

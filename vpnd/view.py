@@ -102,6 +102,7 @@ def peer_info(peer: PeerConfig, on_stop: str) -> PeerInfo:
         wireguard_endpoint=None
         if peer.wireguard_endpoint is None
         else str(peer.wireguard_endpoint),
+        wireguard_key=peer.wireguard_key,
         on_stop=peer.on_stop or on_stop,
         key_sources=[str(use) for use in peer.external_keys.uses],
     )

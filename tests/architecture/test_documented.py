@@ -218,7 +218,7 @@ TAKES_A_MESSAGE: dict[str, dict[str, dict[str, int]]] = {
 """What is called with an error's message, and how many arguments stand before it, or what gives
 one: by the section that explains it, and by file."""
 TELL_REASONS = (
-    "kex/answering.py", "kex/initiating.py", "kex/link_state.py",
+    "kex/answering.py", "kex/claims.py", "kex/initiating.py", "kex/link_state.py",
     "vpnd/ask_sources.py", "vpnd/external_policy.py", "vpnd/fallback_watch.py", "vpnd/link.py",
     "vpnd/link_exchanges.py", "vpnd/link_external.py", "vpnd/link_judge.py", "vpnd/link_peer.py",
     "vpnd/link_report.py", "vpnd/listener.py", "vpnd/keysource/certificate_watch.py",

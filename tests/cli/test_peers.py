@@ -23,6 +23,7 @@ def test_add_sends_what_was_asked_for(vpnctl: Vpnctl, daemon: FakeDaemon) -> Non
         "--allow", "10.20.0.0/16",
         "--tunnel", "backbone",
         "--keepalive", "0",
+        "--wireguard-key", "B" * 42 + "A=",
     )  # fmt: skip
     assert ended.code == 0, ended
     assert ended.stderr == ""
@@ -38,6 +39,7 @@ def test_add_sends_what_was_asked_for(vpnctl: Vpnctl, daemon: FakeDaemon) -> Non
                 "allowed_ips": ["10.255.0.2/32", "fd00:255::2/128", "10.20.0.0/16"],
                 "tunnel": "backbone",
                 "keepalive": 0,
+                "wireguard_key": "B" * 42 + "A=",
             },
         )
     ]

@@ -63,8 +63,10 @@ def test_set_sends_what_is_given_and_nothing_else(vpnctl: Vpnctl, daemon: FakeDa
         "peer", "set", "ams1", "--identity", f"{IDENTITY},{OTHER_IDENTITY}",
         "--endpoint", "none", "--keepalive", "0", "--allow", "10.0.0.0/8",
         "--local-identity", "second", "--wireguard-endpoint", "192.0.2.1:4500",
+        "--wireguard-key", "B" * 42 + "A=",
     )  # fmt: skip
     assert ended.code == 0, ended
+    vpnctl("peer", "set", "ams1", "--wireguard-key", "none")
     vpnctl("peer", "set", "ams1", "--keepalive", "5")
     assert daemon.requests == [
         (
@@ -74,18 +76,26 @@ def test_set_sends_what_is_given_and_nothing_else(vpnctl: Vpnctl, daemon: FakeDa
                 "identity": [IDENTITY, OTHER_IDENTITY],
                 "endpoint": None,
                 "wireguard_endpoint": "192.0.2.1:4500",
+                "wireguard_key": "B" * 42 + "A=",
                 "local_identity": ["second"],
                 "allowed_ips": ["10.0.0.0/8"],
                 "keepalive": 0,
             },
         ),
+        ("PATCH", "/v1/peers/ams1", {"wireguard_key": None}),
         ("PATCH", "/v1/peers/ams1", {"keepalive": 5}),
     ]
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("--identity", "vpnd1x"), ("--keepalive", "-1"), ("--endpoint", "host")],
+    [
+        (),
+        ("--identity", "vpnd1x"),
+        ("--keepalive", "-1"),
+        ("--endpoint", "host"),
+        ("--wireguard-key", "x"),
+    ],
     ids=" ".join,
 )
 def test_set_refuses_nonsense(

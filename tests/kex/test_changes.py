@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from kex.events import ExchangeStarted, LinkExpired, StartReason
 from kex.exchange import Phase
+from kex.wire import MessageType
 
-from .harness import finish, identity, run_exchange, same_key, triangle
+from .harness import (
+    NEVER,
+    REQUIRE,
+    Network,
+    agreeing,
+    finish,
+    identity,
+    refused,
+    run_exchange,
+    same_key,
+    triangle,
+)
 
 
 def test_two_links_can_trade_identities_in_one_step() -> None:
@@ -96,3 +109,133 @@ def test_a_key_that_is_ended_early_is_renewed_or_closes() -> None:
     network["left"].take_events(network.now)
     assert [event.link for event in network["left"].events_of(LinkExpired)] == ["right"]
     assert left.link("right").key is None
+
+
+# ---- what was used up stays used up, whoever has the pair of identities
+
+
+def removed_and_pinned_elsewhere(network: Network) -> None:
+    left = network["left"].endpoint
+    third, right = (left.link(name).config for name in ("third", "right"))
+    left.remove_link("right")
+    remotes = (*third.remotes, *right.remotes)
+    left.update_link(replace(third, remotes=remotes), network.now)
+
+
+def traded(network: Network) -> None:
+    left = network["left"].endpoint
+    right, third = (left.link(name).config for name in ("right", "third"))
+    left.update_links(
+        [replace(right, remotes=third.remotes), replace(third, remotes=right.remotes)], network.now
+    )
+
+
+def renamed(network: Network) -> None:
+    left = network["left"].endpoint
+    config = left.link("right").config
+    left.remove_link("right")
+    left.add_link(replace(config, name="starboard"), network.now, start_at=NEVER)
+
+
+def taken_out_and_put_back(network: Network) -> None:
+    left = network["left"].endpoint
+    config = left.link("right").config
+    other = identity(1, "somebody").fingerprint
+    left.update_link(replace(config, remotes=(other,)), network.now)
+    left.update_link(config, network.now)
+
+
+def by_way_of_another_link(network: Network) -> None:
+    traded(network)
+    traded(network)
+
+
+MOVES = [
+    removed_and_pinned_elsewhere,
+    traded,
+    renamed,
+    taken_out_and_put_back,
+    by_way_of_another_link,
+]
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("exchanges", [1, 2])
+def test_a_used_up_init_conf_is_dead_wherever_its_pair_goes(
+    move: Callable[[Network], None], exchanges: int
+) -> None:
+    """The last one, for which an answer is kept, and the one before."""
+    network = triangle()
+    for _ in range(exchanges):
+        run_exchange(network, "right", "left")
+    old = [f for f in network.log if f.type is MessageType.INIT_CONF]
+    left = network["left"]
+    move(network)
+    left.endpoint.datagrams_to_send()
+    left.take_events(network.now)
+    left.endpoint.datagrams_to_send()
+    for flying in old:
+        assert refused(left, flying.data, flying.source, network.now) == "old biscuit"
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_an_init_conf_on_its_way_is_dead_when_its_pair_has_moved(
+    move: Callable[[Network], None],
+) -> None:
+    network = triangle()
+    network.start("right", "left")
+    network.settle_until(MessageType.INIT_CONF)
+    move(network)
+    network["left"].endpoint.datagrams_to_send()
+    network["left"].take_events(network.now)
+    flying = network.in_flight[0]
+    reason = refused(network["left"], flying.data, flying.source, network.now)
+    assert reason == "old biscuit"
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_an_init_hello_that_comes_again_gets_a_biscuit_that_is_good(
+    move: Callable[[Network], None],
+) -> None:
+    """Its answer of before is kept for 10 s, and holds a dead one."""
+    network = triangle()
+    network.start("right", "left")
+    hello = [f for f in network.log if f.type is MessageType.INIT_HELLO]
+    network.settle_until(MessageType.RESP_HELLO)
+    network.in_flight.clear()  # lost
+    move(network)
+    network.collect()
+    network.in_flight.clear()
+    network.in_flight.extend(hello)
+    network.settle()
+    assert network["right"].installed
+    assert network["left"].installed[-1].peer_identity == identity(1, "right").fingerprint
+
+
+def test_a_pair_that_stays_is_not_disturbed_by_one_that_comes() -> None:
+    """An identity more for a link, while an InitConf under another one is on its way."""
+    network = triangle()
+    network.start("right", "left")
+    network.settle_until(MessageType.INIT_CONF)
+    left = network["left"].endpoint
+    config = left.link("right").config
+    more = (*config.remotes, identity(1, "right's next").fingerprint)
+    left.update_link(replace(config, remotes=more), network.now)
+    network.settle()
+    same_key(network)
+
+
+def test_an_exchange_that_waits_for_keys_ends_with_its_pair() -> None:
+    network = triangle()
+    for at, peer in (("left", "right"), ("right", "left")):
+        endpoint = network[at].endpoint
+        config = replace(endpoint.link(peer).config, external_mode=REQUIRE)
+        endpoint.update_link(config, network.now)
+    network["right"].source = agreeing("kme")
+    network.start("right", "left")
+    network.settle()
+    left = network["left"].endpoint
+    assert left.link("right").responding is not None
+    traded(network)
+    assert left.link("right").responding is None
+    assert left.link("right").kept is None

@@ -396,6 +396,7 @@ def test_a_wireguard_key_in_use_on_another_link_is_refused(initiator: str) -> No
     """Whoever took it over would get that link's traffic."""
     network = triangle()
     run_exchange(network, "left", "third")
+    network["left"].endpoint.key_taken_up("third", b"third".ljust(32, b"."))
     reconfigured(network, "right", "left", wireguard_key=b"third".ljust(32, b"."))
     network.start(initiator, {"left": "right", "right": "left"}[initiator])
     network.settle()

@@ -20,6 +20,8 @@ from vpnd.identity_store import create_identity, system_suite
 
 Change = Callable[[Site], None]
 
+WIREGUARD_KEY = "B" * 42 + "A="
+
 
 def lon1(**changes: Any) -> dict[str, Any]:
     return {"identity": LON1, "tunnel": "backbone", "allowed_ips": ["10.30.0.0/16"]} | changes
@@ -366,6 +368,51 @@ REFUSED: list[tuple[str, Change, str, str]] = [
         lambda site: site.peers["ams1"].update(endpoint="[fe80::1%eth0]:51821"),
         "endpoint",
         "link-local",
+    ),
+    (
+        "a WireGuard key that is none",
+        lambda site: site.peers["ams1"].update(wireguard_key="secret"),
+        "wireguard_key",
+        "is not a WireGuard public key",
+    ),
+    (
+        "a WireGuard key of 31 bytes",
+        lambda site: site.peers["ams1"].update(wireguard_key="A" * 40 + "Bg=="),
+        "wireguard_key",
+        "is not a WireGuard public key",
+    ),
+    (
+        "a WireGuard key with bits that count for nothing",
+        lambda site: site.peers["ams1"].update(wireguard_key="A" * 42 + "B="),
+        "wireguard_key",
+        "is not a WireGuard public key",
+    ),
+    (
+        "a number that is no WireGuard public key",
+        lambda site: site.peers["ams1"].update(wireguard_key="B" * 40 + "//8="),
+        "wireguard_key",
+        "is not a WireGuard public key",
+    ),
+    (
+        "a WireGuard key in hexadecimal",
+        lambda site: site.peers["ams1"].update(wireguard_key="ab" * 32),
+        "wireguard_key",
+        "is not a WireGuard public key",
+    ),
+    (
+        "a WireGuard key of zeros",
+        lambda site: site.peers["ams1"].update(wireguard_key="A" * 43 + "="),
+        "wireguard_key",
+        "all of its bits are zero",
+    ),
+    (
+        "the same WireGuard key twice",
+        lambda site: site.peers.update(
+            ams1={**site.peers["ams1"], "wireguard_key": WIREGUARD_KEY},
+            lon1=lon1(wireguard_key=WIREGUARD_KEY),
+        ),
+        "wireguard_key",
+        "is the WireGuard key of peer ams1, too",
     ),
     (
         "keepalive",

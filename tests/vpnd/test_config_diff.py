@@ -103,11 +103,16 @@ def test_defaults_show_at_the_peers_that_have_them(site: Site) -> None:
 
 def test_a_changed_peer_is_the_one_that_is_read_back(site: Site) -> None:
     old = site.load()
-    site.peers["ams1"].update(wireguard_endpoint="192.0.2.1:4500", local_identity=["a", "b"])
+    site.peers["ams1"].update(
+        wireguard_endpoint="192.0.2.1:4500",
+        local_identity=["a", "b"],
+        wireguard_key="B" * 42 + "A=",
+    )
     settings = validate(PeerSettings, site.peers["ams1"], Source(None))
     changed = old.with_changed_peer("ams1", settings)
     assert changed == site.load()
     assert set(diff(old, changed).peers.changed["ams1"]) == {
         "wireguard_endpoint",
         "local_identity",
+        "wireguard_key",
     }

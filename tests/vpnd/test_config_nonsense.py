@@ -192,6 +192,8 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(
 ) -> None:
     seed = SECRET.split()[2]
     for value in (SECRET, seed, [SECRET], [seed], {seed: seed}, {SECRET: 1}):
+        if path == ("wireguard_key",) and value == seed:
+            continue  # 32 bytes in Base64 are what a WireGuard key is: nobody can tell
         changed = site.copy()
         put(changed, file, path, value)
         text = "\n".join(f"{problem} {problem.hint}" for problem in changed.problems())

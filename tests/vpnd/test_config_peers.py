@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from base64 import b64encode
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -120,6 +121,11 @@ requests = st.fixed_dictionaries(
     optional={
         "endpoint": endpoints | st.none(),
         "tunnel": names | st.none(),
+        "wireguard_key": st.none()
+        | st.binary(min_size=32, max_size=32)
+        .map(lambda key: key[:-1] + bytes([key[-1] & 0x7F]))
+        .filter(any)
+        .map(lambda key: b64encode(key).decode()),
         "keepalive": st.integers(0, 65535),
         "rekey_interval": st.integers(120, 86400),
         "key_lifetime": st.integers(420, 172800) | st.none(),

@@ -426,6 +426,8 @@ async def test_very_many_things_that_are_wrong(running: Running) -> None:
 @pytest.mark.parametrize("key", [*PeerRequest.model_fields, SECRET, "psk"])
 async def test_a_secret_in_the_wrong_place_is_not_repeated(running: Running, key: str) -> None:
     for value in (SECRET, [SECRET], {SECRET: SECRET}, f"vpnd-identity-v1 1 {SECRET}"):
+        if key == "wireguard_key" and value == SECRET:
+            continue  # 32 bytes in Base64 are what a WireGuard key is: nobody can tell
         answer = await running.ask("POST", "/v1/peers", LON1 | {key: value})
         assert answer.status == 422
         assert SECRET[:16].encode() not in answer.body

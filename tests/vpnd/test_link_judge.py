@@ -31,6 +31,19 @@ KEY: dict[str, Any] = {"has_key": True, "in_force": True}
         (Facts(second_identity=True, **KEY), LinkState.DEGRADED, "second identity"),
         (Facts(renewal_problem="no answer", **KEY), LinkState.DEGRADED, "no answer"),
         (Facts(external="fallback", **KEY), LinkState.DEGRADED, "fallback"),
+        (Facts(unheard=True, **KEY), LinkState.DEGRADED, "begins again after each of our answers"),
+        (
+            Facts(unheard=True, renewal_problem="no answer", **KEY),
+            LinkState.DEGRADED,
+            "no answer; the peer begins again",
+        ),
+        (Facts(unheard=True, has_key=True), LinkState.INSTALLED, "handshake; the peer begins"),
+        (
+            Facts(unheard=True, renewal_problem="refused", has_key=True),
+            LinkState.INSTALLED,
+            "handshake; refused; the peer begins",
+        ),
+        (Facts(unheard=True, dead=True, **KEY), LinkState.DOWN, "no WireGuard handshake"),
         (Facts(external="a", renewal_problem="b", **KEY), LinkState.DEGRADED, "a; b"),
         (Facts(external="fallback", has_key=True), LinkState.INSTALLED, "first handshake"),
         # A tunnel that says "connected" and passes nothing is what nobody wants
