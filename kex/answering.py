@@ -35,7 +35,10 @@ def init_conf_untrusted(
     `others` are the WireGuard keys of other links.
     """
     order.check_acceptable_untrusted(link, opened)
+    if not link.init_confs.holds(1, timing.INIT_CONFS, now):
+        raise PacketRejected("rate of the link")
     # ---- from here on the number is used up, and the outcome is final
+    link.init_confs = link.init_confs.less(1, timing.INIT_CONFS, now)
     link.last_accepted = opened.biscuit.number
     link.kept = KeptAnswer(digest, None)
     initiating.give_way(link, node, now)
@@ -45,7 +48,8 @@ def init_conf_untrusted(
         _refuse_opened(link, node, opened, source, RejectCode.MALFORMED, error.reason)
         return
     present = sum(entry.present for entry in p_i.external)
-    link.responding = Responding(opened, source, Stage.KEYS, p_i.external, p_i.announcement)
+    proved = link.has_proved(opened.biscuit.number, source)
+    link.responding = Responding(opened, source, proved, Stage.KEYS, p_i.external, p_i.announcement)
     conflict = link.conflict(p_i.announcement, others)
     objection = _policy_objection(link, present, p_i.announcement.mode)
     if conflict:
@@ -171,10 +175,17 @@ def _complete(
             peer_identity=completed.opened.biscuit.initiator,
             local_identity=completed.opened.local,
             peer=completed.peer,
-            address=completed.source,
+            address=_whereabouts(link, completed),
             external=completed.listing,
         )
     )
+
+
+def _whereabouts(link: LinkState, responding: Responding) -> Address | None:
+    """Where the peer is: where its InitConf came from only if it has proved to be there."""
+    if responding.proved or responding.source in link.known_addresses:
+        return responding.source
+    return next(reversed(link.known_addresses), None)
 
 
 def is_installing(link: LinkState, token: bytes) -> bool:
@@ -193,7 +204,7 @@ def installed(link: LinkState, node: Node, now: float) -> None:
     if responding is None or responding.key is None:
         raise KexError("INSTALLING without a key")
     _settle(link, node, responding.answer, responding.source)
-    link.learnt_address = responding.source
+    link.learn(responding.source, proved=responding.proved)
     if order.is_settled_by_answering(link, responding.opened):
         link.retry_at = None
     else:

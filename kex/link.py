@@ -175,7 +175,7 @@ class Link(LinkState):
         if config == before:
             return
         if config.address != before.address:
-            self.learnt_address = None
+            self.forget_addresses()
         if self.exchange is not None and self.exchange.phase is not Phase.INSTALLING:
             initiating.abandon(self, node, now)
         elif config.wireguard_key != before.wireguard_key or config.own_pair != before.own_pair:

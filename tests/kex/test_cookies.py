@@ -11,7 +11,7 @@ from kex import cookies, wire
 from kex.address import Address
 from kex.cookies import SECRET_SECONDS, CookieSecret
 from kex.errors import PacketRejected
-from kex.load import BURST, MAX_SOURCES, RATE, SOURCE_BURST, SOURCE_RATE, Load
+from kex.load import BURST, MAX_SOURCES, RATE, SOURCE, Load
 from kex.mlkem import Encapsulation, MlKemParameterSet, MlKemPrivateKey, OpenSslMlKem
 from kex.secret import Secret
 from kex.suites import suite as make_suite
@@ -411,14 +411,14 @@ def test_load_does_not_go_back_in_time_nor_below_nothing() -> None:
 
 def test_a_proven_source_has_a_bucket_of_its_own() -> None:
     load = Load(at=0.0)
-    for _ in range(int(SOURCE_BURST)):
+    for _ in range(int(SOURCE.burst)):
         assert load.admits(LEFT, 0.0)
     assert not load.admits(LEFT, 0.0)
     # another port is the same source, another host is not
     assert not load.admits(Address(LEFT.host, 1), 0.0)
     assert load.admits(Address("192.0.2.2", LEFT.port), 0.0)
-    assert load.admits(LEFT, 1 / SOURCE_RATE + 0.001)
-    assert not load.admits(LEFT, 1 / SOURCE_RATE + 0.001)
+    assert load.admits(LEFT, 1 / SOURCE.rate + 0.001)
+    assert not load.admits(LEFT, 1 / SOURCE.rate + 0.001)
     twin = load.copy()
     assert twin.admits(LEFT, 10.0)
     assert load.sources != twin.sources
@@ -427,7 +427,7 @@ def test_a_proven_source_has_a_bucket_of_its_own() -> None:
 def test_an_ipv6_source_is_its_64() -> None:
     load = Load(at=0.0)
     admitted = sum(load.admits(Address(f"2001:db8::{n:x}", n), 0.0) for n in range(1, 100))
-    assert admitted == SOURCE_BURST
+    assert admitted == SOURCE.burst
     assert load.admits(Address("2001:db8:0:1::1", 1), 0.0)
     assert load.admits(Address("fe80::1%eth0", 1), 0.0)
     # but an IPv4 address in IPv6 clothes is that one host
@@ -459,8 +459,8 @@ def test_a_flood_with_good_cookies_is_opened_at_a_bounded_rate() -> None:
                 right.receive_datagram(datagram, attacker, network.now)
             except PacketRejected as error:
                 refusals += error.reason == "rate"
-    assert counter.operations <= SOURCE_BURST
-    assert refusals == 50 - SOURCE_BURST
+    assert counter.operations <= SOURCE.burst
+    assert refusals == 50 - SOURCE.burst
     finish(network)
 
 
