@@ -49,6 +49,7 @@ def init_conf_untrusted(
         return
     present = sum(entry.present for entry in p_i.external)
     proved = link.has_proved(opened.biscuit.number, source)
+    link.forget_answered(opened.biscuit.number)
     link.responding = Responding(opened, source, proved, Stage.KEYS, p_i.external, p_i.announcement)
     conflict = link.conflict(p_i.announcement, others)
     objection = _policy_objection(link, present, p_i.announcement.mode)

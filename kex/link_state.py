@@ -191,6 +191,10 @@ class LinkState:
         peer receives there: the biscuit was sent there, and nowhere else."""
         return (number, source) in self.answered
 
+    def forget_answered(self, number: int) -> None:
+        """The biscuits up to this number are used up: nothing is proved with them any more."""
+        self.answered = tuple(pair for pair in self.answered if pair[0] > number)
+
     def learn(self, address: Address, *, proved: bool) -> None:
         """The peer's last exchange came from there. What is not proved takes the place only of
         what is not, either."""
