@@ -28,6 +28,8 @@ class Facts:
     exchanging: bool = False
     answering: bool = False
     has_endpoint: bool = True
+    given_up: str = ""
+    """Where the peer was last, and is not asked any more."""
     waiting_reason: str = ""
     renewal_problem: str = ""
     external: str = ""
@@ -55,8 +57,9 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
         return LinkState.DEGRADED, UNCERTAIN
     if not facts.in_force:
         return LinkState.INSTALLED, "waits for WireGuard's first handshake"
-    if facts.external or facts.renewal_problem:
-        return LinkState.DEGRADED, "; ".join(filter(None, (facts.external, facts.renewal_problem)))
+    problems = [*filter(None, (facts.external, facts.renewal_problem, facts.given_up))]
+    if problems:
+        return LinkState.DEGRADED, "; ".join(problems)
     if facts.second_identity:
         return LinkState.DEGRADED, "the peer used its second identity"
     return LinkState.ACTIVE, "adopted after a restart" if facts.adopted else ""
@@ -64,12 +67,13 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
 
 def _without_key(facts: Facts) -> tuple[LinkState, str]:
     if facts.closed_reason:
-        return LinkState.CLOSED, facts.closed_reason
+        return LinkState.CLOSED, "; ".join(filter(None, (facts.closed_reason, facts.given_up)))
     if facts.exchanging:
         so_far = f"{facts.waiting_reason} so far" if facts.waiting_reason else "first exchange"
         return LinkState.EXCHANGING, so_far
     if facts.answering:
         return LinkState.EXCHANGING, "the peer's exchange"
     if not facts.has_endpoint:
-        return LinkState.DOWN, "waits for the peer, which has no endpoint here"
+        waits = "waits for the peer, which has no endpoint here"
+        return LinkState.DOWN, "; ".join(filter(None, (waits, facts.given_up)))
     return LinkState.DOWN, facts.waiting_reason or "no exchange yet"
