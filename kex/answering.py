@@ -35,10 +35,10 @@ def init_conf_untrusted(
     `others` are the WireGuard keys of other links.
     """
     order.check_acceptable_untrusted(link, opened)
-    if not link.init_confs.holds(1, timing.INIT_CONFS, now):
+    if not link.init_confs.holds(1, link.config.init_confs, now):
         raise PacketRejected("rate of the link")
     # ---- from here on the number is used up, and the outcome is final
-    link.init_confs = link.init_confs.less(1, timing.INIT_CONFS, now)
+    link.init_confs = link.init_confs.less(1, link.config.init_confs, now)
     link.last_accepted = opened.biscuit.number
     link.kept = KeptAnswer(digest, None)
     initiating.give_way(link, node, now)

@@ -8,7 +8,8 @@ from kex.address import Address
 from kex.external import ExternalMode
 from kex.identity import Fingerprint
 from kex.payload import MAX_INTERVAL, MAX_PREFIXES, Prefix
-from kex.timing import MIN_INTERVAL
+from kex.timing import INIT_CONFS, MIN_INTERVAL
+from kex.token_bucket import Allowance
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class LinkConfig:
     """How many external keys `require` asks for."""
     interval: int = MIN_INTERVAL
     lifetime: int = 600
+    init_confs: Allowance = INIT_CONFS
+    """How often exchanges of the peer's are accepted. A measurement may want more."""
 
     def __post_init__(self) -> None:
         if not self.locals or not self.remotes:

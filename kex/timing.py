@@ -34,7 +34,7 @@ UNANSWERED_EXCHANGES = 4
 UNPROVED_BYTES = Allowance(burst=32 * 1024, rate=32 * 1024 / 3600)
 """What is sent of own exchanges to addresses that the peer has not proved to be at: one exchange,
 and one more an hour."""
-INIT_CONFS = Allowance(burst=10, rate=0.2)
+INIT_CONFS = Allowance(burst=20, rate=0.2)
 """Exchanges of the peer's that are accepted: what a start, a crossing, a fallback and requests
 take at once, and then one in 5 s: a refused one comes again within that, and waits for 15 s."""
 
