@@ -28,7 +28,7 @@ SPACING_AT_MOST: Final = 3600.0
 QUIET: Final = 600.0
 """Seconds without a record, after which the same one is told as if it were new. Longer than the
 pauses between what repeats itself."""
-OF_ONE_KIND: Final = Allowance(burst=30, rate=1 / 60)
+OF_ONE_KIND: Final = Allowance(burst=200, rate=1 / 60)
 WORDINGS: Final = 8
 """Different ones of a kind that are remembered, to tell what is the same."""
 
