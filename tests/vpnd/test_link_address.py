@@ -41,7 +41,8 @@ async def test_an_address_that_does_not_answer_is_given_up_and_told(tmp_path: Pa
         assert told["reason"] == text
         assert ams.link.report.state is LinkState.DEGRADED
         assert ams.link.report.reason == f"last exchange: no answer; {text}"
-        assert link_status(ams.link, {})["endpoint"] is None
+        status = link_status(ams.link, {})
+        assert (status["endpoint"], status["next_renewal_seconds"]) == (None, None)
         ams.link.exchanges.want()
         state = ams.link.exchanges.state
         assert state is not None
