@@ -19,6 +19,7 @@ from kex.identity import Fingerprint, Identity
 from kex.link_config import LinkConfig
 from kex.load import Load
 from kex.suites import Suite
+from kex.token_bucket import Allowance
 from kex.wire import MessageType
 from vpnd.clock import boottime
 from vpnd.config_fields import ListenAddress
@@ -99,6 +100,7 @@ class BenchNode:
             wireguard_key=self.fingerprint.digest,
             wireguard_port=51820,
             address=address,
+            init_confs=Allowance(burst=1e12, rate=0.0),  # as with the load
         )
         self.endpoint.add_link(config, boottime(), start_at=NEVER)
         self.endpoint.know_public_key(fingerprint, public_key)

@@ -34,6 +34,8 @@ def init_conf_untrusted(
 ) -> None:
     """RC1: an InitConf that is authenticated. PacketRejected before its number is used up."""
     order.check_acceptable_untrusted(link, opened)
+    if not link.init_confs.holds(1, link.config.init_confs, now):
+        raise PacketRejected("rate of the link")
     malformed = ""
     try:
         p_i = decode_initiator_untrusted(opened.p_i)
@@ -42,6 +44,7 @@ def init_conf_untrusted(
     if not malformed and claims.is_busy(link, p_i.announcement):
         raise PacketRejected("WireGuard key busy")  # comes again, and by then it is known whose
     # ---- from here on the number is used up, and the outcome is final
+    link.init_confs = link.init_confs.less(1, link.config.init_confs, now)
     link.last_accepted = opened.biscuit.number
     link.kept = KeptAnswer(digest, None, (opened.local, opened.biscuit.initiator))
     initiating.give_way(link, node, now)
@@ -50,7 +53,9 @@ def init_conf_untrusted(
         _refuse_opened(link, node, opened, source, RejectCode.MALFORMED, malformed)
         return
     present = sum(entry.present for entry in p_i.external)
-    link.responding = Responding(opened, source, Stage.KEYS, p_i.external, p_i.announcement)
+    proved = link.has_proved(opened.biscuit.number, source)
+    link.forget_answered(opened.biscuit.number)
+    link.responding = Responding(opened, source, proved, Stage.KEYS, p_i.external, p_i.announcement)
     conflict = claims.objection(link, node, p_i.announcement, now)
     objection = _policy_objection(link, present, p_i.announcement.mode)
     if conflict:
@@ -196,10 +201,17 @@ def _complete(
             peer_identity=completed.opened.biscuit.initiator,
             local_identity=completed.opened.local,
             peer=completed.peer,
-            address=completed.source,
+            address=_whereabouts(link, completed),
             external=completed.listing,
         )
     )
+
+
+def _whereabouts(link: LinkState, responding: Responding) -> Address | None:
+    """Where the peer is: where its InitConf came from only if it has proved to be there."""
+    if responding.proved or responding.source in link.known_addresses:
+        return responding.source
+    return next(reversed(link.known_addresses), None)
 
 
 def is_installing(link: LinkState, token: bytes) -> bool:
@@ -218,7 +230,8 @@ def installed(link: LinkState, node: Node, now: float) -> None:
     if responding is None or responding.key is None:
         raise KexError("INSTALLING without a key")
     _settle(link, node, responding.answer, responding.source)
-    link.learnt_address, link.answered_at = responding.source, now
+    link.learn(responding.source, proved=responding.proved)
+    link.answered_at = now
     if order.is_settled_by_answering(link, responding.opened):
         link.retry_at = None
     else:

@@ -14,9 +14,9 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from kex import answering, cookies, initiating, noise, responder, wire
+from kex import answering, cookies, initiating, noise, reassembly, responder, wire
 from kex.address import Address
 from kex.claims import Claims, installing
 from kex.errors import KexError, PacketRejected
@@ -26,9 +26,9 @@ from kex.external import ExternalKey
 from kex.identity import Fingerprint, Identity
 from kex.link import Link, Timer, local_identities
 from kex.link_config import LinkConfig
-from kex.load import Load
+from kex.load import Load, site
 from kex.node import Node, Outgoing
-from kex.reassembly import Reassembly
+from kex.reassembly import Origin, Reassembly
 from kex.suites import Suite
 from kex.wire import Fragment, MessageType
 
@@ -39,16 +39,6 @@ _TO_RESPONDER = (MessageType.INIT_HELLO, MessageType.INIT_CONF, MessageType.IDEN
 
 _Pair = tuple[Fingerprint, Fingerprint]
 """Identities: ours, theirs."""
-
-
-class _KeptHello(NamedTuple):
-    """RespHello for an InitHello that may come again: until when it is kept, and the number of the
-    biscuit in it."""
-
-    until: float
-    datagrams: tuple[bytes, ...]
-    pair: _Pair
-    number: int
 
 
 class UnknownLink(KexError, KeyError):
@@ -90,10 +80,12 @@ class Endpoint:
         self._exchanges: dict[bytes, str] = {}
         self._kept: dict[bytes, str] = {}
         self._wireguard_keys: dict[bytes, frozenset[str]] = {}
+        self._peer_sites: Counter[str] = Counter()
+        """How many links have a peer there, as far as is known."""
         self._indexed: dict[str, _Indexed] = {}
         self._timers: list[tuple[float, str]] = []
         self._reassembly = Reassembly()
-        self._hellos: dict[bytes, _KeptHello] = {}
+        self._hellos: dict[bytes, _AnsweredHello] = {}
         self._load = load or Load(now)
         self._rejected: Counter[str] = Counter()
         self._accepted = 0
@@ -210,6 +202,7 @@ class Endpoint:
         link.exchange = link.kept = None
         self._note(link)
         self._note_wireguard_keys(name, set(self._indexed[name][3]), set())
+        self._note_sites(self._indexed[name][4], frozenset())
         del self._links[name], self._indexed[name]
         self._give_pairs({pair: owner for pair, owner in self._pairs.items() if owner != name})
 
@@ -287,9 +280,12 @@ class Endpoint:
                 return
             length = self._message_length(suite, fragment.type)
             wire.check_fragment_length_untrusted(fragment, length)
-            if self._wants_cookie(fragment, local, source, now, len(datagram)):
+            proven = self._has_cookie(fragment, source)
+            if not proven and self._wants_cookie(fragment, source, now):
+                self._ask_for_cookie_untrusted(fragment, local, source, len(datagram))
                 return
-            body = self._reassembled_untrusted(fragment, source, length, now)
+            origin = reassembly.proven(source) if proven else reassembly.unproven(source)
+            body = self._reassembled_untrusted(fragment, source, origin, length, now)
             if body is not None and fragment.type is MessageType.INIT_HELLO:
                 self._init_hello_untrusted(suite, local, fragment, body, source, now)
             elif body is not None:
@@ -300,7 +296,8 @@ class Endpoint:
             self._cookie_reply_untrusted(fragment, link, exchange, now)
         else:
             length = self._message_length(suite, fragment.type)
-            body = self._reassembled_untrusted(fragment, source, length, now)
+            origin = reassembly.answering(exchange.exchange_id)
+            body = self._reassembled_untrusted(fragment, source, origin, length, now)
             if body is not None:
                 self._answer_untrusted(suite, fragment.type, body, link, exchange, now)
         self._note(link)
@@ -338,36 +335,45 @@ class Endpoint:
         return _FIXED_LENGTHS[kind]
 
     def _reassembled_untrusted(
-        self, fragment: Fragment, source: Address, length: int, now: float
+        self, fragment: Fragment, source: Address, origin: Origin, length: int, now: float
     ) -> bytes | None:
-        return self._reassembly.add_untrusted(fragment, source=source, length=length, now=now)
+        return self._reassembly.add_untrusted(
+            fragment, source=source, length=length, now=now, origin=origin
+        )
 
     # ---- as the responder
 
-    def _wants_cookie(
-        self, fragment: Fragment, local: Fingerprint, source: Address, now: float, length: int
-    ) -> bool:
-        """Under load, a fragment without a valid cookie gets one, and takes neither memory nor
-        a public-key operation."""
-        if not self._load.is_high(now) and not self._reassembly.is_crowded():
-            return False
-        secret = self._node.cookie_secret
-        if any(wire.mac2_matches(cookie, fragment) for cookie in secret.accepted(source)):
-            return False
+    def _has_cookie(self, fragment: Fragment, source: Address) -> bool:
+        """Whether mac2 proves that the sender receives at the source address."""
+        return fragment.mac2 != wire.NO_MAC and any(
+            wire.mac2_matches(cookie, fragment)
+            for cookie in self._node.cookie_secret.accepted(source)
+        )
+
+    def _wants_cookie(self, fragment: Fragment, source: Address, now: float) -> bool:
+        """Whether a fragment without a cookie is not taken: under load, and where it would need
+        the place of another one."""
+        return self._load.is_high(now) or not self._reassembly.has_room(fragment, source, now)
+
+    def _ask_for_cookie_untrusted(
+        self, fragment: Fragment, local: Fingerprint, source: Address, length: int
+    ) -> None:
+        """A fragment that is not taken gets a cookie, and takes neither memory nor a public-key
+        operation. Raises PacketRejected where the answer would be longer than `length`."""
+        if wire.datagram_length(cookies.COOKIE_REPLY_LENGTH) > length:
+            raise PacketRejected("no cookie")
         body = cookies.seal_cookie(
             local,
             nonce=self._node.random(cookies.NONCE_LENGTH),
             mac1=fragment.mac1,
-            cookie=secret.cookie(source),
+            cookie=self._node.cookie_secret.cookie(source),
         )
         key = wire.mac_key(MessageType.COOKIE_REPLY, local)
         reply = wire.cut(
             MessageType.COOKIE_REPLY, fragment.suite, fragment.exchange_id, body, key=key
         )
-        if len(reply[0].datagram()) <= length:
-            self._node.send(reply, source)
-            self._cookie_replies += 1
-        return True
+        self._node.send(reply, source)
+        self._cookie_replies += 1
 
     def _answer_query_untrusted(
         self, fragment: Fragment, local: Fingerprint, source: Address
@@ -405,11 +411,16 @@ class Endpoint:
         cached = self._hellos.get(digest)
         if cached is not None and now < cached.until:
             if cached.number > self._dead.get(cached.pair, cached.number):
+                link = self._links.get(cached.link)
+                if link is not None:
+                    link.answered_again(cached.number, source)
                 self._node.send_datagrams(cached.datagrams, source)
                 return
             del self._hellos[digest]  # the pair has changed hands: that biscuit is dead
-        if self._load.is_high(now) and not self._load.admits(source, now):
-            raise PacketRejected("rate")
+        if self._load.is_high(now):
+            known = site(source.host) in self._peer_sites
+            if not self._load.admits(source, now, known=known):
+                raise PacketRejected("rate")
         self._load.charge(now)
         state = noise.responder_read(suite, self._node.identities[local].private_key, body)
         # RH0: an unknown initiator ends here, before any encapsulation
@@ -427,11 +438,12 @@ class Endpoint:
         )
         self._node.biscuit_keys = keys
         self._links[name].highest_issued = number
+        self._links[name].answered_hello(number, source)
         datagrams = wire.datagrams(fragments)
         self._forget_hellos(now)
         if len(self._hellos) < HELLO_CACHE_ENTRIES:
-            self._hellos[digest] = _KeptHello(
-                now + HELLO_CACHE_SECONDS, datagrams, (local, initiator), number
+            self._hellos[digest] = _AnsweredHello(
+                now + HELLO_CACHE_SECONDS, name, (local, initiator), number, datagrams
             )
         self._node.send_datagrams(datagrams, source)
 
@@ -572,8 +584,8 @@ class Endpoint:
     def _forget_hellos(self, now: float) -> None:
         # All live equally long, so the oldest stands first
         while self._hellos:
-            digest, kept = next(iter(self._hellos.items()))
-            if now < kept.until:
+            digest, answered = next(iter(self._hellos.items()))
+            if now < answered.until:
                 return
             del self._hellos[digest]
 
@@ -605,7 +617,10 @@ class Endpoint:
         keys = (link.peer_wireguard_key, link.config.peer_wireguard_key, installing(link))
         if before[3] != keys:
             self._note_wireguard_keys(link.name, set(before[3]), set(keys))
-        self._indexed[link.name] = (exchange_id, kept, at, keys)
+        sites = frozenset(site(address.host) for address in link.known_addresses)
+        if before[4] != sites:
+            self._note_sites(before[4], sites)
+        self._indexed[link.name] = (exchange_id, kept, at, keys, sites)
 
     def _note_wireguard_keys(
         self, name: str, before: set[bytes | None], now: set[bytes | None]
@@ -629,6 +644,14 @@ class Endpoint:
             event.link for event in self._node.events if isinstance(event, WireGuardKeyYielded)
         }:
             self._note(self._links[name])
+
+    def _note_sites(self, before: frozenset[str], now: frozenset[str]) -> None:
+        """A link's peer is known to be elsewhere; several may be at one site."""
+        self._peer_sites.update(now)
+        self._peer_sites.subtract(before)
+        for name in before:
+            if not self._peer_sites[name]:
+                del self._peer_sites[name]
 
     # ---- what comes out
 
@@ -770,6 +793,7 @@ class Endpoint:
         twin._exchanges = dict(self._exchanges)
         twin._kept = dict(self._kept)
         twin._wireguard_keys = dict(self._wireguard_keys)
+        twin._peer_sites = Counter(self._peer_sites)
         twin._indexed = dict(self._indexed)
         twin._timers = list(self._timers)
         twin._reassembly = self._reassembly.copy()
@@ -822,9 +846,23 @@ def _claimed(
     return claimed
 
 
-_Indexed = tuple[bytes | None, bytes | None, float | None, tuple[bytes | None, ...]]
-"""Of a link: exchange id, digest of the kept answer, next timer, WireGuard keys of the peer's."""
-_NOT_INDEXED: _Indexed = (None, None, None, ())
+@dataclass(frozen=True, slots=True)
+class _AnsweredHello:
+    """An InitHello that was answered a moment ago, and how."""
+
+    until: float
+    link: str
+    pair: tuple[Fingerprint, Fingerprint]
+    """Identities (ours, theirs) of the exchange."""
+    number: int
+    """Of the biscuit."""
+    datagrams: tuple[bytes, ...]
+
+
+_Indexed = tuple[bytes | None, bytes | None, float | None, tuple[bytes | None, ...], frozenset[str]]
+"""Of a link: exchange id, digest of the kept answer, next timer, WireGuard keys of the peer's, and
+where the peer is known to be."""
+_NOT_INDEXED: _Indexed = (None, None, None, (), frozenset())
 _FIXED_LENGTHS = {
     MessageType.INIT_CONF: wire.INIT_CONF_LENGTH,
     MessageType.RESP_CONF: wire.RESP_CONF_PAYLOAD_LENGTH + wire.AEAD_TAG_LENGTH,

@@ -122,7 +122,8 @@ class ExternalKeysWanted(Event):
 class KeyEstablished(Event):
     """Both ends proved that they hold this key: install it, then answer with the token.
 
-    Answer with key_installed(), or install_failed(reason).
+    Answer with key_installed(), or install_failed(reason). `address` is where the peer has proved
+    to be, or is configured to be; None where neither is known.
     """
 
     token: bytes
@@ -133,7 +134,7 @@ class KeyEstablished(Event):
     peer_identity: Fingerprint
     local_identity: Fingerprint
     peer: Announcement
-    address: Address
+    address: Address | None
     external: tuple[ExternalListing, ...]
 
 

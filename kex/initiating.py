@@ -105,9 +105,21 @@ def _arm_retransmission(link: LinkState, node: Node, now: float) -> None:
 
 
 def _transmit(link: LinkState, node: Node, now: float) -> None:
-    if link.exchange is not None:
+    if link.exchange is not None and _may_send(link, link.exchange, now):
         cookie = link.cookie if now < link.cookie_until else None
         node.send(link.exchange.sent, link.exchange.address, cookie)
+
+
+def _may_send(link: LinkState, exchange: Exchange, now: float) -> bool:
+    """Whether what waits for an answer may be sent (again): to an address that the peer has not
+    proved to be at, which may be anybody's, only so much goes."""
+    if exchange.address in link.known_addresses:
+        return True
+    size = sum(wire.datagram_length(len(fragment.chunk)) for fragment in exchange.sent)
+    if not link.unproved_bytes.holds(size, timing.UNPROVED_BYTES, now):
+        return False
+    link.unproved_bytes = link.unproved_bytes.less(size, timing.UNPROVED_BYTES, now)
+    return True
 
 
 def cookie_received(link: LinkState, node: Node, cookie: bytes, until: float, now: float) -> None:
@@ -145,6 +157,7 @@ def resp_hello_untrusted(link: LinkState, node: Node, body: bytes, now: float) -
         raise PacketRejected("phase")
     suite = node.suites[link.exchange.remote.suite]
     after = steps.read_resp_hello_untrusted(suite, link.exchange, body)
+    link.answered_from(after.address)
     if link.config.external_mode is ExternalMode.OFF or after.without_external:
         _confirm(link, node, after, (), now)
         return
@@ -296,7 +309,7 @@ def installed(link: LinkState, node: Node, now: float) -> None:
     if own is None or own.established is None:
         raise KexError("INSTALLING without a key")
     end(link, Input.INSTALLED)
-    link.learnt_address = own.address
+    link.learn(own.address, proved=True)
     link.retry_at = link.answered_at = None
     link.unheard = 0
     established = own.established
@@ -382,8 +395,7 @@ def _fail(
     node.emit(ExchangeFailed(link.name, exchange.exchange_id, code, detail, reject, failed))
     order.after_failure(link, exchange, code)
     if code in (FailureCode.NO_ANSWER, FailureCode.INIT_CONF_UNANSWERED):
-        if link.config.address is not None:
-            link.learnt_address = None  # back to the one that was configured
+        link.unanswered_from(exchange.address)
         link.owe(StartReason.UNANSWERED, now)
         return
     link.refusals += 1

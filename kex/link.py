@@ -182,7 +182,7 @@ class Link(LinkState):
         if config == before:
             return
         if config.address != before.address:
-            self.learnt_address = None
+            self.forget_addresses()
         if not set(config.remotes) & set(before.remotes):
             self._forget_peer()
         if self.exchange is not None and self.exchange.phase is not Phase.INSTALLING:
@@ -193,7 +193,8 @@ class Link(LinkState):
     def _forget_peer(self) -> None:
         """It is another peer: what the one before has said, and where it was, is not this one's."""
         self.peer = self.adopted_wireguard_key = self.proved = self.on_trial = None
-        self.learnt_address = self.session_at = self.cookie = self.answered_at = None
+        self.session_at = self.cookie = self.answered_at = None
+        self.forget_addresses()
         self.unheard = 0
 
     def taken_up(self, wireguard_key: bytes) -> None:

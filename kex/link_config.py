@@ -8,7 +8,8 @@ from kex.address import Address
 from kex.external import ExternalMode
 from kex.identity import Fingerprint
 from kex.payload import MAX_INTERVAL, MAX_PREFIXES, Prefix
-from kex.timing import MIN_INTERVAL
+from kex.timing import INIT_CONFS, MIN_INTERVAL
+from kex.token_bucket import Allowance
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class LinkConfig:
     lifetime: int = 600
     peer_wireguard_key: bytes | None = None
     """The one WireGuard key (32 bytes) that the peer may announce, where that is configured."""
+    init_confs: Allowance = INIT_CONFS
+    """How often exchanges of the peer's are accepted. A measurement may want more."""
 
     def __post_init__(self) -> None:
         if not self.locals or not self.remotes:

@@ -6,7 +6,7 @@ answer, the exchange in flight.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from kex import timing
@@ -19,7 +19,12 @@ from kex.link_config import LinkConfig
 from kex.node import Node
 from kex.payload import Announcement
 from kex.responder import Responding
+from kex.token_bucket import TokenBucket
 from kex.wire import Fragment
+
+KEPT_NUMBERS = 8
+"""Of biscuits, for each link: several exchanges of the peer's may be under way, replayed ones
+among them."""
 
 
 class NotPossible(KexError):
@@ -45,6 +50,18 @@ class KeptAnswer:
     """Identities (ours, theirs) of the exchange."""
 
 
+@dataclass(frozen=True, slots=True)
+class LearntAddress:
+    """Where the peer's last accepted InitConf came from, or where it answered."""
+
+    address: Address
+    proved: bool
+    """Whether the peer was seen to receive there. A source address alone proves nothing: anybody
+    on the way can write another one on a genuine datagram."""
+    unanswered: int = 0
+    """Exchanges of ours in a row that got no answer there."""
+
+
 @dataclass(slots=True)
 class LinkState:
     """State of one link, and what both sides of an exchange do with it."""
@@ -61,7 +78,16 @@ class LinkState:
     has_completed: bool = False
     """An exchange of ours was completed since the start."""
     key: LinkKey | None = None
-    learnt_address: Address | None = None
+    learnt: LearntAddress | None = None
+    given_up: LearntAddress | None = None
+    """The address learnt last, where the peer did not answer and is not asked any more."""
+    answered: tuple[tuple[int, Address | None], ...] = ()
+    """The numbers of the last biscuits that were handed out to the peer, and where the RespHello
+    with each was sent; None where it was sent to several."""
+    unproved_bytes: TokenBucket = field(default_factory=TokenBucket)
+    """What is sent to addresses that the peer has not proved to be at."""
+    init_confs: TokenBucket = field(default_factory=TokenBucket)
+    """Exchanges of the peer's that are accepted."""
     peer: Announcement | None = None
     """What the peer said in the last exchange."""
     adopted_wireguard_key: bytes | None = None
@@ -111,8 +137,17 @@ class LinkState:
 
     @property
     def address(self) -> Address | None:
-        """Where an exchange of ours goes: the address learnt last, else the configured one."""
-        return self.learnt_address or self.config.address
+        """Where an exchange of ours goes: the address learnt last, if the peer has proved to be
+        there; else the configured one; else one that is not proved."""
+        if self.learnt is not None and (self.learnt.proved or self.config.address is None):
+            return self.learnt.address
+        return self.config.address
+
+    @property
+    def known_addresses(self) -> tuple[Address, ...]:
+        """Where the peer is configured to be, and where it has proved to be."""
+        proved = self.learnt.address if self.learnt is not None and self.learnt.proved else None
+        return tuple(at for at in (self.config.address, proved) if at is not None)
 
     @property
     def awaits_resp_conf(self) -> bool:
@@ -146,12 +181,64 @@ class LinkState:
                 values[name] = values[name] is not None
             for name in _COUNTS:
                 del values[name]
-            values["learnt_address"] = self.address
+            values["learnt"] = self.address
             if self.key is not None:
                 values["key"] = self.key.key_id
             if self.exchange is not None:
                 values["exchange"] = replace(self.exchange, reason=StartReason.RENEWAL, attempt=1)
         return tuple(values.values())
+
+    # ---- where the peer is
+
+    def answered_hello(self, number: int, address: Address) -> None:
+        """A RespHello with the biscuit of this new number is sent there."""
+        self.answered = (*self.answered, (number, address))[-KEPT_NUMBERS:]
+
+    def answered_again(self, number: int, address: Address) -> None:
+        """The same RespHello once more, perhaps to another address."""
+        self.answered = tuple(
+            (kept, None if kept == number and at != address else at) for kept, at in self.answered
+        )
+
+    def has_proved(self, number: int, source: Address) -> bool:
+        """Whether an InitConf with the biscuit of this number, from this source, proves that the
+        peer receives there: the biscuit was sent there, and nowhere else."""
+        return (number, source) in self.answered
+
+    def forget_answered(self, number: int) -> None:
+        """The biscuits up to this number are used up: nothing is proved with them any more."""
+        self.answered = tuple(pair for pair in self.answered if pair[0] > number)
+
+    def learn(self, address: Address, *, proved: bool) -> None:
+        """The peer's last exchange came from there. What is not proved takes the place only of
+        what is not, either."""
+        known = self.known_addresses
+        if proved or address in known or not known:
+            self.learnt = LearntAddress(address, proved or address in known)
+            self.given_up = None
+
+    def answered_from(self, address: Address) -> None:
+        """The peer gave an answer that only it can give to what was sent there."""
+        if self.learnt is not None and self.learnt.address == address:
+            self.learnt = LearntAddress(address, proved=True)
+
+    def unanswered_from(self, address: Address) -> None:
+        """What was sent there for a whole exchange got no answer."""
+        learnt = self.learnt
+        if learnt is None or learnt.address != address:
+            return
+        if self.config.address is not None:
+            self.learnt = None  # back to the one that was configured
+            return
+        unanswered = learnt.unanswered + 1
+        if learnt.proved and unanswered < timing.UNANSWERED_EXCHANGES:
+            self.learnt = replace(learnt, unanswered=unanswered)
+        else:
+            self.learnt, self.given_up = None, learnt
+
+    def forget_addresses(self) -> None:
+        """What was learnt of where the peer is counts no more."""
+        self.learnt = self.given_up = None
 
     # ---- what both sides of an exchange do
 
@@ -230,4 +317,8 @@ _COUNTS = (
     "retransmit_interval",
     "cookie_until",
     "retry_reason",
+    "given_up",
+    "answered",
+    "unproved_bytes",
+    "init_confs",
 )

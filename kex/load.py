@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from kex.address import Address
+from kex.token_bucket import Allowance, TokenBucket
 
 BURST = 64.0
 """InitHello messages opened in a burst before cookies are asked for."""
 RATE = 100.0
 """InitHello messages a second that are opened without cookies."""
-SOURCE_BURST = 10.0
-"""InitHello messages of one proven source that are opened in a burst under load."""
-SOURCE_RATE = 10.0
-"""And a second."""
+SOURCE = Allowance(burst=10.0, rate=10.0)
+"""InitHello messages of one proven source that are opened under load."""
+ALL_SOURCES = Allowance(burst=200.0, rate=200.0)
+"""And of all of them together: once for sources at which a link's peer is known to be, and once
+for all others. A thousand peers that begin at the same time are through within five seconds."""
 MAX_SOURCES = 1024
+"""A bucket is full again, and needs no place, a second after its source was served: fewer than
+this are served in a second, so that one that is dropped was as good as full."""
 IPV6_SITE_LENGTH = 64
 """Bits of an IPv6 address that name a source: who has one address has all of its /64."""
 
@@ -24,7 +29,9 @@ IPV6_SITE_LENGTH = 64
 class Load:
     """Tokens are spent on each InitHello that is opened and come back with time.
 
-    A cookie proves an address, no more: under load each source has a small bucket of its own.
+    A cookie proves an address, no more, and who has a large IPv6 network has many: under load
+    each source has a small bucket of its own, and all of them share a larger one. Peers at
+    addresses that are known share another one, so that strangers cannot use theirs up.
     """
 
     at: float
@@ -32,8 +39,11 @@ class Load:
     burst: float = BURST
     rate: float = RATE
     high: bool = False
-    sources: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Tokens of each source, and when they were counted; the least recently seen first."""
+    sources: dict[str, TokenBucket] = field(default_factory=dict)
+    """Of each source; the least recently served first."""
+    known: TokenBucket = field(default_factory=TokenBucket)
+    """Of all sources at which a link's peer is known to be."""
+    others: TokenBucket = field(default_factory=TokenBucket)
 
     def copy(self) -> Load:
         return replace(self, sources=dict(self.sources))
@@ -52,16 +62,24 @@ class Load:
         self._refill(now)
         self.tokens = max(0.0, self.tokens - 1)
 
-    def admits(self, source: Address, now: float) -> bool:
-        """Whether one more InitHello of a source that proved itself is opened under load."""
-        site = _site(source.host)
-        tokens, at = self.sources.pop(site, (SOURCE_BURST, now))
-        tokens = min(SOURCE_BURST, tokens + max(0.0, now - at) * SOURCE_RATE)
-        admitted = tokens >= 1
-        self.sources[site] = (tokens - 1 if admitted else tokens, now)
+    def admits(self, source: Address, now: float, *, known: bool = False) -> bool:
+        """Whether one more InitHello of a source that proved itself is opened under load.
+
+        `known`: the peer of a link is there. What is refused takes nothing from any bucket.
+        """
+        name = site(source.host)
+        own, shared = self.sources.get(name, TokenBucket()), self.known if known else self.others
+        if not (own.holds(1, SOURCE, now) and shared.holds(1, ALL_SOURCES, now)):
+            return False
+        self.sources.pop(name, None)
+        self.sources[name] = own.less(1, SOURCE, now)
         if len(self.sources) > MAX_SOURCES:
             del self.sources[next(iter(self.sources))]
-        return admitted
+        if known:
+            self.known = shared.less(1, ALL_SOURCES, now)
+        else:
+            self.others = shared.less(1, ALL_SOURCES, now)
+        return True
 
     def _refill(self, now: float) -> None:
         if now > self.at:
@@ -69,8 +87,9 @@ class Load:
             self.at = now
 
 
-def _site(host: str) -> str:
-    """What counts as one source."""
+@lru_cache(maxsize=4096)
+def site(host: str) -> str:
+    """What counts as one source: an IPv4 host, or a /64 of IPv6."""
     address = ipaddress.ip_address(host)
     if isinstance(address, ipaddress.IPv4Address):
         return host

@@ -49,6 +49,8 @@ class Responding:
 
     opened: OpenedInitConf
     source: Address
+    proved: bool
+    """Whether the initiator was seen to receive at the source."""
     stage: Stage
     listing: tuple[payload.ExternalListing, ...]
     peer: Announcement

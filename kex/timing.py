@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kex.token_bucket import Allowance
+
 MIN_INTERVAL = 120
 """WireGuard renews its session no sooner, and a PSK counts from a renewal."""
 SESSION_RENEWAL_AGE = 105.0
@@ -28,6 +30,15 @@ RETRY_LAST = 30.0
 """Between exchanges that are refused: 1 s, doubling to 30 s."""
 REQUEST_SPACING = 30.0
 """Between exchanges started because WireGuard did not take a key up."""
+
+UNANSWERED_EXCHANGES = 4
+"""Without an answer in so many exchanges a learnt address is given up: after a minute."""
+UNPROVED_BYTES = Allowance(burst=32 * 1024, rate=32 * 1024 / 3600)
+"""What is sent of own exchanges to addresses that the peer has not proved to be at: one exchange,
+and one more an hour."""
+INIT_CONFS = Allowance(burst=20, rate=0.2)
+"""Exchanges of the peer's that are accepted: what a start, a crossing, a fallback and requests
+take at once, and then one in 5 s: a refused one comes again within that, and waits for 15 s."""
 
 
 def default_lifetime(interval: int) -> int:

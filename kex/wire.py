@@ -153,6 +153,11 @@ def message_tag(
     return hashlib.blake2b(prefix + body, digest_size=32).digest()[:MESSAGE_TAG_LENGTH]
 
 
+def datagram_length(chunk_length: int) -> int:
+    """Bytes of a datagram with a chunk of this length."""
+    return HEADER_LENGTH + chunk_length + TRAILER_LENGTH
+
+
 def fragment_count(length: int, chunk_length: int) -> int:
     """How many datagrams a message of `length` bytes takes."""
     return -(-length // chunk_length)

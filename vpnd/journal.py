@@ -1,18 +1,24 @@
-"""One record for each step of a link's life: to the log, the counters and the watchers alike."""
+"""One record for each step of a link's life: to the log, the counters and the watchers alike.
+
+Counters and watchers get every one. The log, which somebody has to store and to read, has fewer of
+what happens again and again: vpnd.log_limits.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import structlog
 
 from vpnd.api import SCHEMA, Event
-from vpnd.clock import rfc3339, wall
+from vpnd.clock import boottime, rfc3339, wall
 from vpnd.event_feed import EventFeed
+from vpnd.log_limits import LogLimits
 
 Field = str | int | float | bool | None
 
@@ -48,9 +54,11 @@ def configure_logging(level: str) -> None:
 class Journal:
     """Takes records and hands each to the log, the counters and the watchers."""
 
-    def __init__(self, feed: EventFeed) -> None:
+    def __init__(self, feed: EventFeed, *, now: Callable[[], float] = boottime) -> None:
         self._log = structlog.get_logger("vpnd")
         self._feed = feed
+        self._now = now
+        self._limits = LogLimits()
         self.counters: Counter[str] = Counter()
         self.link_counters: dict[str, Counter[str]] = {}
 
@@ -65,18 +73,21 @@ class Journal:
     ) -> None:
         """One step. `event` is a stable slug; no field may hold a secret."""
         self.counters[event] += 1
-        about: dict[str, Any] = dict(fields)
+        about: dict[str, Field] = dict(fields)
         if peer is not None:
             self.link_counters.setdefault(peer, Counter())[event] += 1
             about = {"peer": peer, **fields}
-        if exc_info is not None:
-            about["exc_info"] = exc_info
-        with suppress(OSError):  # a log on a full disk: nothing else may depend on it
-            getattr(self._log, level)(event, **about)
+        error = "" if exc_info is None else f"{type(exc_info).__name__}: {exc_info}"
+        for line in self._limits.lines(event, level, about, self._now(), error=error):
+            # A traceback belongs to this record, and to none that comes with it
+            trace = {"exc_info": exc_info} if exc_info is not None and line.event == event else {}
+            with suppress(OSError):  # a log on a full disk: nothing else may depend on it
+                getattr(self._log, line.level)(line.event, **line.fields, **trace)
         self._feed.publish(_event(event, peer, fields))
 
     def forget_link(self, peer: str) -> None:
         self.link_counters.pop(peer, None)
+        self._limits.forget(peer)
 
 
 def _event(event: str, peer: str | None, fields: dict[str, Field]) -> Event:

@@ -61,6 +61,20 @@ class LinkExchanges:
         """As it stands, to read at once; None while the link takes no part."""
         return self._engine.endpoint.look_at(self._peer.name) if self.joined else None
 
+    @property
+    def given_up(self) -> str:
+        """In words: the address that is not asked any more, because the peer does not answer
+        there; empty where there is none."""
+        at = None if self.state is None else self.state.given_up
+        if at is None:
+            return ""
+        if at.proved:
+            return (
+                f"the address {at.address}, learnt from the peer's last exchange, "
+                "does not answer any more"
+            )
+        return f"the address {at.address}, learnt from the peer's last exchange, never answered"
+
     def joined_with(self, wireguard_key: bytes) -> bool:
         return self.joined and wireguard_key == self._wireguard_key
 

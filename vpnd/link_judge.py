@@ -34,6 +34,8 @@ class Facts:
     exchanging: bool = False
     answering: bool = False
     has_endpoint: bool = True
+    given_up: str = ""
+    """Where the peer was last, and is not asked any more."""
     waiting_reason: str = ""
     renewal_problem: str = ""
     external: str = ""
@@ -67,7 +69,7 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
         waits = "waits for WireGuard's first handshake"
         problem = facts.renewal_problem if unheard else ""
         return LinkState.INSTALLED, "; ".join(filter(None, (waits, problem, unheard)))
-    troubles = tuple(filter(None, (facts.external, facts.renewal_problem, unheard)))
+    troubles = tuple(filter(None, (facts.external, facts.renewal_problem, facts.given_up, unheard)))
     if troubles:
         return LinkState.DEGRADED, "; ".join(troubles)
     if facts.second_identity:
@@ -77,12 +79,13 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
 
 def _without_key(facts: Facts) -> tuple[LinkState, str]:
     if facts.closed_reason:
-        return LinkState.CLOSED, facts.closed_reason
+        return LinkState.CLOSED, "; ".join(filter(None, (facts.closed_reason, facts.given_up)))
     if facts.exchanging:
         so_far = f"{facts.waiting_reason} so far" if facts.waiting_reason else "first exchange"
         return LinkState.EXCHANGING, so_far
     if facts.answering:
         return LinkState.EXCHANGING, "the peer's exchange"
     if not facts.has_endpoint:
-        return LinkState.DOWN, "waits for the peer, which has no endpoint here"
+        waits = "waits for the peer, which has no endpoint here"
+        return LinkState.DOWN, "; ".join(filter(None, (waits, facts.given_up)))
     return LinkState.DOWN, facts.waiting_reason or "no exchange yet"

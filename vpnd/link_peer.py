@@ -264,8 +264,12 @@ class WireGuardPeer:
             return None
         configured = self._peer.endpoint
         fixed = configured is not None and configured.address is not None
-        host = configured.host if configured is not None and fixed else event.address.host
-        return (host, event.peer.wireguard_port)
+        if configured is not None and fixed:
+            return (configured.host, event.peer.wireguard_port)
+        if event.address is None:
+            # Nobody knows yet where the peer is: its WireGuard calls, and ours learns it from that
+            return None
+        return (event.address.host, event.peer.wireguard_port)
 
     async def follow(self, event: KeyEstablished) -> None:
         """Lead WireGuard to where the exchange just got an answer: where its own session is dead,

@@ -92,6 +92,8 @@ class LinkReport:
         self._renewal_problem = ""
         self._contested: tuple[str, bytes, str] | None = None
         """What was told last of a WireGuard key that another link has, too."""
+        self._given_up = ""
+        """The address that was given up last, in words."""
 
     def take(self, peer: PeerConfig) -> None:
         """Go by this configuration from now on."""
@@ -122,6 +124,12 @@ class LinkReport:
             code=event.code.value,
             exchange=event.exchange_id.hex(),
         )
+        given_up = self._exchanges.given_up
+        if given_up and given_up != self._given_up:
+            self._journal.record(
+                "address_given_up", peer=self._peer.name, level="warning", reason=given_up
+            )
+        self._given_up = given_up
 
     def gave_no_key(self, event: ExchangeFailed) -> None:
         """The link goes on without the key that the exchange should have given."""
@@ -223,7 +231,7 @@ class LinkReport:
 
     def confirmed(self, event: KeyConfirmed) -> None:
         self.adopted = False
-        self.end_reason = self._waiting_reason = self._closed_reason = ""
+        self.end_reason = self._waiting_reason = self._closed_reason = self._given_up = ""
         if not self._exchanges.unheard:
             # Else it is one more answer that the peer does not take, and what it said of that
             # stands
@@ -316,6 +324,7 @@ class LinkReport:
             exchanging=state is not None and state.exchange_due and state.address is not None,
             answering=state is not None and state.responding is not None,
             has_endpoint=self._peer.endpoint is not None,
+            given_up=self._exchanges.given_up,
             waiting_reason=self._waiting_reason,
             renewal_problem=self._renewal_problem,
             external=self._external.watch.standing,

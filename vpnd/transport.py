@@ -70,7 +70,12 @@ class Transport:
             if before != NOT_OPENED:
                 self._journal.record("listening", address=str(listener.entry))
         elif listener.problem != before:
-            self._journal.record("listen_failed", level="error", reason=listener.problem)
+            self._journal.record(
+                "listen_failed",
+                level="error",
+                address=str(listener.entry),
+                reason=listener.problem,
+            )
 
     async def run(self, receive: Receive, drained: Drained) -> None:
         """Hand every datagram to `receive` until cancelled; `drained` is called when those that

@@ -109,8 +109,8 @@ def peer_info(peer: PeerConfig, on_stop: str) -> PeerInfo:
 
 
 def _next_exchange(exchange: Link | None) -> float | None:
-    if exchange is None:
-        return None
+    if exchange is None or (exchange.given_up is not None and exchange.address is None):
+        return None  # what is due waits for the peer
     due = [at for at in (exchange.renew_at, exchange.retry_at) if at is not None]
     return min(due, default=None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from kex import cookies, wire
 from kex.address import Address
 from kex.cookies import SECRET_SECONDS, CookieSecret
 from kex.errors import PacketRejected
-from kex.load import BURST, MAX_SOURCES, RATE, SOURCE_BURST, SOURCE_RATE, Load
+from kex.load import ALL_SOURCES, BURST, MAX_SOURCES, RATE, SOURCE, Load
 from kex.mlkem import Encapsulation, MlKemParameterSet, MlKemPrivateKey, OpenSslMlKem
 from kex.secret import Secret
 from kex.suites import suite as make_suite
@@ -411,14 +412,14 @@ def test_load_does_not_go_back_in_time_nor_below_nothing() -> None:
 
 def test_a_proven_source_has_a_bucket_of_its_own() -> None:
     load = Load(at=0.0)
-    for _ in range(int(SOURCE_BURST)):
+    for _ in range(int(SOURCE.burst)):
         assert load.admits(LEFT, 0.0)
     assert not load.admits(LEFT, 0.0)
     # another port is the same source, another host is not
     assert not load.admits(Address(LEFT.host, 1), 0.0)
     assert load.admits(Address("192.0.2.2", LEFT.port), 0.0)
-    assert load.admits(LEFT, 1 / SOURCE_RATE + 0.001)
-    assert not load.admits(LEFT, 1 / SOURCE_RATE + 0.001)
+    assert load.admits(LEFT, 1 / SOURCE.rate + 0.001)
+    assert not load.admits(LEFT, 1 / SOURCE.rate + 0.001)
     twin = load.copy()
     assert twin.admits(LEFT, 10.0)
     assert load.sources != twin.sources
@@ -427,7 +428,7 @@ def test_a_proven_source_has_a_bucket_of_its_own() -> None:
 def test_an_ipv6_source_is_its_64() -> None:
     load = Load(at=0.0)
     admitted = sum(load.admits(Address(f"2001:db8::{n:x}", n), 0.0) for n in range(1, 100))
-    assert admitted == SOURCE_BURST
+    assert admitted == SOURCE.burst
     assert load.admits(Address("2001:db8:0:1::1", 1), 0.0)
     assert load.admits(Address("fe80::1%eth0", 1), 0.0)
     # but an IPv4 address in IPv6 clothes is that one host
@@ -435,11 +436,95 @@ def test_an_ipv6_source_is_its_64() -> None:
         assert load.admits(Address(f"::ffff:192.0.2.{n}", 1), 0.0)
 
 
+def site(number: int) -> Address:
+    """One /64 of a /48."""
+    return Address(f"2001:db8:5:{number:x}::1", 1)
+
+
 def test_sources_are_bounded() -> None:
     load = Load(at=0.0)
     for n in range(3 * MAX_SOURCES):
-        assert load.admits(Address(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", 1), 0.0)
+        assert load.admits(site(n), n / ALL_SOURCES.rate)
     assert len(load.sources) == MAX_SOURCES
+
+
+def test_one_bucket_for_all_sources() -> None:
+    """600 networks of one /48, each with a cookie, have together what one bucket holds."""
+    load = Load(at=0.0)
+    seconds = 5
+    admitted = sum(load.admits(site(n), at / 10) for at in range(10 * seconds) for n in range(600))
+    assert admitted <= ALL_SOURCES.burst + ALL_SOURCES.rate * seconds
+    # more of them than are kept in mind: the same
+    mark = load.copy()
+    admitted = sum(
+        mark.admits(site(n), seconds + at / 10)
+        for at in range(10 * seconds)
+        for n in range(2 * MAX_SOURCES)
+    )
+    assert admitted <= ALL_SOURCES.burst + ALL_SOURCES.rate * seconds
+    # a source alone has no more than before, and what was refused has cost nobody anything
+    quiet = seconds + 10.0
+    assert sum(load.admits(site(1), quiet) for _ in range(100)) == SOURCE.burst
+    assert load.admits(site(2), quiet)
+
+
+def test_a_source_that_is_dropped_has_a_full_bucket() -> None:
+    """Else who goes round many sources would find each of them fresh."""
+    load = Load(at=0.0)
+    now = 0.0
+    for n in range(20 * MAX_SOURCES):
+        now = n / (2 * ALL_SOURCES.rate)  # both shared buckets are used up
+        before = dict(load.sources)
+        load.admits(site(n), now, known=bool(n % 2))
+        for name in before.keys() - load.sources.keys():
+            assert before[name].available(SOURCE, now) == SOURCE.burst
+
+
+def test_known_peers_come_through_beside_strangers_with_cookies() -> None:
+    load = Load(at=0.0)
+    for at in range(50):
+        now = at / 10
+        for n in range(600):
+            load.admits(site(n), now)
+        assert load.admits(LEFT, now, known=True)
+        assert not load.admits(Address("192.0.2.200", 1), now)
+
+
+def test_a_thousand_peers_at_once_are_through_soon() -> None:
+    """A node that was away is asked by all of them; each repeats as the protocol has it."""
+    load = Load(at=0.0)
+    waiting = dict.fromkeys(range(1000), 0.0)
+    pauses = dict.fromkeys(range(1000), 0.5)
+    for tick in range(150):
+        now = tick / 10
+        for n in [n for n, due in waiting.items() if due <= now]:
+            if load.admits(Address(f"10.1.{n >> 8}.{n & 255}", 1), now):
+                del waiting[n]
+            else:
+                waiting[n], pauses[n] = now + pauses[n], min(2 * pauses[n], 5.0)
+    assert not waiting
+
+
+def test_networks_of_one_attacker_share_a_bucket_at_a_real_node() -> None:
+    """Whole InitHello, each from a network of its own with a good cookie; and a peer beside."""
+    network, counter = counted(1, under_load())
+    right = network["right"].endpoint
+    suite = make_suite(1, random=SeededBytes(b"attacker"))
+    key = wire.mac_key(MessageType.INIT_HELLO, ASKED)
+    sources = 600
+    for n in range(sources):
+        body = suite.random(suite.message1_length)
+        fragments = wire.cut(MessageType.INIT_HELLO, 1, n.to_bytes(8, "big"), body, key=key)
+        cookie = right._node.cookie_secret.cookie(site(n))
+        for datagram in wire.datagrams(fragments, cookie):
+            with suppress(PacketRejected):
+                right.receive_datagram(datagram, site(n), network.now)
+    assert counter.operations <= ALL_SOURCES.burst
+    assert right.statistics().rejected["rate"] == sources - ALL_SOURCES.burst
+    # `left` is where it is configured to be: the attacker has used up none of what is its own
+    network.start()
+    network.settle()
+    same_key(network)
 
 
 def test_a_flood_with_good_cookies_is_opened_at_a_bounded_rate() -> None:
@@ -459,8 +544,8 @@ def test_a_flood_with_good_cookies_is_opened_at_a_bounded_rate() -> None:
                 right.receive_datagram(datagram, attacker, network.now)
             except PacketRejected as error:
                 refusals += error.reason == "rate"
-    assert counter.operations <= SOURCE_BURST
-    assert refusals == 50 - SOURCE_BURST
+    assert counter.operations <= SOURCE.burst
+    assert refusals == 50 - SOURCE.burst
     finish(network)
 
 

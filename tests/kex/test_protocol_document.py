@@ -147,11 +147,19 @@ def test_table_of_times(row: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        f"{load.SOURCE_BURST:.0f} InitHello of one host (one /{load.IPV6_SITE_LENGTH} of IPv6) "
-        f"are opened in a burst and {load.SOURCE_RATE:.0f} a second",
+        f"{load.SOURCE.burst:.0f} InitHello of one host (one /{load.IPV6_SITE_LENGTH} of IPv6) "
+        f"are opened in a burst and {load.SOURCE.rate:.0f} a second",
+        f"of all of them together {load.ALL_SOURCES.burst:.0f} and "
+        f"{load.ALL_SOURCES.rate:.0f} a second",
+        f"{timing.INIT_CONFS.burst:.0f} InitConf of a link at once and one in "
+        f"{1 / timing.INIT_CONFS.rate:.0f} s",
+        f"without an answer in {timing.UNANSWERED_EXCHANGES} exchanges in a row",
+        f"{timing.UNPROVED_BYTES.burst / 1024:.0f} KiB, and as much again in an hour",
         f"a bucket of {load.BURST:.0f}, refilled at {load.RATE:.0f} a second",
         f"{reassembly.MAX_BYTES // 1024} KiB in all with {reassembly.ENTRY_COST} bytes counted",
-        f"{reassembly.MAX_MESSAGES_PER_SOURCE} messages of one source",
+        f"{reassembly.MAX_MESSAGES_PER_ORIGIN} messages of one source",
+        f"{reassembly.MAX_MESSAGES_PER_SITE} of one host (one /{load.IPV6_SITE_LENGTH} of IPv6)",
+        f"{reassembly.MAX_MESSAGES_PER_ORIGIN} answers to one exchange",
         f"{figure(wire.MIN_CHUNK_LENGTH)} to {figure(wire.MAX_CHUNK_LENGTH)} bytes (1,200 unless",
         f"a bounded memory ({endpoint.HELLO_CACHE_ENTRIES} answers)",
         f"session is {timing.SESSION_RENEWAL_AGE:.0f} s old",

@@ -74,7 +74,9 @@ def test_a_repeated_init_conf_is_answered_where_the_repetition_came_from(number:
     right = network["right"].endpoint
     right.receive_datagram(init_conf.data, ELSEWHERE, network.now)
     assert right.datagrams_to_send() == [(resp_conf.data, ELSEWHERE)]
-    assert network["right"].endpoint.link("left").learnt_address == init_conf.source
+    learnt = network["right"].endpoint.link("left").learnt
+    assert learnt is not None
+    assert learnt.address == init_conf.source
 
 
 @pytest.mark.parametrize(("left", "right"), [(500, 1200), (1200, 500), (700, 650)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -106,12 +107,15 @@ class KeySources(Mapping[str, KeySource]):
         self._nursery.start_soon(self._run_one, self._sources[name], scope)
 
     async def _run_one(self, source: KeySource, scope: trio.CancelScope) -> None:
+        told = ""
         with scope:
             while True:
                 try:
                     await source.run()
                 except Exception:  # a bug stays with its source
-                    _log.exception("key source %s", source.name)
+                    before, told = told, traceback.format_exc()
+                    if told != before:  # else it says what it said a moment ago
+                        _log.exception("key source %s", source.name)
                     self._listener.source_event(
                         "source_failed",
                         source.name,
