@@ -273,7 +273,8 @@ def installed(link: LinkState, node: Node, now: float) -> None:
         raise KexError("INSTALLING without a key")
     end(link, Input.INSTALLED)
     link.learnt_address = own.address
-    link.retry_at = None
+    if not link.in_doubt:  # else the link's identities have changed since CO1: the debt stays
+        link.retry_at = None
     established = own.established
     link.installed(node, established.key.key_id, established.peer, Role.INITIATOR, now)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from kex import answering, initiating, timing
+from kex import answering, initiating, order, timing
 from kex.events import LinkExpired, RejectCode, StartReason
 from kex.exchange import Phase
 from kex.external import ExternalKey
-from kex.identity import Fingerprint
 from kex.link_config import LinkConfig
 from kex.link_state import LinkKey, LinkState
 from kex.node import Node
@@ -176,9 +175,12 @@ class Link(LinkState):
             return
         if config.address != before.address:
             self.learnt_address = None
+        identities_changed = (config.locals, config.remotes) != (before.locals, before.remotes)
+        if identities_changed:
+            order.after_change(self, node.biscuit_keys.next_number - 1)
         if self.exchange is not None and self.exchange.phase is not Phase.INSTALLING:
             initiating.abandon(self, node, now)
-        elif config.wireguard_key != before.wireguard_key or config.own_pair != before.own_pair:
+        elif identities_changed or config.wireguard_key != before.wireguard_key:
             self.owe(StartReason.REQUESTED, now)
 
     def end_key(self, at: float, now: float) -> None:
@@ -186,13 +188,3 @@ class Link(LinkState):
         if self.key is not None:
             self.key = replace(self.key, expires_at=min(self.key.expires_at, at))
             self.owe(StartReason.REQUESTED, now)
-
-
-def local_identities(config: LinkConfig) -> frozenset[tuple[Fingerprint, Fingerprint]]:
-    """The pairs (ours, theirs) under which exchanges of this link arrive."""
-    return frozenset(
-        (local, remote)
-        for local in config.locals
-        for remote in config.remotes
-        if local.suite == remote.suite
-    )
