@@ -136,7 +136,7 @@ class TwoEnds:
         known = sorted(
             (
                 Identity(self._suite, self._suite.private_key(bytes((n,)) * 32))
-                for n in range(len(ranks[0]) + len(ranks[1]))
+                for n in range(1 + max(*ranks[0], *ranks[1]))
             ),
             key=lambda identity: identity.fingerprint,
         )
