@@ -442,11 +442,6 @@ MISTAKES = [
         Variant("", NO_RESTART),
     ),
     (
-        "an exchange dropped for the peer's is forgotten, with rotating identities",
-        NO_DOUBT_AFTER_CROSSING,
-        Variant("", Budget(), ends=ROTATING),
-    ),
-    (
         "a start is taken for a clean one",
         {"is_settled_by_answering": nothing_assumed_after_a_start},
         Variant("", Budget()),

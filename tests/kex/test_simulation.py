@@ -405,7 +405,7 @@ def both_init_confs_come_late(world: World, one: Site, two: Site) -> None:
 
     def meddle(data: bytes, source: Address) -> float | None:
         is_init_conf = wire.parse_untrusted(data).type is MessageType.INIT_CONF
-        return 15.3 if is_init_conf and world.now < begun + 5.0 else 0.0
+        return 15.3 if is_init_conf and world.now < begun + 16.0 else 0.0
 
     world.meddle = meddle
     one.request_all()
