@@ -132,8 +132,7 @@ class Endpoint:
         links = {name: self._link(name) for name in changed}
         # An address that changes, which is most often all, costs nothing for the other links
         if identities is not None or any(
-            config.pairs != links[name].config.pairs
-            for name, config in changed.items()
+            config.pairs != links[name].config.pairs for name, config in changed.items()
         ):
             self._claim(changed, identities)
         for name, link in links.items():

@@ -14,7 +14,7 @@ import gc
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations, permutations, product
+from itertools import permutations, product
 from typing import Any
 
 import pytest
@@ -151,7 +151,8 @@ def mismatched_lists() -> Iterator[Configurations]:
 
 
 def lists_at_both_ends() -> Iterator[Configurations]:
-    for first in combinations(range(4), 2):
+    """Of the ends, which the walk treats alike, the one with the smallest identity is end 0."""
+    for first in ((0, other) for other in range(1, 4)):
         second = tuple(rank for rank in range(4) if rank not in first)
         for own, other in product(permutations(first), permutations(second)):
             for listed, listed_there in product(permutations(second), permutations(first)):
@@ -483,7 +484,10 @@ def test_wrong_rules_are_found(
 
 @pytest.mark.parametrize(
     ("family", "found"),
-    [("lists of two at one end", 1), ("lists of two at both ends", 14)],
+    [
+        ("lists of two at one end", 1),
+        pytest.param("lists of two at both ends", 7, marks=pytest.mark.long),
+    ],
 )
 def test_judging_by_the_pair_of_each_exchange_is_found(
     family: str, found: int, monkeypatch: pytest.MonkeyPatch
