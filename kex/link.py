@@ -175,7 +175,7 @@ class Link(LinkState):
             return
         if config.address != before.address:
             self.learnt_address = None
-        identities_changed = (config.locals, config.remotes) != (before.locals, before.remotes)
+        identities_changed = (config.pairs, config.own_pair) != (before.pairs, before.own_pair)
         if identities_changed:
             order.after_change(self, node.biscuit_keys.next_number - 1)
         if self.exchange is not None and self.exchange.phase is not Phase.INSTALLING:

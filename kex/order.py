@@ -83,7 +83,7 @@ def after_failure(link: LinkState, ended: Exchange, code: FailureCode) -> None:
 
 
 def after_change(link: LinkState, highest_issued: int) -> None:
-    """The identities of the link, ours or the peer's, are others, or in another order.
+    """The pairs of identities of the link are others, or another one is used for exchanges of ours.
 
     What was left open while this end yielded is noted nowhere, and the peer may have relied on an
     end that now yields: only a completed exchange makes good for both. It has to kill all biscuits
