@@ -229,13 +229,13 @@ def installed(link: LinkState, node: Node, now: float) -> None:
     responding = link.responding
     if responding is None or responding.key is None:
         raise KexError("INSTALLING without a key")
-    _settle(link, node, responding.answer, responding.source)
-    link.learn(responding.source, proved=responding.proved)
-    link.answered_at = now
-    if order.is_settled_by_answering(link, responding.opened):
+    if order.is_settled_by_answering(link):
         link.retry_at = None
     else:
         link.owe(StartReason.UNANSWERED, now)
+    _settle(link, node, responding.answer, responding.source)
+    link.learn(responding.source, proved=responding.proved)
+    link.answered_at = now
     link.installed(node, responding.key.key_id, responding.peer, Role.RESPONDER, now)
 
 

@@ -24,7 +24,7 @@ from kex.events import Event, IdentityLearned, RejectCode, StartReason, WireGuar
 from kex.exchange import Exchange, Phase
 from kex.external import ExternalKey
 from kex.identity import Fingerprint, Identity
-from kex.link import Link, Timer, local_identities
+from kex.link import Link, Timer
 from kex.link_config import LinkConfig
 from kex.load import Load, site
 from kex.node import Node, Outgoing
@@ -141,8 +141,7 @@ class Endpoint:
         links = {name: self._link(name) for name in changed}
         # An address that changes, which is most often all, costs nothing for the other links
         if identities is not None or any(
-            local_identities(config) != local_identities(links[name].config)
-            for name, config in changed.items()
+            config.pairs != links[name].config.pairs for name, config in changed.items()
         ):
             self._claim_pairs(changed, identities)
         for name, link in links.items():
@@ -832,7 +831,7 @@ def _claimed(
     held: Mapping[Fingerprint, Identity],
 ) -> frozenset[_Pair]:
     """The pairs of identities of a link, where no other link has one of them. Raises ValueError."""
-    claimed = local_identities(config)
+    claimed = config.pairs
     for pair in claimed:
         if pair in pairs:
             raise ValueError(

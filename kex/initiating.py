@@ -310,8 +310,9 @@ def installed(link: LinkState, node: Node, now: float) -> None:
         raise KexError("INSTALLING without a key")
     end(link, Input.INSTALLED)
     link.learn(own.address, proved=True)
-    link.retry_at = link.answered_at = None
-    link.unheard = 0
+    link.answered_at, link.unheard = None, 0
+    if not link.in_doubt:  # else the link's identities have changed since CO1: the debt stays
+        link.retry_at = None
     established = own.established
     link.installed(node, established.key.key_id, established.peer, Role.INITIATOR, now)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from kex import answering, claims, initiating, timing
+from kex import answering, claims, initiating, order, timing
 from kex.events import LinkExpired, RejectCode, StartReason
 from kex.exchange import Phase
 from kex.external import ExternalKey
-from kex.identity import Fingerprint
 from kex.link_config import LinkConfig
 from kex.link_state import LinkKey, LinkState
 from kex.node import Node
@@ -185,9 +184,12 @@ class Link(LinkState):
             self.forget_addresses()
         if not set(config.remotes) & set(before.remotes):
             self._forget_peer()
+        identities_changed = (config.pairs, config.own_pair) != (before.pairs, before.own_pair)
+        if identities_changed:
+            order.after_change(self, node.biscuit_keys.next_number - 1)
         if self.exchange is not None and self.exchange.phase is not Phase.INSTALLING:
             initiating.abandon(self, node, now)
-        elif config.wireguard_key != before.wireguard_key or config.own_pair != before.own_pair:
+        elif identities_changed or config.wireguard_key != before.wireguard_key:
             self.owe(StartReason.REQUESTED, now)
 
     def _forget_peer(self) -> None:
@@ -207,13 +209,3 @@ class Link(LinkState):
         if self.key is not None:
             self.key = replace(self.key, expires_at=min(self.key.expires_at, at))
             self.owe(StartReason.REQUESTED, now)
-
-
-def local_identities(config: LinkConfig) -> frozenset[tuple[Fingerprint, Fingerprint]]:
-    """The pairs (ours, theirs) under which exchanges of this link arrive."""
-    return frozenset(
-        (local, remote)
-        for local in config.locals
-        for remote in config.remotes
-        if local.suite == remote.suite
-    )

@@ -66,6 +66,24 @@ class LinkConfig:
         return next((local for local in self.locals if local.suite == remote.suite), None)
 
     @property
+    def pairs(self) -> frozenset[tuple[Fingerprint, Fingerprint]]:
+        """The pairs (ours, theirs) of one suite: exchanges of the link arrive under one of them."""
+        return frozenset(
+            (local, remote)
+            for local in self.locals
+            for remote in self.remotes
+            if local.suite == remote.suite
+        )
+
+    @property
+    def yields(self) -> bool:
+        """Whether this end is the larger one in every pair (docs/protocol.md §6).
+
+        Two ends that have a pair in common never both are, whatever else their lists hold.
+        """
+        return all(local > remote for local, remote in self.pairs)
+
+    @property
     def own_pair(self) -> tuple[Fingerprint | None, Fingerprint]:
         """The identities (ours, theirs) that an exchange of our own uses."""
         return self.local_for(self.remotes[0]), self.remotes[0]

@@ -73,8 +73,9 @@ class LinkState:
     highest_issued: int = 0
     kept: KeptAnswer | None = None
     in_doubt: bool = False
-    """An InitConf with which this end goes first may have been taken by the peer, and since then
-    no exchange of ours was completed."""
+    """The peer may have taken an InitConf that this end knows no outcome of, or the identities of
+    the link have changed, and no exchange of ours was completed since. An end that yields notes
+    only the latter."""
     has_completed: bool = False
     """An exchange of ours was completed since the start."""
     key: LinkKey | None = None
@@ -289,14 +290,14 @@ class LinkState:
         self.renew_at = max(due, now)
 
     def _renews(self) -> bool:
-        """Whether this end renews: the smaller one, where both have an address to start at."""
+        """Whether this end renews, and does not wait for the other: where both have an address
+        to start at, the end that does not yield. In the midst of a rotation both may renew, one
+        of them first, but never neither."""
         if self.config.address is None:
             return False
         if self.peer is not None and not self.peer.can_start:
             return True
-        remote = self.config.remotes[0]
-        local = self.config.local_for(remote)
-        return local is not None and local < remote
+        return not self.config.yields
 
 
 _TIMES = (

@@ -14,7 +14,7 @@ Two things keep the number of states down, and take nothing away:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -138,7 +138,16 @@ class Exploration:
             for cost, step in self._own_moves(end, core):
                 if cost <= faults:
                     found.append(self._after(state, end, step, cost))
+        changing = self._next_change((smaller, larger))
+        if changing is not None:
+            core = larger if changing else smaller
+            step = graph.step(changing, core, Action(Do.CHANGE))
+            found.append(self._after(state, changing, step, 0))
         return found
+
+    def _next_change(self, ends: Sequence[int]) -> int | None:
+        """The end whose configuration may change now, if any."""
+        return self.graph.next_change(sum(self.graph.facts[core].changed for core in ends))
 
     def _own_moves(self, end: int, core: int) -> tuple[tuple[int, Step], ...]:
         """What an end can do by itself: the cost in faults, and what comes of it."""
@@ -154,6 +163,8 @@ class Exploration:
     def _is_affordable(self, end: int, core: int, action: Action) -> bool:
         facts = self.graph.facts[core]
         epoch, started = self._base[end]
+        if action.do is Do.CHANGE:
+            return False  # depends on both ends, see _successors
         if action.do in RESTARTS:
             return facts.epoch - epoch < self.budget.restarts[end]
         if action.do is Do.START:
@@ -192,6 +203,10 @@ class Exploration:
             raise Violation(
                 "the PSKs differ and nothing is in flight or due:\n" + self.trace(state)
             )
+        for end, name in zip(ends, NAMES, strict=True):
+            if end.in_doubt and end.quiet and not end.answering:
+                told = f"the {name} is in doubt, and nothing is in flight or due"
+                raise Violation(f"{told}:\n" + self.trace(state))
         for schedule in (0, 1, 2):
             problem = self._run_fairly(list(pair), schedule, self._fair)
             if problem:
@@ -205,6 +220,14 @@ class Exploration:
             raise Violation(problem)
         return ends[0], ends[1]
 
+    def completed(self, pair: tuple[int, int]) -> tuple[int, int]:
+        """The two ends once each has completed an exchange of its own."""
+        for end in (0, 1):
+            ends = list(self.settled(pair, schedule=0))
+            ends[end] = self.graph.step(end, ends[end], _START).core
+            pair = (ends[0], ends[1])
+        return self.settled(pair, schedule=0)
+
     def _run_fairly(
         self, ends: list[int], schedule: int, known: dict[tuple[int, int, int], bool]
     ) -> str:
@@ -215,13 +238,14 @@ class Exploration:
         seen = []
         queue: list[int] = []
         repeated: set[tuple[int, int]] = set()
+        by_patience = list(self._order(schedule))
         for _ in range(1000):
             if not queue and not repeated:
                 key = (ends[0], ends[1], schedule)
                 if key in known:
                     break
                 seen.append(key)
-            action = self._fair_action(ends, queue, repeated, schedule)
+            action = self._fair_action(ends, queue, repeated, by_patience, schedule)
             if action is None:
                 facts = [self.graph.facts[core] for core in ends]
                 if facts[0].psk != facts[1].psk or facts[0].psk is None:
@@ -241,14 +265,26 @@ class Exploration:
         return ""
 
     def _fair_action(
-        self, ends: list[int], queue: list[int], repeated: set[tuple[int, int]], schedule: int
+        self,
+        ends: list[int],
+        queue: list[int],
+        repeated: set[tuple[int, int]],
+        by_patience: list[int],
+        schedule: int,
     ) -> tuple[int, Action] | None:
         """The next thing in a run in which everything arrives, in order.
 
         Schedule 0 lets the smaller end begin, 1 the larger one, 2 both before anything arrives.
+        While an end refuses what the other begins, the configurations change as planned. The end
+        that gave up last is the last to do so again: `by_patience`, the least patient end first.
         """
-        both = (1, 0) if schedule == 1 else (0, 1)
+        both = self._order(schedule)
         facts = (self.graph.facts[ends[0]], self.graph.facts[ends[1]])
+        if not self.graph.can_agree((facts[0].changed, facts[1].changed)):
+            changing = self._next_change(ends)
+            if changing is None:
+                raise ValueError("the last configurations do not fit each other")
+            return changing, Action(Do.CHANGE)
         for end in both:
             answer = facts[end].good_answer
             if answer is not None:
@@ -264,14 +300,20 @@ class Exploration:
             if facts[end].phase is not None and (end, ends[end]) not in repeated:
                 repeated.add((end, ends[end]))
                 return end, Action(Do.REPEAT)
-        for end in both:
+        for end in by_patience:
             time_out = facts[end].time_out
             if time_out is not None:
+                by_patience.remove(end)
+                by_patience.append(end)
                 return end, time_out
         if not startable and not (facts[0].quiet and facts[1].quiet):
             # Due at an end that knows no address: it waits for the other's renewal
             startable = [end for end in both if facts[end].can_start and facts[end].renews]
         return (startable[0], _START) if startable else None
+
+    @staticmethod
+    def _order(schedule: int) -> tuple[int, int]:
+        return (1, 0) if schedule == 1 else (0, 1)
 
     def _delivery(self, queue: list[int]) -> tuple[int, Action]:
         number = queue.pop(0)
@@ -299,8 +341,11 @@ class Exploration:
                 step = self.graph.step(to, ends[to], Action(do, number))
                 if step.core != ends[to] and after == self._after(before, to, step, do in FAULTS):
                     return f"{message} reaches the {NAMES[to]}{when}"
+        changing = self._next_change(ends)
         for end in (0, 1):
             for action in self.graph.facts[ends[end]].actions:
+                if action.do is Do.CHANGE and end != changing:
+                    continue
                 step = self.graph.step(end, ends[end], action)
                 if after == self._after(before, end, step, action.do in FAULTS):
                     about = f" ({exchange_name(action.token)})" if action.token else ""

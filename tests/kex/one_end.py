@@ -34,6 +34,8 @@ class Do(Enum):
     """A restart after the key was installed, before that was reported."""
     GIVE_UP = auto()
     REPEAT = auto()
+    CHANGE = auto()
+    """Another configuration: the next one that is planned."""
     KEYS_LATE = auto()
     EXPIRE = auto()
     INSTALLED = auto()
@@ -112,6 +114,8 @@ class Core:
     started: int
     """How many exchanges it has begun, over all epochs."""
     psk: bytes | None
+    changed: int = 0
+    """How often its configuration was changed."""
     open_events: tuple[ExternalKeysWanted | KeyEstablished, ...] = ()
 
     @property
@@ -121,7 +125,7 @@ class Core:
     def key(self) -> Hashable:
         events = tuple((type(event).__name__, event.token) for event in self.open_events)
         state = self.endpoint.state(with_times=False)
-        return (state, self.epoch, self.started, self.psk, events)
+        return (state, self.epoch, self.started, self.psk, self.changed, events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,7 @@ class Facts:
     psk: bytes | None
     quiet: bool
     """No exchange of its own in flight or due."""
+    in_doubt: bool
     answering: bool
     renews: bool
     """A next renewal is planned."""
@@ -140,6 +145,7 @@ class Facts:
     last_accepted: int
     epoch: int
     started: int
+    changed: int
     actions: tuple[Action, ...]
     """All but deliveries."""
     good_answer: Action | None
@@ -159,6 +165,7 @@ def facts_of(end: int, core: Core) -> Facts:
     return Facts(
         psk=core.psk,
         quiet=not link.exchange_due,
+        in_doubt=link.in_doubt,
         answering=link.responding is not None,
         renews=link.renew_at is not None,
         exchange_id=b"" if exchange is None else exchange.exchange_id,
@@ -167,6 +174,7 @@ def facts_of(end: int, core: Core) -> Facts:
         last_accepted=link.last_accepted,
         epoch=core.epoch,
         started=core.started,
+        changed=core.changed,
         actions=actions,
         good_answer=first(Do.INSTALLED, Do.KEYS),
         can_start=first(Do.START) is not None,
@@ -175,7 +183,7 @@ def facts_of(end: int, core: Core) -> Facts:
 
 
 def _actions(core: Core, link: Link) -> list[Action]:
-    actions = [Action(Do.RESTART)]
+    actions = [Action(Do.RESTART), Action(Do.CHANGE)]
     if link.exchange is None and link.responding is None and link.address is not None:
         actions.append(Action(Do.START))
     if link.exchange_deadline is not None:

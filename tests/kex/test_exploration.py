@@ -11,35 +11,40 @@ rules that look as good and are not.
 from __future__ import annotations
 
 import gc
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import permutations, product
 from typing import Any
 
 import pytest
 
-from kex import order
+from kex import initiating, order
 from kex.events import FailureCode
-from kex.exchange import Exchange
+from kex.exchange import Exchange, Phase
 from kex.external import ExternalMode
 from kex.link_state import LinkState
+from kex.node import Node
 from kex.responder import OpenedInitConf
 from kex.wire import MessageType
 from tests.examples import FAST
 from tests.kex.exploration import Budget, Exploration, Report, Violation, is_dead
 from tests.kex.one_end import Action, Do
-from tests.kex.two_ends import OLD_PSK, TwoEnds
+from tests.kex.two_ends import OLD_PSK, Change, Configurations, Lists, TwoEnds
 
 OFF, PREFER, REQUIRE = ExternalMode.OFF, ExternalMode.PREFER, ExternalMode.REQUIRE
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Two ends and where they begin. `settled` ends have a key and owe nothing; others have just
-    been started, with the same PSK on both interfaces."""
+    """Two ends and where they begin. `settled` ends have a key and owe nothing, `completed` ones
+    have completed an exchange of their own besides; others have just been started, with the same
+    PSK on both interfaces."""
 
     name: str
     budget: Budget
     settled: bool = False
+    completed: bool = False
     ends: Mapping[str, Any] = field(default_factory=dict)
 
     def exploration(self) -> Exploration:
@@ -50,6 +55,8 @@ class Variant:
         )
         if self.settled:
             root = Exploration(graph, root, self.budget).settled(root, schedule=0)
+        if self.completed:
+            root = Exploration(graph, root, self.budget).completed(root)
         return Exploration(graph, root, self.budget)
 
     def __str__(self) -> str:
@@ -59,7 +66,8 @@ class Variant:
 NO_RESTART = Budget(restarts=(0, 0))
 WITH_FAULT = Budget(restarts=(0, 0), faults=1)
 BOTH_REQUIRE = {"modes": (REQUIRE, REQUIRE)}
-ROTATING = {"rotating": True}
+ROTATING = {"lists": (Lists((0, 3), (2, 1)), Lists((1, 2), (3, 0)))}
+"""Each end is the smaller one in the exchanges that it begins."""
 
 QUICK = [
     Variant("two exchanges each", NO_RESTART),
@@ -124,6 +132,128 @@ FULL = [
 ]
 
 
+# ---- lists of identities
+
+
+def lists_at_one_end() -> Iterator[Configurations]:
+    """Two identities at one end, which may be listed in another order than they are used."""
+    for ranks in permutations(range(3)):
+        *own, peer = ranks
+        for listed in permutations(own):
+            yield Lists(tuple(own), (peer,)), Lists((peer,), listed)
+
+
+def mismatched_lists() -> Iterator[Configurations]:
+    """The second identity is known to one end alone."""
+    for used, other, peer in permutations(range(3)):
+        yield Lists((used, other), (peer,)), Lists((peer,), (used,))
+        yield Lists((used,), (peer,)), Lists((peer,), (used, other))
+
+
+def lists_at_both_ends() -> Iterator[Configurations]:
+    """Of the ends, which the walk treats alike, the one with the smallest identity is end 0."""
+    for first in ((0, other) for other in range(1, 4)):
+        second = tuple(rank for rank in range(4) if rank not in first)
+        for own, other in product(permutations(first), permutations(second)):
+            for listed, listed_there in product(permutations(second), permutations(first)):
+                yield Lists(own, listed), Lists(other, listed_there)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lists, and what becomes of them while exchanges run."""
+
+    lists: Configurations
+    changes: tuple[Change, ...]
+
+
+def rotation(old: int, new: int, peer: int) -> Plan:
+    """The steps of docs/operations.md, "Changing this node's identity", at end 0."""
+    one = (peer,)
+    return Plan(
+        (Lists((old,), one), Lists(one, (old,))),
+        (
+            Change(0, Lists((old, new), one)),
+            Change(1, Lists(one, (old, new))),
+            Change(0, Lists((new, old), one)),
+            Change(1, Lists(one, (new, old))),
+            Change(1, Lists(one, (new,))),
+            Change(0, Lists((new,), one)),
+        ),
+    )
+
+
+def rotation_in_the_wrong_order(old: int, new: int, peer: int) -> Plan:
+    """The new identity is used before the peer lists it, and the old one is listed once more."""
+    one = (peer,)
+    return Plan(
+        (Lists((old,), one), Lists(one, (old,))),
+        (
+            Change(0, Lists((new, old), one)),
+            Change(1, Lists(one, (new,))),
+            Change(1, Lists(one, (new, old))),
+        ),
+    )
+
+
+def changes_of_any_kind(seed: int, *, changes: int) -> Plan:
+    """Of two identities at each end one or both, in any order, and so from change to change."""
+    chance = random.Random(seed)
+    ranks = chance.sample(range(4), 4)
+    held = (ranks[:2], ranks[2:])
+
+    def some_of(identities: list[int]) -> tuple[int, ...]:
+        return tuple(chance.sample(identities, chance.randint(1, 2)))
+
+    def some(end: int) -> Lists:
+        return Lists(some_of(held[end]), some_of(held[1 - end]))
+
+    while True:
+        first = (some(0), some(1))
+        plan = [Change(end, some(end)) for end in chance.choices((0, 1), k=changes)]
+        last = dict(enumerate(first)) | dict(plan)
+        if all(TwoEnds(lists=lists).can_agree((0, 0)) for lists in (first, (last[0], last[1]))):
+            return Plan(first, tuple(plan))
+
+
+def walk_all(
+    variants: list[Variant], capsys: pytest.CaptureFixture[str], what: str
+) -> list[Report]:
+    """Walk through each. Raises Violation, which tells the variant."""
+    reports = []
+    for variant in variants:
+        try:
+            reports.append(variant.exploration().run())
+        except Violation as violation:
+            raise Violation(f"{variant}: {violation}") from None
+    states, seconds = sum(r.states for r in reports), sum(r.seconds for r in reports)
+    with capsys.disabled():
+        print(f"\n{len(variants)} {what}: {states:,} states in all, {seconds:.1f} s")
+    assert all(report.complete for report in reports)
+    return reports
+
+
+ONCE = Budget(starts=(1, 1), restarts=(0, 0))
+"""Between two ends that have completed exchanges: enough for most faults of an order rule."""
+FAMILIES = {
+    "lists of two at one end": lists_at_one_end,
+    "lists of which the ends do not know the same": mismatched_lists,
+    "lists of two at both ends": lists_at_both_ends,
+}
+
+
+def of_lists(family: str, budget: Budget, **begins: bool) -> list[Variant]:
+    return [
+        Variant(" and ".join(map(str, lists)), budget, ends={"lists": lists}, **begins)
+        for lists in FAMILIES[family]()
+    ]
+
+
+def of_plan(plan: Plan, budget: Budget, **begins: bool) -> Variant:
+    ends = {"lists": plan.lists, "changes": plan.changes}
+    return Variant(str(plan), budget, ends=ends, **begins)
+
+
 @pytest.fixture(autouse=True)
 def _no_garbage_collection() -> Iterator[None]:
     """A walk makes no cycles, and looking for them among millions of objects takes its time."""
@@ -161,6 +291,44 @@ def test_all_interleavings_in_full(variant: Variant, capsys: pytest.CaptureFixtu
     assert walk(variant, capsys).complete
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lists_of_identities(family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In both orders at each end: also where each uses another pair than the other does."""
+    variants = of_lists(family, ONCE, completed=True)
+    assert len({variant.name for variant in variants}) == len(variants) >= 12
+    walk_all(variants, capsys, family)
+
+
+@pytest.mark.parametrize("plan", [rotation, rotation_in_the_wrong_order])
+def test_identities_change_while_exchanges_run(
+    plan: Callable[[int, int, int], Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = [plan(*ranks) for ranks in permutations(range(3))]
+    variants = [of_plan(plan, ONCE, completed=True) for plan in plans]
+    assert min(report.states for report in walk_all(variants, capsys, plan.__name__)) > 500
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lists_of_identities_in_full(family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for budget in (NO_RESTART, Budget(starts=(1, 1)), Budget((1, 1), (0, 0), faults=1)):
+        walk_all(of_lists(family, budget, completed=True), capsys, f"{family}, {budget}")
+    walk_all(of_lists(family, NO_RESTART), capsys, f"{family}, from the start")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("budget", [Budget((2, 1), (0, 0)), Budget((1, 1), (1, 0))], ids=str)
+def test_identities_change_in_full(budget: Budget, capsys: pytest.CaptureFixture[str]) -> None:
+    plans = [
+        plan(*ranks)
+        for plan in (rotation, rotation_in_the_wrong_order)
+        for ranks in permutations(range(3))
+    ]
+    plans += [changes_of_any_kind(seed, changes=3) for seed in range(20)]
+    variants = [of_plan(plan, budget, completed=True) for plan in plans]
+    walk_all(variants, capsys, f"changes of identities, {budget}")
+
+
 # ---- rules that look as good
 
 
@@ -180,21 +348,48 @@ def co1_kills_nothing(link: LinkState) -> None:
     link.in_doubt, link.has_completed = False, True
 
 
-def always_settled(link: LinkState, opened: OpenedInitConf) -> bool:
+def always_settled(link: LinkState) -> bool:
     return True
 
 
-def never_settled(link: LinkState, opened: OpenedInitConf) -> bool:
-    return False
-
-
-def nothing_assumed_after_a_start(link: LinkState, opened: OpenedInitConf) -> bool:
+def nothing_assumed_after_a_start(link: LinkState) -> bool:
     return not link.in_doubt
 
 
-def larger_end_is_settled(link: LinkState, opened: OpenedInitConf) -> bool:
+def answered(link: LinkState) -> OpenedInitConf:
+    """The peer's exchange that is being answered."""
+    assert link.responding is not None
+    return link.responding.opened
+
+
+def larger_end_is_settled(link: LinkState) -> bool:
     """As it stood before lists of identities were thought of."""
+    opened = answered(link)
     return not link.in_doubt or opened.biscuit.initiator < opened.local
+
+
+def settled_by_the_pair_answered(link: LinkState) -> bool:
+    """As it stood before it was judged once for the link (docs/decisions/0003)."""
+    opened = answered(link)
+    first = opened.biscuit.initiator < opened.local
+    return not link.in_doubt and (link.has_completed or first)
+
+
+def doubt_by_the_pair_begun(link: LinkState, ended: Exchange, code: FailureCode) -> None:
+    """The other half of it."""
+    in_doubt = ended.phase in (Phase.CONF, Phase.INSTALLING) and code is not FailureCode.REFUSED
+    if in_doubt and ended.local < ended.remote:
+        link.in_doubt = True
+
+
+BY_THE_PAIR = {
+    "is_settled_by_answering": settled_by_the_pair_answered,
+    "after_failure": doubt_by_the_pair_begun,
+}
+
+
+def change_means_nothing(link: LinkState, highest_issued: int) -> None:
+    pass
 
 
 def no_doubt_after(*codes: FailureCode) -> Callable[[LinkState, Exchange, FailureCode], None]:
@@ -246,19 +441,24 @@ MISTAKES = [
         Variant("", NO_RESTART),
     ),
     (
-        "an exchange dropped for the peer's is forgotten, with rotating identities",
-        NO_DOUBT_AFTER_CROSSING,
-        Variant("", Budget(), ends=ROTATING),
-    ),
-    (
         "a start is taken for a clean one",
         {"is_settled_by_answering": nothing_assumed_after_a_start},
         Variant("", Budget()),
     ),
     (
         "the end that is larger in what it answered is settled whatever it left open",
-        {"is_settled_by_answering": larger_end_is_settled, "is_first": lambda *_: True},
+        {"is_settled_by_answering": larger_end_is_settled, "yields": lambda link: False},
         Variant("", NO_RESTART, ends=ROTATING),
+    ),
+    (
+        "both ends may yield",
+        {"yields": lambda link: True},
+        Variant("", ONCE, completed=True),
+    ),
+    (
+        "a change of identities leaves no doubt",
+        {"after_change": change_means_nothing},
+        of_plan(rotation_in_the_wrong_order(2, 0, 1), ONCE, completed=True),
     ),
 ]
 
@@ -278,6 +478,44 @@ def test_wrong_rules_are_found(
     with pytest.raises(Violation) as caught:
         exploration.run()
     print(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "found"),
+    [
+        ("lists of two at one end", 1),
+        pytest.param("lists of two at both ends", 7, marks=pytest.mark.long),
+    ],
+)
+def test_judging_by_the_pair_of_each_exchange_is_found(
+    family: str, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ends that begin under different pairs, so that neither goes first in what it begins,
+    and neither is in doubt of it."""
+    for name, rule in BY_THE_PAIR.items():
+        monkeypatch.setattr(order, name, rule)
+    violated = []
+    for variant in of_lists(family, ONCE, completed=True):
+        try:
+            variant.exploration().run()
+        except Violation as violation:
+            violated.append(str(violation))
+    assert len(violated) == found
+    assert all("different PSKs" in told for told in violated)
+
+
+def test_a_debt_forgotten_by_an_installation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of identities that comes between CO1 and the installation is made good for."""
+    installed = initiating.installed
+
+    def forgets(link: LinkState, node: Node, now: float) -> None:
+        in_doubt, link.in_doubt = link.in_doubt, False
+        installed(link, node, now)
+        link.in_doubt = in_doubt
+
+    monkeypatch.setattr(initiating, "installed", forgets)
+    with pytest.raises(Violation, match="is in doubt, and nothing is in flight or due"):
+        of_plan(rotation(0, 1, 2), ONCE, completed=True).exploration().run()
 
 
 def test_an_unchecked_confirmation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +545,7 @@ def test_larger_end_that_goes_on_costs_two(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         order,
         "is_settled_by_answering",
-        lambda link, opened: link.has_completed and not link.in_doubt,
+        lambda link: link.has_completed and not link.in_doubt,
     )
     exploration = Variant("", NO_RESTART).exploration()
     exploration.run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from kex import (
 from kex.errors import PacketRejected
 from kex.events import RejectCode
 from kex.exchange import TRANSITIONS, Input, Phase, initiator_payload_length
+from kex.link_state import LinkState
 from kex.secret import Secret
 from kex.suites import Suite
 from kex.suites import suite as make_suite
@@ -124,7 +126,7 @@ def test_reject_codes(code: RejectCode) -> None:
     [
         f"| repetition: first, last, jitter | {timing.RETRANSMIT_FIRST}, "
         f"{figure(timing.RETRANSMIT_LAST)}, ±{timing.RETRANSMIT_JITTER:.0%} |".replace("%", " %"),
-        "| exchange given up (in `IDENTITY`, `HELLO`, `CONF`) | "
+        "| exchange given up: for each of `IDENTITY`, `HELLO`, `CONF`, from its first sending | "
         f"{figure(timing.GIVE_UP_SECONDS)} |",
         f"| external keys at the initiator | {figure(timing.INITIATOR_KEYS_SECONDS)} |",
         "| external keys at the responder | "
@@ -162,11 +164,11 @@ def test_table_of_times(row: str) -> None:
         f"{reassembly.MAX_MESSAGES_PER_ORIGIN} answers to one exchange",
         f"{figure(wire.MIN_CHUNK_LENGTH)} to {figure(wire.MAX_CHUNK_LENGTH)} bytes (1,200 unless",
         f"a bounded memory ({endpoint.HELLO_CACHE_ENTRIES} answers)",
-        f"session is {timing.SESSION_RENEWAL_AGE:.0f} s old",
-        f"more than {timing.EARLY_MARGIN:.0f} s before the interval is over",
-        f"due {timing.NO_HANDSHAKE_MARGIN:.0f} s after the interval",
-        f"a jitter of ±{timing.RENEWAL_JITTER:.0f} s, the other end "
-        f"{timing.LARGER_END_MARGIN:.0f} s",
+        f"latest = installed + interval + {timing.NO_HANDSHAKE_MARGIN:.0f}\n",
+        f"early  = session + {timing.SESSION_RENEWAL_AGE:.0f}\n",
+        f"early < installed + interval − {timing.EARLY_MARGIN:.0f}\n",
+        f"jitter between −{timing.RENEWAL_JITTER:.0f} and +{timing.RENEWAL_JITTER:.0f}\n",
+        f"due + {timing.LARGER_END_MARGIN:.0f}           at any other",
         f"after {timing.RETRY_FIRST:.0f} s, and the pause doubles up to {timing.RETRY_LAST:.0f} s",
         f"at most once in {timing.REQUEST_SPACING:.0f} s",
         f"array of at most {payload.MAX_PREFIXES} `[integer, bytes]`",
@@ -182,6 +184,36 @@ def test_table_of_times(row: str) -> None:
 )
 def test_figures_in_the_text(words: str) -> None:
     assert words in document()
+
+
+LINK_STATE_ELSEWHERE = {
+    "config": "what is configured",
+    "adopted_wireguard_key": "of the adopted key: for the check of the peer's key alone",
+    "session_at": "`session` in the formula of §7",
+    "retry_reason": "for the log",
+    "skip_external": "§5.4: after a Reject, in `prefer`",
+    "retransmit_at": "§4.4",
+    "retransmit_interval": "§4.4",
+    "exchange_deadline": "§4.4 and §7",
+    "responder_deadline": "§7",
+    "requested_at": "§7, overdue handshakes",
+    "held": "before a stop",
+    "cookie_until": "§3.4",
+    "cookie_taken": "§3.4",
+}
+"""Fields of a link that the table of §6 leaves out, and why."""
+
+
+def test_table_of_the_state_of_a_link() -> None:
+    table = document().split("**State of a link.**")[1].split("\n\n")[1]
+    header, _, *rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()
+    ]
+    assert all(len(row) == len(header) for row in rows)
+    told = [name for row in rows for name in re.findall(r"\w+", row[0].split(" (")[0])]
+    assert len(told) == len(set(told))
+    assert {*told, *LINK_STATE_ELSEWHERE} == {field.name for field in fields(LinkState)}
+    assert not set(told) & set(LINK_STATE_ELSEWHERE)
 
 
 # ---- §5: the tables of payloads drive the decoder

@@ -8,6 +8,7 @@ hold, and that a link closes when the lifetime of its key is over, not sooner an
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,16 +17,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kex import timing
+from kex import order, timing, wire
+from kex.address import Address
 from kex.events import StartReason
 from kex.external import ExternalMode
 from kex.suites import RandomSource, Suite
 from kex.suites import suite as make_suite
+from kex.wire import MessageType
 from tests.examples import FAST
 from tests.kex.gateway import LinkPlan, Site, SuiteMaker, connect
 from tests.kex.stand_in import StandInSuite
+from tests.kex.test_exploration import BY_THE_PAIR
 from tests.kex.wireguard import HANDSHAKE_RETRY, REKEY_AFTER, SESSION_ENDS
-from tests.kex.world import Weather, World
+from tests.kex.world import Broken, Weather, World
 
 OFF, PREFER, REQUIRE = ExternalMode.OFF, ExternalMode.PREFER, ExternalMode.REQUIRE
 MODES = ((OFF, OFF), (OFF, OFF), (PREFER, PREFER), (REQUIRE, REQUIRE), (OFF, PREFER))
@@ -372,6 +376,105 @@ def test_rotation_of_identities(
     world.calm()
     if loss == 0.0:
         assert "sessions lost" not in world.counts
+
+
+def between_the_peers(seed: int, weather: Weather) -> tuple[World, Site, Site]:
+    """A link in the midst of a rotation, at which each end has completed an exchange of its own.
+
+    The first site uses the largest of the three identities and is addressed by the smallest, so
+    that neither end is the smaller one in what it begins.
+    """
+    world = World(seed, weather)
+    one = Site(world, "one", 1, make_suite=StandInSuite, identities=2)
+    two = Site(world, "two", 2, make_suite=StandInSuite)
+    old, (used, other) = two.identities[0].fingerprint, (i.fingerprint for i in one.identities)
+    if not other < old < used:
+        return between_the_peers(seed + 1, weather)
+    connect(world, LinkPlan(options=({"locals": (used, other)}, {"remotes": (other, used)})))
+    for site in (one, two):
+        world.run(world.now + 10.0)
+        site.request_all()
+    world.run(world.now + 10.0)
+    assert world.tunnels[0].is_settled()
+    return world, one, two
+
+
+def both_init_confs_come_late(world: World, one: Site, two: Site) -> None:
+    """Each reaches the other end after that has given up and begun anew."""
+    begun = world.now
+
+    def meddle(data: bytes, source: Address) -> float | None:
+        is_init_conf = wire.parse_untrusted(data).type is MessageType.INIT_CONF
+        return 15.3 if is_init_conf and world.now < begun + 16.0 else 0.0
+
+    world.meddle = meddle
+    one.request_all()
+    two.request_all()
+
+
+def an_exchange_is_dropped_for_one_without_an_answer(world: World, one: Site, two: Site) -> None:
+    """An InitConf is held back, and comes when the peer's next InitHello is lost."""
+    begun = world.now
+
+    def meddle(data: bytes, source: Address) -> float | None:
+        kind, early = wire.parse_untrusted(data).type, world.now < begun + 17.0
+        if source == two.address and kind is MessageType.INIT_CONF and early:
+            return 17.0
+        if source == two.address and kind is MessageType.RESP_CONF and early:
+            return None
+        again = source == one.address and world.now > begun + 10.0
+        return None if again and kind is MessageType.INIT_HELLO and early else 0.0
+
+    world.meddle = meddle
+    two.request_all()
+    world.run(begun + 0.5)
+    one.request_all()
+
+
+WAYS = (
+    (both_init_confs_come_late, Weather(delay=0.6)),
+    (an_exchange_is_dropped_for_one_without_an_answer, Weather()),
+)
+
+
+@pytest.mark.parametrize(("way", "weather"), WAYS)
+def test_late_init_confs_in_the_midst_of_a_rotation(
+    way: Callable[[World, Site, Site], None], weather: Weather
+) -> None:
+    world, one, two = between_the_peers(1, weather)
+    way(world, one, two)
+    world.run(world.now + 25.0)
+    assert world.tunnels[0].is_settled()
+    assert not any(site.endpoint.link(only_link(site)).in_doubt for site in (one, two))
+
+
+@pytest.mark.parametrize(("way", "weather"), WAYS)
+def test_they_part_the_ends_where_each_exchange_is_judged_by_its_pair(
+    way: Callable[[World, Site, Site], None], weather: Weather, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rule in BY_THE_PAIR.items():
+        monkeypatch.setattr(order, name, rule)
+    world, one, two = between_the_peers(1, weather)
+    way(world, one, two)
+    with pytest.raises(Broken, match="different PSKs, and nothing in flight or due"):
+        world.run(world.now + 25.0)
+
+
+def test_at_least_one_end_renews_in_the_midst_of_a_rotation() -> None:
+    """Judged by the pair of its own exchanges, neither would, until WireGuard's next handshake."""
+    world, _, _ = between_the_peers(1, Weather())
+    begun = len(world.started)
+    world.run(HOUR)
+    renewals = world.started[begun:]
+    assert renewals
+    assert all(start.reason is StartReason.RENEWAL for start in renewals)
+    for start in renewals:
+        assert start.session_age is not None
+        assert start.key_age is not None
+        latest = timing.SESSION_RENEWAL_AGE + timing.RENEWAL_JITTER
+        fallback = 120 + timing.NO_HANDSHAKE_MARGIN + timing.RENEWAL_JITTER
+        assert start.session_age <= latest or start.key_age <= fallback
+    assert "sessions lost" not in world.counts
 
 
 @some(full=100, fast=5)

@@ -2,7 +2,7 @@
 
 A step runs the real Endpoint once, on a copy, and its outcome is remembered: the same end in the
 same state does the same. Time stands still at 0, so whatever waits for the clock may happen at
-any moment. An end is numbered 0 if its fingerprint is the smaller one, else 1.
+any moment. With one identity each, end 0 is the smaller one; with lists it is only called so.
 """
 
 from __future__ import annotations
@@ -72,19 +72,48 @@ class Message:
         return f"{self.type.name} of {exchange_name(self.exchange_id)}"
 
 
-class TwoEnds:
-    """The graph. `modes` are the policies for external keys, smaller end first.
+class Lists(NamedTuple):
+    """The identities in an end's configuration, in order of use, each as its rank: 0 is the
+    smallest fingerprint of all at both ends."""
 
-    With `rotating`, each end holds two identities and begins its own exchanges with another pair
-    than the peer does, in such a way that each end is the smaller one in its own. `addressed`
-    says which end has the other's address configured; one without learns it from the other.
+    own: tuple[int, ...]
+    peers: tuple[int, ...]
+
+    def __str__(self) -> str:
+        own, peers = ("".join(map(str, ranks)) for ranks in self)
+        return f"{own}>{peers}"
+
+    @property
+    def pairs(self) -> frozenset[tuple[int, int]]:
+        return frozenset((own, peer) for own in self.own for peer in self.peers)
+
+
+Configurations = tuple[Lists, Lists]
+"""Of end 0 and of end 1."""
+ONE_EACH: Configurations = (Lists((0,), (1,)), Lists((1,), (0,)))
+
+
+class Change(NamedTuple):
+    """What is changed next: these lists at this end."""
+
+    end: int
+    lists: Lists
+
+
+class TwoEnds:
+    """The graph. `modes` are the policies for external keys, end 0 first.
+
+    `lists` are the identities at first, and `changes` what becomes of them, one after the other.
+    `addressed` says which end has the other's address configured; one without learns it from the
+    other.
     """
 
     def __init__(
         self,
         *,
         modes: tuple[ExternalMode, ExternalMode] = (ExternalMode.OFF, ExternalMode.OFF),
-        rotating: bool = False,
+        lists: Configurations = ONE_EACH,
+        changes: tuple[Change, ...] = (),
         addressed: tuple[bool, bool] = (True, True),
     ) -> None:
         self.modes = modes
@@ -95,21 +124,25 @@ class TwoEnds:
         self.steps_run = 0  # how often the real code ran
         self._dice = Dice()
         self._suite = StandInSuite(self._dice)
-        seeds = (bytes((n,)) * 32 for n in range(4 if rotating else 2))
+        self.changes = changes
+        plans = [[lists[end], *(c.lists for c in changes if c.end == end)] for end in (0, 1)]
+        ranks = [
+            sorted(
+                {rank for plan in plans[end] for rank in plan.own}
+                | {rank for plan in plans[1 - end] for rank in plan.peers}
+            )
+            for end in (0, 1)
+        ]
         known = sorted(
-            (Identity(self._suite, self._suite.private_key(seed)) for seed in seeds),
+            (
+                Identity(self._suite, self._suite.private_key(bytes((n,)) * 32))
+                for n in range(1 + max(*ranks[0], *ranks[1]))
+            ),
             key=lambda identity: identity.fingerprint,
         )
-        # Own identities of both ends, the one that its own exchanges use first
-        self._identities = (
-            ((known[0], known[3]), (known[1], known[2]))
-            if rotating
-            else (
-                (known[0],),
-                (known[1],),
-            )
-        )
-        self._configs = tuple(self._config(end) for end in (0, 1))
+        self._identities = [[known[rank] for rank in ranks[end]] for end in (0, 1)]
+        self._lists = plans
+        self._configs = [[self._config(end, plan, known) for plan in plans[end]] for end in (0, 1)]
         self._core_numbers: dict[Hashable, int] = {}
         self._message_numbers: dict[tuple[int, bytes], int] = {}
         self._steps: dict[tuple[int, Action], Step] = {}
@@ -118,21 +151,39 @@ class TwoEnds:
         # By the number of a RespConf: the PSK on the interface of the responder that sent it
         self._confirmed: dict[int, bytes] = {}
 
-    def _config(self, end: int) -> LinkConfig:
+    def _config(self, end: int, lists: Lists, known: list[Identity]) -> LinkConfig:
         return LinkConfig(
             name=LINK,
-            locals=tuple(own.fingerprint for own in self._identities[end]),
-            # In the other order: what the peer uses first is not what is used towards it
-            remotes=tuple(other.fingerprint for other in reversed(self._identities[1 - end])),
+            locals=tuple(known[rank].fingerprint for rank in lists.own),
+            remotes=tuple(known[rank].fingerprint for rank in lists.peers),
             wireguard_key=bytes((end,)) * 32,
             wireguard_port=51820,
             address=ADDRESSES[1 - end] if self.addressed[end] else None,
             external_mode=self.modes[end],
         )
 
+    def next_change(self, changed: int) -> int | None:
+        """The end whose configuration is the next to change, after so many at both together."""
+        return self.changes[changed].end if changed < len(self.changes) else None
+
+    def can_agree(self, changed: tuple[int, int]) -> bool:
+        """Whether each end accepts the exchanges that the other begins."""
+        ends = [self._lists[end][changed[end]] for end in (0, 1)]
+        return all(
+            (there.peers[0], there.own[0]) in here.pairs for here, there in (ends, reversed(ends))
+        )
+
     # ---- ends
 
-    def fresh(self, end: int, *, epoch: int = 0, started: int = 0, psk: bytes | None) -> Core:
+    def fresh(
+        self,
+        end: int,
+        *,
+        epoch: int = 0,
+        started: int = 0,
+        changed: int = 0,
+        psk: bytes | None,
+    ) -> Core:
         """An end whose daemon has just started, with what it finds on the interface."""
         self._dice.end, self._dice.epoch, self._dice.started = end, epoch, started
         endpoint = Endpoint(
@@ -144,12 +195,12 @@ class TwoEnds:
         )
         for other in self._identities[1 - end]:
             endpoint.know_public_key(other.fingerprint, other.public_key)
-        endpoint.add_link(self._configs[end], 0.0)
+        endpoint.add_link(self._configs[end][changed], 0.0)
         if psk is not None:
             endpoint.adopt(
                 LINK, "adopted", wireguard_key=bytes(32), installed_at=0.0, expires_at=600.0
             )
-        return Core(endpoint, epoch, started, psk)
+        return Core(endpoint, epoch, started, psk, changed)
 
     def number(self, end: int, core: Core) -> int:
         """The number of an end in this state."""
@@ -178,7 +229,7 @@ class TwoEnds:
         self._dice.end, self._dice.epoch, self._dice.started = end, before.epoch, before.started
         endpoint = before.endpoint.copy()
         try:
-            psk = self._act(endpoint, before, action)
+            psk = self._act(end, endpoint, before, action)
         except PacketRejected:
             after = replace(before, endpoint=endpoint, started=self._dice.started)
             if after.key() != before.key() or endpoint.datagrams_to_send():
@@ -198,12 +249,13 @@ class TwoEnds:
             epoch=before.epoch,
             started=self._dice.started,
             psk=psk,
+            changed=before.changed + (action.do is Do.CHANGE),
             open_events=tuple(events),
         )
         core = self._without_stale_events(core, link)
         return Step(self.number(end, core), self._sent(end, core, link))
 
-    def _act(self, endpoint: Endpoint, before: Core, action: Action) -> bytes | None:
+    def _act(self, end: int, endpoint: Endpoint, before: Core, action: Action) -> bytes | None:
         """Do it; gives the PSK that is on the interface then."""
         do, token = action.do, action.token
         if do is Do.DELIVER or do is Do.DELIVER_LATE:
@@ -212,6 +264,8 @@ class TwoEnds:
             endpoint.receive_datagram(message.data, ADDRESSES[1 - message.to], now)
         elif do is Do.START:
             endpoint.request_exchange(LINK, StartReason.REQUESTED, 0.0)
+        elif do is Do.CHANGE:
+            endpoint.update_link(self._configs[end][before.changed + 1], 0.0)
         elif do in _TIMERS:
             endpoint.fire(LINK, _TIMERS[do], 0.0)
         elif do is Do.INSTALLED:
@@ -233,7 +287,13 @@ class TwoEnds:
         psk = before.psk
         if action.do is Do.RESTART_INSTALLED:
             psk = key_to_install(before, action.token)
-        core = self.fresh(end, epoch=before.epoch + 1, started=before.started, psk=psk)
+        core = self.fresh(
+            end,
+            epoch=before.epoch + 1,
+            started=before.started,
+            changed=before.changed,
+            psk=psk,
+        )
         return Step(self.number(end, core), ())
 
     @staticmethod

@@ -70,6 +70,8 @@ class World:
         """By exchange id: the root with which the initiator wrote InitConf."""
         self.answered: dict[bytes, bytes] = {}
         """By exchange id: the PSK that the responder has installed."""
+        self.meddle: Callable[[bytes, Address], float | None] = lambda data, source: 0.0
+        """Somebody on the way: by how many seconds a datagram comes later, or None if never."""
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
 
@@ -102,7 +104,8 @@ class World:
     def carry(self, data: bytes, source: Address, target: Address) -> None:
         """A datagram on its way."""
         weather = self.weather
-        if self.is_cut():
+        later = self.meddle(data, source)
+        if self.is_cut() or later is None:
             return
         copies = 1 + (self.random.random() < weather.repeats)
         self.counts["datagrams"] += 1
@@ -110,7 +113,7 @@ class World:
             if self.random.random() < weather.loss:
                 self.counts["lost"] += 1
                 continue
-            delay = weather.delay + self.random.random() * weather.jitter
+            delay = later + weather.delay + self.random.random() * weather.jitter
             if self.random.random() < weather.late:
                 delay += 20 * self.random.random()
             self.after(delay, partial(self._arrive, data, source, target))
