@@ -181,11 +181,6 @@ class Endpoint:
             link = self._links.get(name)
             if link is not None and pairs.get(pair) != name:
                 answering.forget(link, pair)
-        for pair in came:
-            link = self._links.get(pairs[pair])
-            if link is not None:
-                # Nobody knows what was left unanswered under this pair: as after a start
-                link.has_completed = False
 
     def end_key(self, name: str, at: float, now: float) -> None:
         """Let the key that a link has live until `at` at the latest, and begin an exchange for

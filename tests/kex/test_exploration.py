@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 
 from kex import initiating, order
+from kex.endpoint import Endpoint
 from kex.events import FailureCode
 from kex.exchange import Exchange, Phase
 from kex.external import ExternalMode
+from kex.identity import Fingerprint
 from kex.link_state import LinkState
 from kex.node import Node
 from kex.responder import OpenedInitConf
@@ -402,6 +404,13 @@ def no_doubt_after(*codes: FailureCode) -> Callable[[LinkState, Exchange, Failur
     return after_failure
 
 
+def biscuits_outlive_their_pair(
+    endpoint: Endpoint, pairs: dict[tuple[Fingerprint, Fingerprint], str]
+) -> None:
+    endpoint._pairs = pairs
+    endpoint._dead = dict.fromkeys(pairs, 0)
+
+
 NO_DOUBT_AFTER_SILENCE = {"after_failure": no_doubt_after(FailureCode.INIT_CONF_UNANSWERED)}
 NO_DOUBT_AFTER_CROSSING = {"after_failure": no_doubt_after(FailureCode.CROSSED)}
 MISTAKES = [
@@ -456,8 +465,9 @@ MISTAKES = [
         Variant("", ONCE, completed=True),
     ),
     (
-        "a change of identities leaves no doubt",
-        {"after_change": change_means_nothing},
+        # Each of the two is enough: docs/decisions/0020
+        "a change of identities leaves no doubt and kills no biscuit",
+        {"after_change": change_means_nothing, "_give_pairs": biscuits_outlive_their_pair},
         of_plan(rotation_in_the_wrong_order(2, 0, 1), ONCE, completed=True),
     ),
 ]
@@ -473,7 +483,7 @@ def test_wrong_rules_are_found(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, rule in rules.items():
-        monkeypatch.setattr(order, name, rule)
+        monkeypatch.setattr(Endpoint if name == "_give_pairs" else order, name, rule)
     exploration = variant.exploration()
     with pytest.raises(Violation) as caught:
         exploration.run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 
@@ -157,11 +156,10 @@ def test_another_key_is_refused(number: int) -> None:
 def test_an_unsound_key_ends_the_exchange_even_where_the_fingerprint_fits(number: int) -> None:
     """Its owner made it and gave us its fingerprint: this link alone has no exchange. No other key
     will come, so nobody waits for one."""
-    network = pair(number, know_keys=False)
     unsound = b"\xff" * len(identity(number, "right").public_key)
     fingerprint = Fingerprint.of(number, unsound)
+    network = pair(number, know_keys=False, links={"left": {"remotes": (fingerprint,)}})
     left = network["left"].endpoint
-    left.update_link(replace(left.link("right").config, remotes=(fingerprint,)), network.now)
     with pytest.raises(ValueError, match="not sound"):
         left.know_public_key(fingerprint, unsound)
     network.start()
