@@ -22,8 +22,10 @@ class Facts:
     in_force: bool = False
     doubtful: bool = False
     dead: bool = False
-    """No WireGuard handshake although keepalives are sent."""
+    """No WireGuard handshake although keepalives, or bytes, are sent."""
     minutes_silent: int = 0
+    wireguard_at: str = ""
+    """Where WireGuard sends to."""
     closed_reason: str = ""
     exchanging: bool = False
     answering: bool = False
@@ -50,7 +52,12 @@ def judge(facts: Facts) -> tuple[LinkState, str]:
 def _with_key(facts: Facts) -> tuple[LinkState, str]:
     if facts.dead:
         # No number that changes with every look: a reason is told when it changes
-        return LinkState.DOWN, f"no WireGuard handshake for {facts.minutes_silent} min or more"
+        minutes, at = facts.minutes_silent, facts.wireguard_at
+        if not at:
+            return LinkState.DOWN, f"no WireGuard handshake for {minutes} min or more"
+        return LinkState.DOWN, (
+            f"no WireGuard handshake for {minutes} min or more; does UDP to {at} pass, and back?"
+        )
     if facts.doubtful:
         return LinkState.DEGRADED, UNCERTAIN
     if not facts.in_force:

@@ -85,6 +85,15 @@ class WireGuardPeer:
         """The peer's fingerprint, as text, that the key on the interface was agreed with."""
         return None if self._record is None else self._record.identity
 
+    @property
+    def endpoint_text(self) -> str:
+        """Where WireGuard sends to, or '' where that is not known."""
+        endpoint = None if self.status is None else self.status.endpoint
+        if endpoint is None:
+            return ""
+        host, port = endpoint
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     def take(self, peer: PeerConfig) -> None:
         """Go by this configuration from now on; `bring_up_to_date` takes it to the interface."""
         before, self._peer = self._peer, peer

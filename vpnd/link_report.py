@@ -271,6 +271,7 @@ class LinkReport:
             doubtful=watch.doubtful,
             dead=watch.dead(self._peer.keepalive, now),
             minutes_silent=max(3, round((watch.session_age(now) or 0) // 60)),
+            wireguard_at=self._wireguard.endpoint_text,
             closed_reason=self._closed_reason,
             exchanging=state is not None and state.exchange_due and state.address is not None,
             answering=state is not None and state.responding is not None,
