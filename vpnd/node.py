@@ -541,6 +541,11 @@ class Node:
     def subscribe_events(self) -> Subscription:
         return self._feed.subscribe()
 
+    def kept_events(
+        self, *, since: float | None, last: int | None, peer: str | None
+    ) -> list[bytes]:
+        return self._feed.kept(since=since, last=last, peer=peer)
+
 
 def _not_begun(link: ManagedLink, error: NotPossible) -> ControlError:
     """An exchange that somebody asked for, and that this end cannot begin."""
