@@ -27,6 +27,7 @@ from kex.link import Link, Timer, local_identities
 from kex.link_config import LinkConfig
 from kex.load import Load
 from kex.node import Node, Outgoing
+from kex.payload import Traffic
 from kex.reassembly import Reassembly
 from kex.suites import Suite
 from kex.wire import Fragment, MessageType
@@ -637,6 +638,11 @@ class Endpoint:
         link = self._link(name)
         link.session_started(self._node, at, now)
         self._note(link)
+
+    def count_traffic(self, name: str, traffic: Traffic) -> None:
+        """What WireGuard has counted of the link here, to be told in its next payloads. Raises
+        UnknownLink."""
+        self._link(name).traffic = traffic
 
     def adopt(
         self,

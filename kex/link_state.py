@@ -17,7 +17,7 @@ from kex.events import KeyConfirmed, Role, StartReason
 from kex.exchange import Exchange, Phase
 from kex.link_config import LinkConfig
 from kex.node import Node
-from kex.payload import Announcement
+from kex.payload import Announcement, Traffic
 from kex.responder import Responding
 from kex.wire import Fragment
 
@@ -66,6 +66,8 @@ class LinkState:
     """The peer's, while it has said nothing since the daemon's start."""
     announced: Announcement | None = None
     """What this end said last."""
+    traffic: Traffic | None = None
+    """What this end's WireGuard has counted of the link, for the next payload."""
     session_at: float | None = None
     """When the newest WireGuard session began."""
     renew_at: float | None = None
@@ -151,6 +153,7 @@ class LinkState:
             interval=self.config.interval,
             # An address that was only learnt may be a hole in a NAT that closes: not counted on
             can_start=self.config.address is not None,
+            traffic=self.traffic,
         )
 
     def conflict(self, peer: Announcement, others: Container[bytes]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
-from tun.model import InterfaceAddress, Prefix
+from tun.model import InterfaceAddress, PacketCounts, Prefix
 
 __all__ = [
     "KERNEL_PROTOCOL",
@@ -178,6 +178,20 @@ class Rtnl:
         """All interfaces."""
         with _as_oserror():
             return [_link(message) for message in self._iproute.get_links()]
+
+    def packets(self, index: int) -> PacketCounts | None:
+        """What was counted at an interface; None where there is none."""
+        try:
+            with _as_oserror():
+                (message,) = self._iproute.link("get", index=index)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        counts = message.get_attr("IFLA_STATS64") or message.get_attr("IFLA_STATS") or {}
+        return PacketCounts(
+            went_in=counts.get("tx_packets", 0), came_out=counts.get("rx_packets", 0)
+        )
 
     def create_wireguard(self, name: str, *, group: int, namespace: int | None = None) -> None:
         """Create a kernel WireGuard interface, in another namespace where its descriptor is given:

@@ -10,6 +10,7 @@ from kex.identity import Fingerprint
 from kex.link import Link
 from kex.link_config import LinkConfig
 from kex.link_state import NotPossible
+from kex.payload import Traffic
 from vpnd.config_model import PeerConfig
 from vpnd.engine import Engine, Handler
 from vpnd.file_trust import FileFault
@@ -70,6 +71,7 @@ class LinkExchanges:
             endpoint.add_link(config, now, start_at=at)
             self._engine.handle_events(self._peer.name, handler)
             self.joined, self._wireguard_key = True, wireguard_key
+        self.count(Traffic(0, 0))  # there is no peer on the interface yet
 
     def adopt(self, record: LinkRecord) -> None:
         """Go on with the key that an earlier run has set."""
@@ -190,6 +192,11 @@ class LinkExchanges:
         if at is not None:
             with self._engine.driving() as (endpoint, _):
                 endpoint.session_started(self._peer.name, at, now)
+
+    def count(self, traffic: Traffic) -> None:
+        """What WireGuard has counted here, for the other end to compare with its own counters."""
+        if self.joined:
+            self._engine.count_traffic(self._peer.name, traffic)
 
     def end_key(self, at: float) -> None:
         """Let the key live until `at` at the latest, and have another one."""

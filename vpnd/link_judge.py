@@ -3,9 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from vpnd.api import LinkState
+from vpnd.link_flow import FlowWatch
 from vpnd.link_peer import UNCERTAIN
+
+
+class Flow(Enum):
+    """What becomes of packets that go through the tunnel, and what is shown of it."""
+
+    SOUND = ""
+    INBOUND_LOST = (
+        "handshakes pass, but nothing of what the peer sends through the tunnel arrives here: "
+        "what drops WireGuard's data on the way, or at a firewall here?"
+    )
+    OUTBOUND_LOST = (
+        "handshakes pass, but nothing of what is sent through the tunnel arrives at the peer: "
+        "what drops WireGuard's data on the way, or at a firewall there?"
+    )
+    BOTH_LOST = (
+        "handshakes pass, but no packet through the tunnel arrives, in neither direction: "
+        "what drops WireGuard's data on the way?"
+    )
+    WITHHELD = (
+        "WireGuard receives packets of the peer, and none comes out of the interface: are they "
+        "from allowed_ips? else delete the interface, it is made anew"
+    )
+    NOT_TAKEN = (
+        "packets go into the interface, and WireGuard sends none: are they for allowed_ips? else "
+        "delete the interface, it is made anew"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +62,22 @@ class Facts:
     renewal_problem: str = ""
     external: str = ""
     """What of the external keys is not as configured: a fallback, a source that is missing."""
+    flow: Flow = Flow.SOUND
     second_identity: bool = False
     adopted: bool = False
+
+
+def flow_of(watch: FlowWatch) -> Flow:
+    """The worst that the counters tell."""
+    if watch.loses_inbound and watch.loses_outbound:
+        return Flow.BOTH_LOST
+    found = {
+        Flow.WITHHELD: watch.withheld,
+        Flow.NOT_TAKEN: watch.not_taken,
+        Flow.INBOUND_LOST: watch.loses_inbound,
+        Flow.OUTBOUND_LOST: watch.loses_outbound,
+    }
+    return next((flow for flow, is_so in found.items() if is_so), Flow.SOUND)
 
 
 def judge(facts: Facts) -> tuple[LinkState, str]:
@@ -62,8 +104,11 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
         return LinkState.DEGRADED, UNCERTAIN
     if not facts.in_force:
         return LinkState.INSTALLED, "waits for WireGuard's first handshake"
-    if facts.external or facts.renewal_problem:
-        return LinkState.DEGRADED, "; ".join(filter(None, (facts.external, facts.renewal_problem)))
+    if facts.flow is Flow.BOTH_LOST:
+        return LinkState.DOWN, facts.flow.value
+    problems = (facts.flow.value, facts.external, facts.renewal_problem)
+    if any(problems):
+        return LinkState.DEGRADED, "; ".join(filter(None, problems))
     if facts.second_identity:
         return LinkState.DEGRADED, "the peer used its second identity"
     return LinkState.ACTIVE, "adopted after a restart" if facts.adopted else ""

@@ -24,7 +24,7 @@ from vpnd.external_policy import modes_differ
 from vpnd.journal import Journal
 from vpnd.link_exchanges import LinkExchanges
 from vpnd.link_external import LinkExternal
-from vpnd.link_judge import Facts, judge
+from vpnd.link_judge import Facts, flow_of, judge
 from vpnd.link_peer import WireGuardPeer
 from vpnd.tunnels import ManagedTunnel
 
@@ -279,6 +279,7 @@ class LinkReport:
             waiting_reason=self._waiting_reason,
             renewal_problem=self._renewal_problem,
             external=self._external.watch.standing,
+            flow=flow_of(self._wireguard.flow),
             second_identity=self.last is not None and self.last.identity != self._peer.identity[0],
             adopted=self.adopted,
         )

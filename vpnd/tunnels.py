@@ -32,9 +32,10 @@ from vpnd.config_model import TunnelConfig
 from vpnd.file_trust import FileFault
 from vpnd.journal import Journal
 from vpnd.tunnel_dumps import TunnelDumps
+from vpnd.tunnel_flow import InterfaceFlow
 from vpnd.tunnel_mtu import AutoMtu
 from vpnd.tunnel_record import TunnelRecords
-from vpnd.tunnel_users import TunnelUsers
+from vpnd.tunnel_users import TunnelUser, TunnelUsers
 
 RETRY_SECONDS: Final = 5.0
 ENTERING_SECONDS: Final = 5.0
@@ -87,7 +88,10 @@ class ManagedTunnel:
         self._unwanted: dict[bytes, float] = {}
         """Peers that have to go, and when; an entry leaves only once the peer has."""
         self.users = TunnelUsers(config.name, journal)
-        self.dumps = TunnelDumps(self.users, lambda: self._live().peers())
+        self.dumps = TunnelDumps(self.users, self._read_peers)
+        self._peers: Mapping[bytes, PeerStatus] = {}
+        """As the last dump showed them."""
+        self._flow = InterfaceFlow()
         self.error: str | None = "not opened yet"
         self._routes: frozenset[Prefix] = frozenset()
         """What routes were set for last."""
@@ -142,6 +146,7 @@ class ManagedTunnel:
             await self.users.tell(lambda user: user.tunnel_lost())
             return
         self._tunnel, self.error, self._routes = tunnel, None, frozenset()
+        self._flow = InterfaceFlow()
         self._journal.record(
             "tunnel_opened",
             tunnel=self.name,
@@ -195,6 +200,7 @@ class ManagedTunnel:
                 await self._look()
                 await self._remove_unwanted()
                 await self._follow_mtu()
+                await self._watch_flow()
                 if self._tunnel is not None and self._tunnel.is_altered:
                     await self.restore()
 
@@ -212,6 +218,27 @@ class ManagedTunnel:
                 await self._lost(str(error))
         except BackendErrors as error:
             self._trouble("tunnel_unreadable", error)
+
+    async def _read_peers(self) -> Mapping[bytes, PeerStatus]:
+        self._peers = await self._live().peers()
+        return self._peers
+
+    async def _watch_flow(self) -> None:
+        """Whether what WireGuard receives comes out of the interface, and what goes in is sent."""
+        tunnel, peers, flow = self._tunnel, self._peers, self._flow
+        if tunnel is None or tunnel.backend != "userspace" or not flow.is_due(boottime()):
+            return
+        try:
+            packets = await tunnel.packets()
+        except BackendErrors:
+            return  # the next dump finds out what it is
+        flow.look(packets, peers, boottime())
+
+        def show(user: TunnelUser) -> None:
+            withheld = user.peer_key() in flow.withheld
+            user.interface_passes(withheld=withheld, not_taken=flow.not_taken)
+
+        await self.users.tell(show)
 
     async def _renew_key(self, error: InterfaceMissing) -> None:
         """A private key that somebody else has set is known to somebody else."""

@@ -41,6 +41,11 @@ def figure(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def figure_of(number: int) -> str:
+    """The same for one that a float cannot hold."""
+    return f"{number:,}"
+
+
 def suites() -> list[Suite]:
     return [make_suite(number, random=SeededBytes(b"")) for number in SUITES]
 
@@ -170,9 +175,13 @@ def test_figures_in_the_text(words: str) -> None:
     assert words in document()
 
 
+def test_range_of_the_counters() -> None:
+    assert document().count(f"integer, 0 to {figure_of(payload.MAX_COUNT)}; optional") == 2
+
+
 def test_keys_of_the_payloads() -> None:
     said = re.findall(r"^\| `(\w+)` \| ", document(), re.MULTILINE)
-    assert said[-10:] == [
+    assert said[-12:] == [
         "minor",
         "wg",
         "port",
@@ -180,6 +189,8 @@ def test_keys_of_the_payloads() -> None:
         "mode",
         "interval",
         "starts",
+        "tx",
+        "rx",
         "keys",
         "mixed",
         "suite",
