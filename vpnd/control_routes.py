@@ -67,9 +67,18 @@ def control_app(node: NodeControl, stopping: trio.Event) -> Starlette:
     return app
 
 
+class Answer(JSONResponse):
+    """JSON that may quote names of files and interfaces, which may be any bytes: see
+    `vpnd.event_feed.encode`."""
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")
+
+
 def refusal(error: ControlError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The answer to a request that is refused."""
-    return JSONResponse(error.body(), status_code=error.http_status, headers=headers)
+    return Answer(error.body(), status_code=error.http_status, headers=headers)
 
 
 def internal_error(where: str, error: Exception) -> ControlError:
@@ -95,44 +104,44 @@ class _Routes:
         self._stopping = stopping
 
     async def status(self, request: Request) -> Response:
-        return JSONResponse(await self._node.status())
+        return Answer(await self._node.status())
 
     async def link(self, request: Request) -> Response:
-        return JSONResponse(await self._node.link(_peer_name(request)))
+        return Answer(await self._node.link(_peer_name(request)))
 
     async def peers(self, request: Request) -> Response:
         if request.method != "POST":
-            return JSONResponse(await self._node.peers())
+            return Answer(await self._node.peers())
         values = _json_object(await request.body())
         wanted = validate(PeerRequest, values, Source(None))
-        return JSONResponse(await self._node.add_peer(wanted, _caller(request)), status_code=201)
+        return Answer(await self._node.add_peer(wanted, _caller(request)), status_code=201)
 
     async def peer(self, request: Request) -> Response:
         name = _peer_name(request)
         if request.method == "PATCH":
             change = _json_object(await request.body())
-            return JSONResponse(await self._node.change_peer(name, change, _caller(request)))
-        return JSONResponse(await self._node.remove_peer(name, _caller(request)))
+            return Answer(await self._node.change_peer(name, change, _caller(request)))
+        return Answer(await self._node.remove_peer(name, _caller(request)))
 
     async def rekey(self, request: Request) -> Response:
-        return JSONResponse(await self._node.rekey(_peer_name(request), _caller(request)))
+        return Answer(await self._node.rekey(_peer_name(request), _caller(request)))
 
     async def fallback(self, request: Request) -> Response:
         extension = fallback_extension(_json_object(await request.body()))
         name = _peer_name(request)
-        return JSONResponse(await self._node.extend_fallback(name, extension, _caller(request)))
+        return Answer(await self._node.extend_fallback(name, extension, _caller(request)))
 
     async def key_sources(self, request: Request) -> Response:
-        return JSONResponse(await self._node.key_sources())
+        return Answer(await self._node.key_sources())
 
     async def key_source(self, request: Request) -> Response:
-        return JSONResponse(await self._node.key_source(_source_name(request)))
+        return Answer(await self._node.key_source(_source_name(request)))
 
     async def test_source(self, request: Request) -> Response:
         body = await request.body()
         peer, consume = source_test_request(_json_object(body) if body else {})
         name = _source_name(request)
-        return JSONResponse(
+        return Answer(
             await self._node.test_key_source(
                 name, peer=peer, consume_one=consume, caller=_caller(request)
             )
@@ -146,7 +155,7 @@ class _Routes:
             raise ControlError(
                 ErrorCode.BAD_REQUEST, "a reload takes dry_run alone: true or false", "{}"
             )
-        return JSONResponse(await self._node.reload(dry_run=dry_run, caller=_caller(request)))
+        return Answer(await self._node.reload(dry_run=dry_run, caller=_caller(request)))
 
     async def events(self, request: Request) -> Response:
         asked = _asked_events(request.query_params.multi_items())

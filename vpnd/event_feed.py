@@ -106,7 +106,9 @@ class Subscription:
 def encode(event: Event) -> bytes:
     """A record as a line of `/v1/events`."""
     text = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode() + b"\n"
+    # A name of a file or an interface may be any bytes: Python has half of a surrogate pair for
+    # each that is not UTF-8, and what replaces it here is JSON's own escape for that
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ UNKNOWN_PEER_SECONDS: Final = 180.0
 """What a peer that nobody knows gets after a restart: the life of a WireGuard session."""
 
 BackendErrors = (TunError, OSError)
+INTERNAL_ERROR: Final = "an internal error; see the log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +129,18 @@ class ManagedTunnel:
         it either way."""
         try:
             await self._try_open()
+        except Exception as error:
+            await self._met_a_bug(error)
         finally:
             self._tried.set()
+
+    async def _met_a_bug(self, error: Exception) -> None:
+        """What nobody has foreseen in what the host said: it is this tunnel's trouble alone."""
+        self._journal.record("internal_error", level="error", tunnel=self.name, exc_info=error)
+        tunnel, self._tunnel, self.error = self._tunnel, None, INTERNAL_ERROR
+        if tunnel is not None:
+            await tunnel.aclose()
+        await self.users.tell(lambda user: user.tunnel_lost())
 
     async def _try_open(self) -> None:
         if self.config.netns is not None:
@@ -195,14 +206,25 @@ class ManagedTunnel:
             if self._tunnel is None:
                 await trio.sleep(RETRY_SECONDS)
                 await self.try_open()
-            else:
-                await self.dumps.wait_due()
-                await self._look()
-                await self._remove_unwanted()
-                await self._follow_mtu()
-                await self._watch_flow()
-                if self._tunnel is not None and self._tunnel.is_altered:
-                    await self.restore()
+                continue
+            await self.dumps.wait_due()
+            try:
+                await self._attend()
+            except Exception as error:
+                # A bug: the interface runs on, and is looked at again
+                self._journal.record(
+                    "internal_error", level="error", tunnel=self.name, exc_info=error
+                )
+                await trio.sleep(RETRY_SECONDS)
+
+    async def _attend(self) -> None:
+        """One look, and all that follows from it."""
+        await self._look()
+        await self._remove_unwanted()
+        await self._follow_mtu()
+        await self._watch_flow()
+        if self._tunnel is not None and self._tunnel.is_altered:
+            await self.restore()
 
     async def _look(self) -> None:
         """One dump, told to every link; an interface that is gone is made anew."""
