@@ -639,9 +639,9 @@ class Endpoint:
         link.session_started(self._node, at, now)
         self._note(link)
 
-    def count_traffic(self, name: str, traffic: Traffic) -> None:
-        """What WireGuard has counted of the link here, to be told in its next payloads. Raises
-        UnknownLink."""
+    def count_traffic(self, name: str, traffic: Traffic | None) -> None:
+        """What WireGuard has counted of the link here, to be told in its next payloads; None where
+        that is not known. Raises UnknownLink."""
         self._link(name).traffic = traffic
 
     def adopt(

@@ -74,7 +74,7 @@ class Engine:
         finally:
             self._flush()
 
-    def count_traffic(self, link: str, traffic: Traffic) -> None:
+    def count_traffic(self, link: str, traffic: Traffic | None) -> None:
         """Tell the key exchange WireGuard's counters of a link; nothing goes out for that."""
         self._endpoint.count_traffic(link, traffic)
 

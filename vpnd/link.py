@@ -308,6 +308,9 @@ class ManagedLink:
             self.exchanges.want()
         self.report.refresh()
 
+    def counters_unknown(self) -> None:
+        self.exchanges.count(None)
+
     def interface_passes(self, *, withheld: bool, not_taken: bool) -> None:
         flow = self.wireguard.flow
         if (flow.withheld, flow.not_taken) != (withheld, not_taken):

@@ -193,8 +193,9 @@ class LinkExchanges:
             with self._engine.driving() as (endpoint, _):
                 endpoint.session_started(self._peer.name, at, now)
 
-    def count(self, traffic: Traffic) -> None:
-        """What WireGuard has counted here, for the other end to compare with its own counters."""
+    def count(self, traffic: Traffic | None) -> None:
+        """What WireGuard has counted here, for the other end to compare with its own counters; None
+        where that cannot be read: old counts would look like a loss."""
         if self.joined:
             self._engine.count_traffic(self._peer.name, traffic)
 

@@ -138,8 +138,10 @@ class FlowWatch:
 
     def heard(self, far: Traffic | None, now: float) -> None:
         """An exchange is complete, in which the other end told its counters (or none: it is of an
-        older version, or has read none yet)."""
+        older version, or cannot read them)."""
         if far is None:
+            self.loses_inbound = self.loses_outbound = False
+            self.interrupted()
             return
         if self._reports:
             last = self._reports[-1].far

@@ -240,6 +240,7 @@ class ManagedTunnel:
                 await self._lost(str(error))
         except BackendErrors as error:
             self._trouble("tunnel_unreadable", error)
+            await self.users.tell(lambda user: user.counters_unknown())
 
     async def _read_peers(self) -> Mapping[bytes, PeerStatus]:
         self._peers = await self._live().peers()

@@ -161,6 +161,15 @@ def test_an_end_of_an_older_version_tells_nothing_and_nothing_is_concluded() -> 
     assert not (watch.loses_outbound)
 
 
+def test_an_end_that_tells_no_counters_any_more_ends_what_was_concluded_from_them() -> None:
+    pair = Pair()
+    pair.run(400, blocked(to_near=True, to_far=True))
+    assert pair.losses() == (True,) * 4
+    near = pair.near.watch
+    near.heard(None, pair.now)
+    assert (near.loses_inbound, near.loses_outbound) == (False, False)
+
+
 def test_an_outage_is_not_held_against_the_time_after_it() -> None:
     pair = Pair()
     pair.run(200, both_ways)
