@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from cli.errors import CliError, DaemonUnreachable, Problem, UsageProblem
 from cli.node_paths import NodePaths
@@ -134,9 +134,10 @@ class Client:
         answer = self._object("POST", path, request, timeout=TEST_SECONDS)
         return cast(KeySourceTest, answer)
 
-    def events(self) -> Iterator[Event]:
-        """What happens from now on, one by one, until the daemon ends the stream."""
-        connection, response = self.open_events()
+    def events(self, **asked: str) -> Iterator[Event]:
+        """What happens from now on, one by one, until the daemon ends the stream; or what `asked`
+        selects: `since`, `last`, `peer`, `follow` of /v1/events."""
+        connection, response = self.open_events(**asked)
         try:
             for line in _lines(response):
                 yield cast(Event, self._checked(self._decode(line)))
@@ -145,11 +146,14 @@ class Client:
         finally:
             connection.close()
 
-    def open_events(self) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def open_events(
+        self, **asked: str
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """The stream of events as it is; the caller closes the connection."""
         connection = _UnixConnection(self.socket_path, TIMEOUT_SECONDS)
+        path = f"/v1/events?{urlencode(asked or {'since': 'now'})}"
         try:
-            response = self._exchange(connection, "GET", "/v1/events?since=now", None)
+            response = self._exchange(connection, "GET", path, None)
         except BaseException:
             connection.close()
             raise

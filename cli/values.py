@@ -10,6 +10,7 @@ cryptography package (60 ms).
 
 import re
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, time, timedelta
 from typing import Final, TypeVar
 
 from cli.errors import Problem, UsageProblem
@@ -79,3 +80,35 @@ def wait_seconds(text: str) -> float:
             f"{text!r} is not a time to wait", f"seconds, up to {MAX_WAIT_SECONDS}, such as 10"
         )
     return seconds
+
+
+_AGO: Final = {"s": 1, "min": 60, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def moment(text: str) -> str:
+    """A moment of the past, so long ago or by date and time, in RFC 3339 and UTC.
+
+    A time without a zone is the local one, a time without a date is today's.
+    """
+    now = datetime.now(tz=UTC)
+    if ago := re.fullmatch(r"([0-9]{1,6}) ?(s|min|m|h|d)", text):
+        found = now - timedelta(seconds=int(ago[1]) * _AGO[ago[2]])
+    else:
+        try:
+            found = _clock_or_date(text).astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise FieldError(
+                f"{text!r} is no time",
+                "so long ago (90s, 15min, 2h, 1d), 14:30, or 2026-01-31T14:30:00",
+            ) from None
+    if found > now:
+        raise FieldError(f"{text!r} lies ahead", "events of the past are kept, since a time before")
+    return found.strftime("%Y-%m-%dT%H:%M:%S.") + f"{found.microsecond // 1000:03d}Z"
+
+
+def _clock_or_date(text: str) -> datetime:
+    """Raises ValueError."""
+    if re.fullmatch(r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?", text):
+        clock = time.fromisoformat(text.zfill(len(text) + (text.index(":") == 1)))
+        return datetime.combine(datetime.now().astimezone().date(), clock)
+    return datetime.fromisoformat(text)

@@ -28,6 +28,7 @@ from kex.link import Link, Timer
 from kex.link_config import LinkConfig
 from kex.load import Load, site
 from kex.node import Node, Outgoing
+from kex.payload import Traffic
 from kex.reassembly import Origin, Reassembly
 from kex.suites import Suite
 from kex.wire import Fragment, MessageType
@@ -727,6 +728,11 @@ class Endpoint:
         link = self._link(name)
         link.session_started(self._node, at, now)
         self._note(link)
+
+    def count_traffic(self, name: str, traffic: Traffic | None) -> None:
+        """What WireGuard has counted of the link here, to be told in its next payloads; None where
+        that is not known. Raises UnknownLink."""
+        self._link(name).traffic = traffic
 
     def adopt(
         self,

@@ -17,7 +17,7 @@ from kex.exchange import Exchange, Phase
 from kex.identity import Fingerprint
 from kex.link_config import LinkConfig
 from kex.node import Node
-from kex.payload import Announcement
+from kex.payload import Announcement, Traffic
 from kex.responder import Responding
 from kex.token_bucket import TokenBucket
 from kex.wire import Fragment
@@ -107,6 +107,8 @@ class LinkState:
     """Such exchanges in a row after each of which the peer soon began again."""
     announced: Announcement | None = None
     """What this end said last."""
+    traffic: Traffic | None = None
+    """What this end's WireGuard has counted of the link, for the next payload."""
     session_at: float | None = None
     """When the newest WireGuard session began."""
     renew_at: float | None = None
@@ -253,6 +255,7 @@ class LinkState:
             interval=self.config.interval,
             # An address that was only learnt may be a hole in a NAT that closes: not counted on
             can_start=self.config.address is not None,
+            traffic=self.traffic,
         )
 
     def owe(self, reason: StartReason, at: float) -> None:

@@ -32,12 +32,27 @@ MAX_INTERVAL = 24 * 3600
 """Seconds."""
 MAX_DETAIL_LENGTH = 200
 """Bytes of a Reject's detail."""
-_ANNOUNCED = frozenset({"minor", "wg", "port", "prefixes", "mode", "interval", "starts"})
+_ANNOUNCED = frozenset(
+    {"minor", "wg", "port", "prefixes", "mode", "interval", "starts", "tx", "rx"}
+)
 _P_I = _ANNOUNCED | {"keys"}
 _P_R = _ANNOUNCED | {"mixed", "suite"}
 _REASON = frozenset({"code", "detail", "failed"})
 
+MAX_COUNT = 2**64 - 1
+"""Bytes."""
+
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What WireGuard has counted of the link at one end, since the peer is on its interface."""
+
+    sent: int
+    """Bytes."""
+    received: int
+    """Bytes, of which none is withheld from the interface."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +68,8 @@ class Announcement:
     can_start: bool
     """Whether this end knows an address at which it can reach the other."""
     minor: int = MINOR_VERSION
+    traffic: Traffic | None = None
+    """None where it is not told: older versions do not, and it gives way where room is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +113,16 @@ def listing(keys: tuple[ExternalKey, ...]) -> tuple[ExternalListing, ...]:
 
 
 def encode_initiator(payload: InitiatorPayload, length: int) -> bytes:
-    """P_i, `length` bytes. Raises ValueError where it does not fit."""
+    """P_i, `length` bytes, without the counters where they do not fit. Raises ValueError where the
+    rest does not fit either."""
     fields = _announcement_fields(payload.announcement)
     fields["keys"] = [
         [r.source_type, r.source, r.sae, list(r.key_ids), r.bits, entry.present]
         for entry in payload.external
         for r in (entry.reference,)
     ]
+    if payload.announcement.traffic is not None and len(cbor2.dumps(fields)) + 2 > length:
+        del fields["tx"], fields["rx"]
     return _pad(fields, length)
 
 
@@ -169,7 +189,7 @@ def _failed(entries: object) -> tuple[int, ...]:
 
 
 def _announcement_fields(announcement: Announcement) -> dict[str, Any]:
-    return {
+    fields: dict[str, Any] = {
         "minor": announcement.minor,
         "wg": announcement.wireguard_key,
         "port": announcement.wireguard_port,
@@ -178,6 +198,9 @@ def _announcement_fields(announcement: Announcement) -> dict[str, Any]:
         "interval": announcement.interval,
         "starts": announcement.can_start,
     }
+    if announcement.traffic is not None:
+        fields["tx"], fields["rx"] = announcement.traffic.sent, announcement.traffic.received
+    return fields
 
 
 def _announcement(fields: Mapping[str, Any]) -> Announcement:
@@ -195,6 +218,16 @@ def _announcement(fields: Mapping[str, Any]) -> Announcement:
         mode=ExternalMode(_integer(fields, "mode", 0, max(ExternalMode))),
         interval=_integer(fields, "interval", 1, MAX_INTERVAL),
         can_start=_typed(fields, "starts", bool),
+        traffic=_traffic(fields),
+    )
+
+
+def _traffic(fields: Mapping[str, Any]) -> Traffic | None:
+    """Both counters, or none."""
+    if "tx" not in fields and "rx" not in fields:
+        return None
+    return Traffic(
+        sent=_integer(fields, "tx", 0, MAX_COUNT), received=_integer(fields, "rx", 0, MAX_COUNT)
     )
 
 

@@ -6,7 +6,9 @@ import base64
 import json
 import os
 import signal
+import sys
 from contextlib import closing
+from pathlib import Path
 from socket import AF_UNIX, SOCK_DGRAM, socket
 
 import pytest
@@ -225,3 +227,34 @@ async def test_traffic_of_a_link_without_a_key_stays_in() -> None:
         await lab.site("fra").run(["ip", "link", "delete", "wg0"])
         refused = await host.run(["ping", "-c1", "-W2", target], check=False)
         assert "nreachable" in refused.stdout
+
+
+FULL_STDERR = """
+import os, sys
+read, write = os.pipe()
+os.set_blocking(write, False)
+try:
+    while True:
+        os.write(write, b"x" * 4096)
+except BlockingIOError:
+    os.set_blocking(write, True)
+os.set_inheritable(read, True)  # nobody reads it, and it stays open
+os.dup2(write, 2)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+async def test_a_log_that_nobody_reads_stops_nothing() -> None:
+    async with open_lab(spec(), start="links") as lab:
+        await active(lab)
+        fra = lab.site("fra")
+        await fra.stop_daemon()
+        vpnd = str(Path(sys.executable).parent / "vpnd")
+        await fra.start_daemon(program=(sys.executable, "-c", FULL_STDERR, vpnd))
+        await active(lab)
+        before = await same_preshared_key(lab, "fra", "ams")
+        assert before
+        await fra.vpnctl("peer", "rekey", "ams")
+        await fra.wait_link("ams", lambda status: status["state"] == "active", what="active")
+        assert (await fra.vpnctl("status"))["pid"] > 0
+        await fra.stop_daemon()

@@ -136,6 +136,13 @@ def link_both(guest: Guest) -> None:
     )  # fmt: skip
     guest.wait("link active", 30, lambda: link(guest).get("state") == "active")
     assert "/etc/vpnd/peers.d/far.toml" in guest.run("find", "/etc/vpnd/peers.d", "-user", "vpnd")
+    assert re.search(r"^key_installed far \(.*key_id=[0-9a-f]{8}", logged(guest, 6), re.MULTILINE)
+    assert re.search(r"^state_changed far: ", logged(guest, 4), re.MULTILINE)
+
+
+def logged(guest: Guest, priority: int) -> str:
+    """What the journal has of the daemon with just this priority."""
+    return guest.run("journalctl", "-u", "vpnd", "-o", "cat", "-p", f"{priority}..{priority}")
 
 
 def link(guest: Guest) -> dict[str, Any]:

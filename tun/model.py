@@ -23,6 +23,7 @@ __all__ = [
     "Endpoint",
     "HandshakeStamp",
     "InterfaceAddress",
+    "PacketCounts",
     "PeerSpec",
     "PeerStatus",
     "Prefix",
@@ -207,6 +208,15 @@ class PeerStatus:
     """Only filled where keys were asked for; None also when the peer has none."""
     psk_mark: bytes = b""
     """What `psk_mark` makes of the PSK; empty where the peer has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class PacketCounts:
+    """Packets that the kernel has counted at an interface since it was made."""
+
+    went_in: int
+    """Into the tunnel. With wireguard-go, whether it has sent them or not."""
+    came_out: int
 
 
 def is_namespace_name(name: str) -> bool:

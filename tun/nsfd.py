@@ -14,12 +14,15 @@ import sys
 from tun.errors import NamespaceMissing, TunError
 from tun.model import is_namespace_name
 from tun.namespace import FAILED, MAX_PACKET, MISSING, OK, NetlinkKind, enter_and_open
+from tun.say import Sayer
 
 __all__ = ["main"]
 
 _FIRST_DESCRIPTOR = 3  # sd_listen_fds(3)
 _IDLE_SECONDS = 60.0
 _PATIENCE = 5.0  # seconds; the asker is a program in the middle of one call
+
+_log = Sayer("vpnd-nsfd")
 
 
 class _Refused(Exception):
@@ -44,7 +47,7 @@ def main() -> None:
                 try:
                     _serve(connection)
                 except OSError as error:  # the asker went away, or says nothing
-                    print(f"vpnd-nsfd: {error.strerror or error}", file=sys.stderr)
+                    _log.say(error.strerror or str(error))
 
 
 def _serve(connection: socket.socket) -> None:
@@ -80,7 +83,7 @@ def _parse_untrusted(request: bytes) -> tuple[NetlinkKind, str]:
 
 
 def _refuse(connection: socket.socket, reason: str) -> None:
-    print(f"vpnd-nsfd: {reason}", file=sys.stderr)
+    _log.say(reason)
     connection.send(FAILED + reason.encode("utf-8")[: MAX_PACKET - len(FAILED)])
 
 

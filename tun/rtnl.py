@@ -10,16 +10,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
-from typing import Any
+from typing import Any, TypeVar
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
 from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
-from tun.model import InterfaceAddress, Prefix
+from tun.model import InterfaceAddress, PacketCounts, Prefix
+
+_T = TypeVar("_T")
 
 __all__ = [
     "KERNEL_PROTOCOL",
@@ -59,6 +62,10 @@ _NO_WAY = (
     errno.ENODEV,
     errno.EPERM,
 )
+
+_UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error)
+"""What pyroute2, and what is made of its values here, may fail with where the kernel says something
+that nobody has thought of: about an interface, an address or a route of somebody else's."""
 
 _SOL_NETLINK = 270
 _STRICT_CHECK = 12  # NETLINK_GET_STRICT_CHK
@@ -168,16 +175,28 @@ class Rtnl:
         try:
             with _as_oserror():
                 (message,) = self._iproute.link("get", **chosen)
+                return _link(message)
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None
             raise
-        return _link(message)
 
     def links(self) -> list[Link]:
         """All interfaces."""
         with _as_oserror():
-            return [_link(message) for message in self._iproute.get_links()]
+            return list(_readable(self._iproute.get_links(), _link))
+
+    def packets(self, index: int) -> PacketCounts | None:
+        """What was counted at an interface; None where there is none."""
+        try:
+            with _as_oserror():
+                (message,) = self._iproute.link("get", index=index)
+                counts = message.get_attr("IFLA_STATS64")
+                return PacketCounts(went_in=counts["tx_packets"], came_out=counts["rx_packets"])
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
 
     def create_wireguard(self, name: str, *, group: int, namespace: int | None = None) -> None:
         """Create a kernel WireGuard interface, in another namespace where its descriptor is given:
@@ -219,7 +238,7 @@ class Rtnl:
         """The addresses of one interface, or of all."""
         chosen = {} if index is None else {"index": index}
         with _as_oserror():
-            return [_address(message) for message in self._iproute.addr("dump", **chosen)]
+            return list(_readable(self._iproute.addr("dump", **chosen), _address))
 
     def add_address(self, index: int, address: InterfaceAddress) -> None:
         """Add an address as ours, IPv6 without duplicate address detection."""
@@ -249,11 +268,10 @@ class Rtnl:
         return self._routes(table=table, proto=OUR_PROTOCOL, type=_UNREACHABLE)
 
     def _routes(self, **chosen: int) -> list[Route]:
-        found = []
+        found: list[Route] = []
 
         def take(message: Any) -> bool:
-            if not message["flags"] & _CLONED:
-                found.append(_route(message))
+            found.extend(_readable([message], _route))
             # It is not wanted any more: a thousand that are kept until the end of the dump are
             # garbage in a thousand circles then, whose collection holds everybody up
             return False
@@ -277,14 +295,11 @@ class Rtnl:
                 (message,) = self._iproute.route(
                     "get", family=socket.AF_INET6 if ":" in plain else socket.AF_INET, **chosen
                 )
+                return _way(message)
         except OSError as error:
             if error.errno in _NO_WAY:
                 return None
             raise
-        index, metrics = message.get_attr("RTA_OIF"), message.get_attr("RTA_METRICS")
-        if index is None:
-            return None
-        return Way(index=index, mtu=None if metrics is None else metrics.get_attr("RTAX_MTU"))
 
     def add_route(self, route: Route) -> None:
         """Add a route as ours; EEXIST where one of the same prefix and metric stands."""
@@ -317,6 +332,26 @@ def _as_oserror() -> Iterator[None]:
         yield
     except NetlinkError as error:
         raise OSError(error.code, error.args[1]) from None
+    except _UNREADABLE as error:
+        raise OSError(errno.EBADMSG, "the kernel's answer cannot be read") from error
+
+
+def _readable(messages: Iterable[Any], read: Callable[[Any], _T | None]) -> Iterator[_T]:
+    """What can be made of a dump's messages: one that cannot be read is not one of ours, and does
+    not keep the others from being seen."""
+    for message in messages:
+        try:
+            found = read(message)
+        except _UNREADABLE:
+            continue
+        if found is not None:
+            yield found
+
+
+def _text(value: Any) -> str | None:
+    """A name or an alias: bytes that somebody chose, and UTF-8 only as a rule. What is not is
+    escaped, so that it can be shown."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
 
 
 def default_metric(prefix: Prefix) -> int:
@@ -330,9 +365,9 @@ def _link(message: Any) -> Link:
     vrf = info.get_attr("IFLA_INFO_DATA") if kind == "vrf" else None
     return Link(
         index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
-        kind=kind,
-        alias=message.get_attr("IFLA_IFALIAS"),
+        name=_text(message.get_attr("IFLA_IFNAME")) or "",
+        kind=_text(kind),
+        alias=_text(message.get_attr("IFLA_IFALIAS")),
         group=message.get_attr("IFLA_GROUP") or 0,
         mtu=message.get_attr("IFLA_MTU"),
         is_up=bool(message["flags"] & _IFF_UP),
@@ -350,7 +385,16 @@ def _address(message: Any) -> Address:
     )
 
 
-def _route(message: Any) -> Route:
+def _way(message: Any) -> Way | None:
+    index, metrics = message.get_attr("RTA_OIF"), message.get_attr("RTA_METRICS")
+    if index is None:
+        return None
+    return Way(index=index, mtu=None if metrics is None else metrics.get_attr("RTAX_MTU"))
+
+
+def _route(message: Any) -> Route | None:
+    if message["flags"] & _CLONED:
+        return None
     default = "0.0.0.0" if message["family"] == socket.AF_INET else "::"  # noqa: S104 - a prefix
     destination = message.get_attr("RTA_DST") or default
     return Route(

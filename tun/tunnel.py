@@ -35,6 +35,7 @@ from tun.model import (
     BackendName,
     Endpoint,
     HandshakeStamp,
+    PacketCounts,
     PeerSpec,
     PeerStatus,
     Prefix,
@@ -231,6 +232,13 @@ class Tunnel:
             return configure_link(rtnl, spec, self._index)
 
         return changed + await self._netlink.run(configure)
+
+    async def packets(self) -> PacketCounts:
+        """What was counted at the interface; raises InterfaceMissing, OSError."""
+        counts = await self._netlink.run(lambda rtnl: rtnl.packets(self._index))
+        if counts is None:
+            raise InterfaceMissing(f"{self.spec.interface} was deleted")
+        return counts
 
     async def peer(self, public_key: bytes) -> PeerStatus | None:
         """One peer, None where it is not there; cheap also among many."""

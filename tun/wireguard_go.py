@@ -15,6 +15,7 @@ import socket
 import sys
 
 from tun.errors import BackendUnavailable, TunError
+from tun.say import Sayer
 from tun.starters import FAILED, MAX_PACKET, OK, PROGRAM, START, UNAVAILABLE, environment
 from tun.tun_link import open_tun_link
 
@@ -84,7 +85,7 @@ def _become(program: str, name: str, tun: int, listener: int) -> None:
 
 
 def _refuse(connection: socket.socket, kind: bytes, reason: str) -> None:
-    print(f"{PROGRAM}: {reason}", file=sys.stderr)
+    Sayer(PROGRAM).say(reason)
     try:
         connection.send(kind + reason.encode("utf-8")[: MAX_PACKET - len(kind)])
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from vpnd.file_trust import FileFault
 from vpnd.guards import guarded_prefixes
 from vpnd.hardening import protect_memory
 from vpnd.journal import Journal, configure_logging
+from vpnd.log_writer import LogWriter
 from vpnd.node import Node, NoIdentity
 from vpnd.node_control import ControlError
 from vpnd.sdnotify import notify, watchdog_seconds
@@ -35,7 +37,9 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 def main() -> None:
     """Entry point of the program `vpnd`."""
+    _fill_standard_descriptors()
     arguments = _arguments()
+    configure_logging("info")  # whatever is said from here on holds nobody up
     try:
         # Guards need no identity: they stand before the first one is made, or with a spoiled one
         config = load_config(arguments.config, with_identities=not arguments.guard_only)
@@ -50,14 +54,14 @@ def main() -> None:
         return
     if arguments.guard_only:
         sys.exit(_set_guards(config))
-    configure_logging(config.node.log_level)
+    log = configure_logging(config.node.log_level, config.node.log_format)
     # A worker thread that computes gives way to the event loop this soon: by default it would hold
     # it up for 5 ms at each system call
     sys.setswitchinterval(THREADS_GIVE_WAY)
     failures: list[BaseException] = []
     gc.freeze()  # modules and configuration stay: see Node.running
     try:
-        trio.run(_run, config)
+        trio.run(_run, config, log)
     except* (NoIdentity, ControlSocketError, FileFault, TunError) as group:
         failures = _leaves(group)
     for failure in failures:
@@ -67,6 +71,14 @@ def main() -> None:
             print(f"vpnd: hint: {hint}", file=sys.stderr)
     if failures:
         sys.exit(ExitCode.FAILED)
+
+
+def _fill_standard_descriptors() -> None:
+    """Of those that are closed: else the next file or socket gets the number, and the log with it,
+    or what a wireguard-go says."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def _arguments() -> argparse.Namespace:
@@ -125,10 +137,10 @@ def _set_guards(config: Config) -> ExitCode:
     return ExitCode.FAILED if faults else ExitCode.DONE
 
 
-async def _run(config: Config) -> None:
+async def _run(config: Config, log: LogWriter) -> None:
     with trio.open_signal_receiver(*SIGNALS) as signals:
         feed = EventFeed()
-        journal = Journal(feed)
+        journal = Journal(feed, log)
         for gap in protect_memory():
             journal.record("memory_not_protected", level="warning", reason=gap)
         _make_runtime_dir(config.node.runtime_dir)

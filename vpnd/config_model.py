@@ -118,6 +118,10 @@ class NodeConfig(Table):
         Literal["debug", "info", "warning", "error"],
         PlainValidator(fields.choice("debug", "info", "warning", "error")),
     ] = "info"
+    log_format: Annotated[
+        Literal["auto", "text", "json"], PlainValidator(fields.choice("auto", "text", "json"))
+    ] = "auto"
+    """Lines for people or JSON objects; `auto` goes by where stderr leads."""
     on_stop: OnStop = "keep"
     """What a clean stop does with the links: leave them running, or take them down."""
 

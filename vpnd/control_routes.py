@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, NoReturn
 
 import structlog
@@ -24,12 +26,14 @@ from vpnd.config_fields import FieldError
 from vpnd.config_fields import name as parse_name
 from vpnd.config_model import PeerRequest, validate
 from vpnd.config_source import Source
-from vpnd.event_feed import Subscription, TooManySubscribers
+from vpnd.event_feed import Subscription, TooManySubscribers, encode
 from vpnd.file_trust import FileFault
 from vpnd.node_control import Caller, ControlError, NodeControl, no_such_peer, no_such_source
 from vpnd.source_requests import fallback_extension, source_test_request
 
 MAX_DETAILS: Final = 100
+LINES_AT_ONCE: Final = 100
+"""Records of the past that go out in one piece."""
 
 _log = structlog.get_logger("vpnd.control")
 
@@ -63,9 +67,18 @@ def control_app(node: NodeControl, stopping: trio.Event) -> Starlette:
     return app
 
 
+class Answer(JSONResponse):
+    """JSON that may quote names of files and interfaces, which may be any bytes: see
+    `vpnd.event_feed.encode`."""
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")
+
+
 def refusal(error: ControlError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The answer to a request that is refused."""
-    return JSONResponse(error.body(), status_code=error.http_status, headers=headers)
+    return Answer(error.body(), status_code=error.http_status, headers=headers)
 
 
 def internal_error(where: str, error: Exception) -> ControlError:
@@ -91,44 +104,44 @@ class _Routes:
         self._stopping = stopping
 
     async def status(self, request: Request) -> Response:
-        return JSONResponse(await self._node.status())
+        return Answer(await self._node.status())
 
     async def link(self, request: Request) -> Response:
-        return JSONResponse(await self._node.link(_peer_name(request)))
+        return Answer(await self._node.link(_peer_name(request)))
 
     async def peers(self, request: Request) -> Response:
         if request.method != "POST":
-            return JSONResponse(await self._node.peers())
+            return Answer(await self._node.peers())
         values = _json_object(await request.body())
         wanted = validate(PeerRequest, values, Source(None))
-        return JSONResponse(await self._node.add_peer(wanted, _caller(request)), status_code=201)
+        return Answer(await self._node.add_peer(wanted, _caller(request)), status_code=201)
 
     async def peer(self, request: Request) -> Response:
         name = _peer_name(request)
         if request.method == "PATCH":
             change = _json_object(await request.body())
-            return JSONResponse(await self._node.change_peer(name, change, _caller(request)))
-        return JSONResponse(await self._node.remove_peer(name, _caller(request)))
+            return Answer(await self._node.change_peer(name, change, _caller(request)))
+        return Answer(await self._node.remove_peer(name, _caller(request)))
 
     async def rekey(self, request: Request) -> Response:
-        return JSONResponse(await self._node.rekey(_peer_name(request), _caller(request)))
+        return Answer(await self._node.rekey(_peer_name(request), _caller(request)))
 
     async def fallback(self, request: Request) -> Response:
         extension = fallback_extension(_json_object(await request.body()))
         name = _peer_name(request)
-        return JSONResponse(await self._node.extend_fallback(name, extension, _caller(request)))
+        return Answer(await self._node.extend_fallback(name, extension, _caller(request)))
 
     async def key_sources(self, request: Request) -> Response:
-        return JSONResponse(await self._node.key_sources())
+        return Answer(await self._node.key_sources())
 
     async def key_source(self, request: Request) -> Response:
-        return JSONResponse(await self._node.key_source(_source_name(request)))
+        return Answer(await self._node.key_source(_source_name(request)))
 
     async def test_source(self, request: Request) -> Response:
         body = await request.body()
         peer, consume = source_test_request(_json_object(body) if body else {})
         name = _source_name(request)
-        return JSONResponse(
+        return Answer(
             await self._node.test_key_source(
                 name, peer=peer, consume_one=consume, caller=_caller(request)
             )
@@ -142,26 +155,89 @@ class _Routes:
             raise ControlError(
                 ErrorCode.BAD_REQUEST, "a reload takes dry_run alone: true or false", "{}"
             )
-        return JSONResponse(await self._node.reload(dry_run=dry_run, caller=_caller(request)))
+        return Answer(await self._node.reload(dry_run=dry_run, caller=_caller(request)))
 
     async def events(self, request: Request) -> Response:
-        since = request.query_params.get("since", "now")
-        if since != "now":
+        asked = _asked_events(request.query_params.multi_items())
+        # Nothing in between: no record is missing between the past and what follows, or twice
+        past: list[bytes] = []
+        if asked.since is not None or asked.last is not None:
+            past = self._node.kept_events(since=asked.since, last=asked.last, peer=asked.peer)
+        if not asked.follow:
+            return Response(b"".join(past), media_type=CONTENT_TYPE_EVENTS)
+        return EventStream(self._node.subscribe_events(), self._stopping, past, asked.peer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AskedEvents:
+    since: float | None = None
+    """Wall clock; None is from now on."""
+    last: int | None = None
+    follow: bool = True
+    peer: str | None = None
+
+
+def _asked_events(query: list[tuple[str, str]]) -> _AskedEvents:
+    """What of the events is asked for. Raises ControlError."""
+    asked: dict[str, Any] = {}
+    for name, value in query:
+        if name == "since":
+            asked[name] = None if value == "now" else _moment(value)
+        elif name == "last":
+            asked[name] = _number_of_events(value)
+        elif name == "follow" and value in ("true", "false"):
+            asked[name] = value == "true"
+        elif name == "peer":
+            try:
+                asked[name] = parse_name(value)
+            except FieldError:
+                raise no_such_peer(printable(value)) from None
+        else:
             raise ControlError(
                 ErrorCode.INVALID,
-                f"events since {printable(since)} are not kept",
-                "since=now is the one that there is",
+                f"events cannot be selected by {printable(name)}={printable(value)}",
+                "since=now or a time, last=NUMBER, peer=NAME, follow=true or false",
             )
-        return EventStream(self._node.subscribe_events(), self._stopping)
+    return _AskedEvents(**asked)
+
+
+def _moment(text: str) -> float:
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment.timestamp()
+    except (ValueError, OverflowError):
+        pass
+    raise ControlError(
+        ErrorCode.INVALID,
+        f"since={printable(text)} is no moment",
+        "now, or RFC 3339 with its zone: 2026-01-31T12:00:00Z",
+    )
+
+
+def _number_of_events(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0:
+        return int(text)
+    raise ControlError(
+        ErrorCode.INVALID, f"last={printable(text)} is no number of events", "1 or more"
+    )
 
 
 class EventStream(Response):
-    """Records as JSON lines, from now on, until the reader goes or the daemon stops."""
+    """Records as JSON lines, past ones first, until the reader goes or the daemon stops."""
 
     media_type = CONTENT_TYPE_EVENTS
 
-    def __init__(self, subscription: Subscription, stopping: trio.Event) -> None:
+    def __init__(
+        self,
+        subscription: Subscription,
+        stopping: trio.Event,
+        past: list[bytes],
+        peer: str | None,
+    ) -> None:
         super().__init__()
+        self._past = past
+        self._peer = peer
         # Its length is not known
         del self.headers["content-length"]
         self._subscription = subscription
@@ -183,10 +259,13 @@ class EventStream(Response):
                 "headers": self.raw_headers,
             }
         )
+        for start in range(0, len(self._past), LINES_AT_ONCE):
+            await send(_body(b"".join(self._past[start : start + LINES_AT_ONCE])))
         # At once, so that a reader knows from when on it misses nothing
-        await send(_line(Event(schema=SCHEMA, at=rfc3339(wall()), event="subscribed")))
+        await send(_body(encode(Event(schema=SCHEMA, at=rfc3339(wall()), event="subscribed"))))
         async for event in self._subscription:
-            await send(_line(event))
+            if self._peer is None or event.get("peer", self._peer) == self._peer:
+                await send(_body(encode(event)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _end_with_daemon(self) -> None:
@@ -199,9 +278,8 @@ class EventStream(Response):
         scope.cancel()
 
 
-def _line(event: Event) -> dict[str, Any]:
-    text = json.dumps(event, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return {"type": "http.response.body", "body": text.encode() + b"\n", "more_body": True}
+def _body(data: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": True}
 
 
 def _answering(handler: Handler) -> Handler:

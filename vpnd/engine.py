@@ -18,6 +18,7 @@ from kex.address import Address
 from kex.endpoint import Endpoint
 from kex.errors import PacketRejected
 from kex.events import Event
+from kex.payload import Traffic
 from vpnd.clock import boottime
 from vpnd.journal import Journal
 from vpnd.transport import Transport
@@ -72,6 +73,10 @@ class Engine:
             yield self._endpoint, boottime()
         finally:
             self._flush()
+
+    def count_traffic(self, link: str, traffic: Traffic | None) -> None:
+        """Tell the key exchange WireGuard's counters of a link; nothing goes out for that."""
+        self._endpoint.count_traffic(link, traffic)
 
     async def run(self) -> None:
         """Receive and keep time until cancelled."""

@@ -62,7 +62,7 @@ class HandshakeWatch:
     rx_bytes: int = 0
     tx_bytes: int = 0
     tx_when_due: int | None = None
-    """Bytes sent when the session was first seen older than 120 s."""
+    """Bytes sent when the session was first seen older than 120 s, or when no session was known."""
 
     def adopt(
         self,
@@ -125,7 +125,7 @@ class HandshakeWatch:
             self.stamp, self.session_at, self.tx_when_due = stamp, now, None
             self.suspect = False
         age = self.session_age(now)
-        if age is not None and age >= SESSION_RENEWS and self.tx_when_due is None:
+        if self.tx_when_due is None and (age is None or age >= SESSION_RENEWS):
             self.tx_when_due = tx_bytes
         self._judge(now, fresh=fresh)
         return fresh
@@ -172,18 +172,23 @@ class HandshakeWatch:
         if age is None:
             limit = keepalive + ANSWER_MARGIN
             return keepalive > 0 and self.waiting is not None and now > key.installed_at + limit
-        sent = self.tx_when_due is not None and self.tx_bytes > self.tx_when_due
-        if sent and age >= SESSION_OVERDUE:
+        if self._sent_in_vain and age >= SESSION_OVERDUE:
             return True
         return keepalive > 0 and age >= SESSION_RENEWS + keepalive + ANSWER_MARGIN
 
+    @property
+    def _sent_in_vain(self) -> bool:
+        """Whether bytes were sent that should have made WireGuard shake hands."""
+        return self.tx_when_due is not None and self.tx_bytes > self.tx_when_due
+
     def dead(self, keepalive: int, now: float) -> bool:
-        """Whether nothing can have passed for a while, although keepalives are sent."""
-        if keepalive == 0:
-            return False
+        """Whether nothing can have passed for a while, although something was sent: keepalives,
+        or bytes that WireGuard counts. Without either, a session that is over is one at rest."""
         since = self.watched_since if self.session_at is None else self.session_at
         late = since is not None and now - since > SESSION_DEAD + ANSWER_MARGIN
-        return self.suspect or (late and self.stamp is not None)
+        if late and self._sent_in_vain:
+            return True
+        return keepalive > 0 and (self.suspect or (late and self.stamp is not None))
 
     def reset(self) -> None:
         """The peer is gone from the interface."""

@@ -6,19 +6,26 @@ what happens again and again: vpnd.log_limits.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from typing import Any, Final, TextIO, cast
 
 import structlog
 
 from vpnd.api import SCHEMA, Event
 from vpnd.clock import boottime, rfc3339, wall
 from vpnd.event_feed import EventFeed
+from vpnd.log_format import PRIORITIES, LineRenderer, LogFormat, is_journal
 from vpnd.log_limits import LogLimits
+from vpnd.log_writer import FLUSH_SECONDS, LogStream, LogWriter
+
+DROPPED: Final = "log_dropped"
+"""The record that tells of records that could not be written."""
+_DROPPED_REASON: Final = "nobody took them off stderr, or its disk is full"
 
 Field = str | int | float | bool | None
 
@@ -26,37 +33,67 @@ _IN_THE_OPEN = ("tunnel", "state", "reason", "key_id", "role")
 """Fields that stand in an event under their own names; the others go to `fields`."""
 
 
-def configure_logging(level: str) -> None:
-    """Log to stderr: lines for people on a terminal, JSON objects elsewhere."""
-    people = sys.stderr.isatty()
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer()
-    )
+def configure_logging(level: str, log_format: LogFormat = "auto") -> LogWriter:
+    """Log to stderr, without ever waiting for who reads it.
+
+    `auto`: lines for people on a terminal and in systemd's journal, JSON objects elsewhere. From
+    now on all that is printed to stderr takes the same way. Returns what writes, for its counts
+    and to be flushed at the end.
+    """
+    descriptor = 2 if sys.__stderr__ is None else sys.__stderr__.fileno()
+    terminal, journal = os.isatty(descriptor), is_journal(descriptor)
+    as_json = log_format == "json" or (log_format == "auto" and not terminal and not journal)
+    line = LineRenderer(as_json=as_json, journal=journal)
+    renderer: Any = structlog.dev.ConsoleRenderer() if terminal and not as_json else line
+    processors: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        # The traceback as text, without the values of variables: keys are among them
+        structlog.processors.format_exc_info,
+    ]
+
+    def tell_dropped(count: int) -> str:
+        record = {"event": DROPPED, "dropped": count, "reason": _DROPPED_REASON, "level": "warning"}
+        record["timestamp"] = rfc3339(wall())
+        return f"{renderer(None, 'warning', record)}\n"
+
+    writer = LogWriter(descriptor, tell_dropped=tell_dropped)
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            # The traceback as text, without the values of variables: keys are among them
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, writer)),
         cache_logger_on_first_use=True,
     )
+
+    def write_plain(text: str) -> None:
+        # What a program says as it fails, and tracebacks; a note or a hint is no error
+        plain = text.startswith(("vpnd: note:", "vpnd: hint:"))
+        writer.write(f"{line.prefixed(text, PRIORITIES['notice' if plain else 'error'])}\n")
+
+    sys.stderr = cast(TextIO, LogStream(descriptor, write_plain))
     # Libraries: nothing below a warning. pyroute2 would log whole messages, keys included
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("pyroute2").setLevel(logging.CRITICAL)
+    atexit.register(writer.flush, FLUSH_SECONDS)
+    return writer
 
 
 class Journal:
     """Takes records and hands each to the log, the counters and the watchers."""
 
-    def __init__(self, feed: EventFeed, *, now: Callable[[], float] = boottime) -> None:
+    def __init__(
+        self,
+        feed: EventFeed,
+        writer: LogWriter | None = None,
+        *,
+        now: Callable[[], float] = boottime,
+    ) -> None:
+        """`writer` is what the log goes through (`configure_logging`), for its count."""
         self._log = structlog.get_logger("vpnd")
         self._feed = feed
+        self._writer = writer
         self._now = now
         self._limits = LogLimits()
         self.counters: Counter[str] = Counter()
@@ -81,9 +118,13 @@ class Journal:
         for line in self._limits.lines(event, level, about, self._now(), error=error):
             # A traceback belongs to this record, and to none that comes with it
             trace = {"exc_info": exc_info} if exc_info is not None and line.event == event else {}
-            with suppress(OSError):  # a log on a full disk: nothing else may depend on it
-                getattr(self._log, line.level)(line.event, **line.fields, **trace)
+            getattr(self._log, line.level)(line.event, **line.fields, **trace)
         self._feed.publish(_event(event, peer, fields))
+
+    @property
+    def unwritten(self) -> int:
+        """Records that the log has lost since the start."""
+        return 0 if self._writer is None else self._writer.dropped
 
     def forget_link(self, peer: str) -> None:
         self.link_counters.pop(peer, None)

@@ -277,6 +277,7 @@ class ManagedLink:
         self.exchanges.adopt(record, proved=self.wireguard.watch.stamp is not None)
         if self.wireguard.public_key is None:
             return  # another link pins the peer's WireGuard key
+        self.exchanges.count(self.wireguard.flow.traffic)
         self.exchanges.session_started(self.wireguard.watch.session_at, boottime())
         self._journal.record("link_adopted", peer=self.name, key_id=self.wireguard.watch.newest_id)
 
@@ -312,6 +313,7 @@ class ManagedLink:
         fresh, taken_up = self.wireguard.observe(status, now)
         if self.wireguard.is_due():
             self._work.set()
+        self.exchanges.count(self.wireguard.flow.traffic)
         if fresh:
             self.exchanges.session_started(self.wireguard.watch.session_at, now)
         if taken_up is not None:
@@ -319,7 +321,18 @@ class ManagedLink:
             self.exchanges.key_taken_up(self.wireguard.public_key)
         if self.wireguard.watch.overdue(self.peer.keepalive, now):
             self.exchanges.want(StartReason.HANDSHAKE_OVERDUE)
+        elif self.wireguard.flow.wants_comparison(now):
+            self.exchanges.want()
         self.report.refresh()
+
+    def counters_unknown(self) -> None:
+        self.exchanges.count(None)
+
+    def interface_passes(self, *, withheld: bool, not_taken: bool) -> None:
+        flow = self.wireguard.flow
+        if (flow.withheld, flow.not_taken) != (withheld, not_taken):
+            flow.withheld, flow.not_taken = withheld, not_taken
+            self.report.refresh()
 
     def _check_untouched(self, status: PeerStatus) -> None:
         """What somebody else changed of the peer on the interface is put right."""
@@ -388,6 +401,7 @@ class ManagedLink:
         if event.code in (FailureCode.NO_ANSWER, FailureCode.INIT_CONF_UNANSWERED):
             # The name may have moved, or the other family may get through
             self._resolve.set()
+            self.wireguard.flow.interrupted()
 
     def _objected(self, code: RejectCode | int | None, detail: str) -> None:
         """One end has refused an exchange of the other's: for what of its external keys?"""
@@ -440,6 +454,7 @@ class ManagedLink:
         self.exchanges.session_started(self.wireguard.watch.session_at, boottime())
         self._to_install = None
         self.report.gave_key(event)
+        self.wireguard.flow.heard(event.peer.traffic, boottime())
         in_force = self.wireguard.watch.in_force
         if in_force is not None and in_force != in_force_before:
             # Between the last dump and the new key WireGuard had shaken hands

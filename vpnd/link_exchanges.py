@@ -12,6 +12,7 @@ from kex.identity import Fingerprint
 from kex.link import Link
 from kex.link_config import LinkConfig
 from kex.link_state import NotPossible
+from kex.payload import Traffic
 from vpnd.config_model import PeerConfig
 from vpnd.engine import Engine, Handler
 from vpnd.file_trust import FileFault
@@ -90,6 +91,7 @@ class LinkExchanges:
             endpoint.add_link(config, now, start_at=at)
             self._engine.handle_events(self._peer.name, handler)
             self.joined, self._wireguard_key = True, wireguard_key
+        self.count(Traffic(0, 0))  # there is no peer on the interface yet
 
     def adopt(self, record: LinkRecord, *, proved: bool) -> None:
         """Go on with the key that an earlier run has set; `proved` if WireGuard has made a
@@ -224,6 +226,12 @@ class LinkExchanges:
     def unheard(self) -> bool:
         """Whether the peer begins again after each answer that it gets from here."""
         return self.state is not None and self.state.unheard >= UNHEARD
+
+    def count(self, traffic: Traffic | None) -> None:
+        """What WireGuard has counted here, for the other end to compare with its own counters; None
+        where that cannot be read: old counts would look like a loss."""
+        if self.joined:
+            self._engine.count_traffic(self._peer.name, traffic)
 
     def end_key(self, at: float) -> None:
         """Let the key live until `at` at the latest, and have another one."""

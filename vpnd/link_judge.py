@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from vpnd.api import LinkState
+from vpnd.link_flow import FlowWatch
 from vpnd.link_peer import UNCERTAIN
 
 UNHEARD: Final = (
     "the peer begins again after each of our answers: they do not reach it, or it does not accept "
     "them"
 )
+
+
+class Flow(Enum):
+    """What becomes of packets that go through the tunnel, and what is shown of it."""
+
+    SOUND = ""
+    INBOUND_LOST = (
+        "handshakes pass, but nothing of what the peer sends through the tunnel arrives here: "
+        "what drops WireGuard's data on the way, or at a firewall here?"
+    )
+    OUTBOUND_LOST = (
+        "handshakes pass, but nothing of what is sent through the tunnel arrives at the peer: "
+        "what drops WireGuard's data on the way, or at a firewall there?"
+    )
+    BOTH_LOST = (
+        "handshakes pass, but no packet through the tunnel arrives, in neither direction: "
+        "what drops WireGuard's data on the way?"
+    )
+    WITHHELD = (
+        "WireGuard receives packets of the peer, and none comes out of the interface: are they "
+        "from allowed_ips? else delete the interface, it is made anew"
+    )
+    NOT_TAKEN = (
+        "packets go into the interface, and WireGuard sends none: are they for allowed_ips? else "
+        "delete the interface, it is made anew"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +56,10 @@ class Facts:
     in_force: bool = False
     doubtful: bool = False
     dead: bool = False
-    """No WireGuard handshake although keepalives are sent."""
+    """No WireGuard handshake although keepalives, or bytes, are sent."""
     minutes_silent: int = 0
+    wireguard_at: str = ""
+    """Where WireGuard sends to."""
     closed_reason: str = ""
     exchanging: bool = False
     answering: bool = False
@@ -42,8 +72,22 @@ class Facts:
     """What of the external keys is not as configured: a fallback, a source that is missing."""
     unheard: bool = False
     """The peer begins again after each of our answers."""
+    flow: Flow = Flow.SOUND
     second_identity: bool = False
     adopted: bool = False
+
+
+def flow_of(watch: FlowWatch) -> Flow:
+    """The worst that the counters tell."""
+    if watch.loses_inbound and watch.loses_outbound:
+        return Flow.BOTH_LOST
+    found = {
+        Flow.WITHHELD: watch.withheld,
+        Flow.NOT_TAKEN: watch.not_taken,
+        Flow.INBOUND_LOST: watch.loses_inbound,
+        Flow.OUTBOUND_LOST: watch.loses_outbound,
+    }
+    return next((flow for flow, is_so in found.items() if is_so), Flow.SOUND)
 
 
 def judge(facts: Facts) -> tuple[LinkState, str]:
@@ -61,17 +105,22 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
     unheard = UNHEARD if facts.unheard else ""
     if facts.dead:
         # No number that changes with every look: a reason is told when it changes
-        silent = f"no WireGuard handshake for {facts.minutes_silent} min or more"
-        return LinkState.DOWN, "; ".join(filter(None, (silent, facts.renewal_problem, unheard)))
+        minutes, at = facts.minutes_silent, facts.wireguard_at
+        silent = f"no WireGuard handshake for {minutes} min or more"
+        if facts.renewal_problem or unheard:
+            return LinkState.DOWN, "; ".join(filter(None, (silent, facts.renewal_problem, unheard)))
+        return LinkState.DOWN, f"{silent}; does UDP to {at} pass, and back?" if at else silent
     if facts.doubtful:
         return LinkState.DEGRADED, UNCERTAIN
     if not facts.in_force:
         waits = "waits for WireGuard's first handshake"
         problem = facts.renewal_problem if unheard else ""
         return LinkState.INSTALLED, "; ".join(filter(None, (waits, problem, unheard)))
-    troubles = tuple(filter(None, (facts.external, facts.renewal_problem, facts.given_up, unheard)))
-    if troubles:
-        return LinkState.DEGRADED, "; ".join(troubles)
+    if facts.flow is Flow.BOTH_LOST:
+        return LinkState.DOWN, facts.flow.value
+    troubles = (facts.flow.value, facts.external, facts.renewal_problem, facts.given_up, unheard)
+    if any(troubles):
+        return LinkState.DEGRADED, "; ".join(filter(None, troubles))
     if facts.second_identity:
         return LinkState.DEGRADED, "the peer used its second identity"
     return LinkState.ACTIVE, "adopted after a restart" if facts.adopted else ""

@@ -22,6 +22,7 @@ from vpnd.handshake import (
     WatchedKey,
 )
 from vpnd.journal import Journal
+from vpnd.link_flow import FlowWatch
 from vpnd.link_record import LinkRecord, LinkRecords, stamp_of, stamp_text
 from vpnd.resolver import PeerAddresses
 from vpnd.tunnels import ManagedTunnel
@@ -57,6 +58,7 @@ class WireGuardPeer:
         self.addresses = PeerAddresses(peer.wireguard_endpoint)
         """Where the peer's WireGuard is, if that is configured."""
         self.watch = HandshakeWatch()
+        self.flow = FlowWatch()
         self.status: PeerStatus | None = None
         self.public_key: bytes | None = None
         """The peer's, 32 bytes, as it is on the interface."""
@@ -86,6 +88,15 @@ class WireGuardPeer:
     def identity(self) -> str | None:
         """The peer's fingerprint, as text, that the key on the interface was agreed with."""
         return None if self._record is None else self._record.identity
+
+    @property
+    def endpoint_text(self) -> str:
+        """Where WireGuard sends to, or '' where that is not known."""
+        endpoint = None if self.status is None else self.status.endpoint
+        if endpoint is None:
+            return ""
+        host, port = endpoint
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def take(self, peer: PeerConfig) -> None:
         """Go by this configuration from now on; `bring_up_to_date` takes it to the interface."""
@@ -168,6 +179,7 @@ class WireGuardPeer:
             in_force=in_force,
             doubtful=bool(record.pending_key_id),
         )
+        self.flow.observe(status.tx_bytes, status.rx_bytes, boottime())
         return record
 
     # ---- setting a key
@@ -223,6 +235,7 @@ class WireGuardPeer:
             raise Superseded
         if not before.was_present:
             self.watch.reset()
+            self.flow.reset()
             self.status = None
             self._held_back = endpoint if waits else None
             self.outdated = self.outdated or waits
@@ -379,6 +392,7 @@ class WireGuardPeer:
     def observe(self, status: PeerStatus, now: float) -> tuple[bool, KeyInForce | None]:
         """Take a dump's reading: whether a new session was seen, and the key that it took up."""
         self.status = status
+        self.flow.observe(status.tx_bytes, status.rx_bytes, now)
         before, waiting = self.watch.in_force, self.watch.waiting
         fresh = self.watch.observe(status.handshake_stamp, status.rx_bytes, status.tx_bytes, now)
         taken_up = self.watch.in_force if self.watch.in_force != before else None
@@ -420,6 +434,7 @@ class WireGuardPeer:
         self._held_back = None
         self.record_fault = ""
         self.watch.reset()
+        self.flow.reset()
 
     def give_up(self) -> None:
         """The peer's WireGuard key is another link's now: it is off the interface before that link

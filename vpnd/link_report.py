@@ -27,7 +27,7 @@ from vpnd.external_policy import modes_differ
 from vpnd.journal import Journal
 from vpnd.link_exchanges import LinkExchanges
 from vpnd.link_external import LinkExternal
-from vpnd.link_judge import Facts, judge
+from vpnd.link_judge import Facts, flow_of, judge
 from vpnd.link_peer import WireGuardPeer
 from vpnd.tunnels import ManagedTunnel
 
@@ -320,6 +320,7 @@ class LinkReport:
             doubtful=watch.doubtful,
             dead=watch.dead(self._peer.keepalive, now),
             minutes_silent=max(3, round((watch.session_age(now) or 0) // 60)),
+            wireguard_at=self._wireguard.endpoint_text,
             closed_reason=self._closed_reason,
             exchanging=state is not None and state.exchange_due and state.address is not None,
             answering=state is not None and state.responding is not None,
@@ -329,6 +330,7 @@ class LinkReport:
             renewal_problem=self._renewal_problem,
             external=self._external.watch.standing,
             unheard=self._exchanges.unheard,
+            flow=flow_of(self._wireguard.flow),
             second_identity=self.last is not None and self.last.identity != self._peer.identity[0],
             adopted=self.adopted,
         )

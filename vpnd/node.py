@@ -40,7 +40,7 @@ from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
 from vpnd.guards import guarded_prefixes, remove_guards, set_guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
-from vpnd.journal import Journal
+from vpnd.journal import DROPPED, Journal
 from vpnd.keysource.base import KeySource
 from vpnd.keysource.registry import KeySources
 from vpnd.leftovers import Leftovers
@@ -336,6 +336,7 @@ class Node:
             "datagrams_accepted": endpoint.accepted,
             "datagrams_unsent": self._transport.unsent,
             "cookie_replies": endpoint.cookie_replies,
+            DROPPED: self._journal.unwritten,
         }
         return NodeStatus(
             schema=SCHEMA,
@@ -539,6 +540,11 @@ class Node:
 
     def subscribe_events(self) -> Subscription:
         return self._feed.subscribe()
+
+    def kept_events(
+        self, *, since: float | None, last: int | None, peer: str | None
+    ) -> list[bytes]:
+        return self._feed.kept(since=since, last=last, peer=peer)
 
 
 def _not_begun(link: ManagedLink, error: NotPossible) -> ControlError:

@@ -170,3 +170,8 @@ class NodeControl(Protocol):
 
     def subscribe_events(self) -> Subscription:
         """A subscription of its own to the daemon's EventFeed."""
+
+    def kept_events(
+        self, *, since: float | None, last: int | None, peer: str | None
+    ) -> list[bytes]:
+        """Lines of the past, from the daemon's EventFeed."""

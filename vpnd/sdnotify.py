@@ -6,6 +6,8 @@ import os
 import socket
 
 _MICROSECONDS = 1_000_000
+SEND_SECONDS = 0.1
+"""What a manager that stands still may cost."""
 
 
 def notify(*lines: str) -> None:
@@ -15,6 +17,8 @@ def notify(*lines: str) -> None:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        # Its queue may be full, while it stands still: the event loop does not wait for that
+        channel.settimeout(SEND_SECONDS)
         try:
             channel.sendto("\n".join(lines).encode(), address)
         except OSError:

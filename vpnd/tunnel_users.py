@@ -26,6 +26,13 @@ class TunnelUser(Protocol):
     def observe(self, status: PeerStatus | None, now: float) -> None:
         """Take what a dump begun at `now` showed of the peer; None where it is gone."""
 
+    def counters_unknown(self) -> None:
+        """The interface cannot be read."""
+
+    def interface_passes(self, *, withheld: bool, not_taken: bool) -> None:
+        """Whether packets of the peer do not come out of the interface, and whether WireGuard takes
+        none that go in."""
+
     def tunnel_opened(self, peers: Mapping[bytes, PeerStatus]) -> None:
         """There is an interface, with these peers on it: those of an earlier run, if any."""
 

@@ -33,9 +33,10 @@ from vpnd.config_model import TunnelConfig
 from vpnd.file_trust import FileFault
 from vpnd.journal import Journal
 from vpnd.tunnel_dumps import TunnelDumps
+from vpnd.tunnel_flow import InterfaceFlow
 from vpnd.tunnel_mtu import AutoMtu
 from vpnd.tunnel_record import TunnelRecords
-from vpnd.tunnel_users import TunnelUsers
+from vpnd.tunnel_users import TunnelUser, TunnelUsers
 
 RETRY_SECONDS: Final = 5.0
 ENTERING_SECONDS: Final = 5.0
@@ -47,6 +48,7 @@ UNKNOWN_PEER_SECONDS: Final = 180.0
 """What a peer that nobody knows gets after a restart: the life of a WireGuard session."""
 
 BackendErrors = (TunError, OSError)
+INTERNAL_ERROR: Final = "an internal error; see the log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,10 @@ class ManagedTunnel:
         self._unwanted: dict[bytes, float] = {}
         """Peers that have to go, and when; an entry leaves only once the peer has."""
         self.users = TunnelUsers(config.name, journal)
-        self.dumps = TunnelDumps(self.users, lambda: self._live().peers())
+        self.dumps = TunnelDumps(self.users, self._read_peers)
+        self._peers: Mapping[bytes, PeerStatus] = {}
+        """As the last dump showed them."""
+        self._flow = InterfaceFlow()
         self.error: str | None = "not opened yet"
         self._routes: frozenset[Prefix] = frozenset()
         """What routes were set for last."""
@@ -125,8 +130,18 @@ class ManagedTunnel:
         it either way."""
         try:
             await self._try_open()
+        except Exception as error:
+            await self._met_a_bug(error)
         finally:
             self._tried.set()
+
+    async def _met_a_bug(self, error: Exception) -> None:
+        """What nobody has foreseen in what the host said: it is this tunnel's trouble alone."""
+        self._journal.record("internal_error", level="error", tunnel=self.name, exc_info=error)
+        tunnel, self._tunnel, self.error = self._tunnel, None, INTERNAL_ERROR
+        if tunnel is not None:
+            await tunnel.aclose()
+        await self.users.tell(lambda user: user.tunnel_lost())
 
     async def _try_open(self) -> None:
         if self.config.netns is not None:
@@ -143,6 +158,7 @@ class ManagedTunnel:
             await self.users.tell(lambda user: user.tunnel_lost())
             return
         self._tunnel, self.error, self._routes = tunnel, None, frozenset()
+        self._flow = InterfaceFlow()
         self._journal.record(
             "tunnel_opened",
             tunnel=self.name,
@@ -191,13 +207,25 @@ class ManagedTunnel:
             if self._tunnel is None:
                 await trio.sleep(RETRY_SECONDS)
                 await self.try_open()
-            else:
-                await self.dumps.wait_due()
-                await self._look()
-                await self._remove_unwanted()
-                await self._follow_mtu()
-                if self._tunnel is not None and self._tunnel.is_altered:
-                    await self.restore()
+                continue
+            await self.dumps.wait_due()
+            try:
+                await self._attend()
+            except Exception as error:
+                # A bug: the interface runs on, and is looked at again
+                self._journal.record(
+                    "internal_error", level="error", tunnel=self.name, exc_info=error
+                )
+                await trio.sleep(RETRY_SECONDS)
+
+    async def _attend(self) -> None:
+        """One look, and all that follows from it."""
+        await self._look()
+        await self._remove_unwanted()
+        await self._follow_mtu()
+        await self._watch_flow()
+        if self._tunnel is not None and self._tunnel.is_altered:
+            await self.restore()
 
     async def _look(self) -> None:
         """One dump, told to every link; an interface that is gone is made anew."""
@@ -213,6 +241,28 @@ class ManagedTunnel:
                 await self._lost(str(error))
         except BackendErrors as error:
             self._trouble("tunnel_unreadable", error)
+            await self.users.tell(lambda user: user.counters_unknown())
+
+    async def _read_peers(self) -> Mapping[bytes, PeerStatus]:
+        self._peers = await self._live().peers()
+        return self._peers
+
+    async def _watch_flow(self) -> None:
+        """Whether what WireGuard receives comes out of the interface, and what goes in is sent."""
+        tunnel, peers, flow = self._tunnel, self._peers, self._flow
+        if tunnel is None or tunnel.backend != "userspace" or not flow.is_due(boottime()):
+            return
+        try:
+            packets = await tunnel.packets()
+        except BackendErrors:
+            return  # the next dump finds out what it is
+        flow.look(packets, peers, boottime())
+
+        def show(user: TunnelUser) -> None:
+            withheld = user.peer_key() in flow.withheld
+            user.interface_passes(withheld=withheld, not_taken=flow.not_taken)
+
+        await self.users.tell(show)
 
     async def _renew_key(self, error: InterfaceMissing) -> None:
         """A private key that somebody else has set is known to somebody else."""

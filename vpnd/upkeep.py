@@ -71,20 +71,33 @@ class Upkeep:
 
     async def run(self) -> None:
         """Check until cancelled."""
-        with ChangeWatch() as watch:
-            while True:
-                with trio.move_on_after(RETRY_SECONDS if self._faults else CHECK_SECONDS):
-                    await watch.wait_changed()
-                began = trio.current_time()
-                try:
-                    await self._check()
-                except Exception as error:
-                    # A bug: the links go on
-                    self._journal.record(
-                        "internal_error", level="error", reason="upkeep", exc_info=error
-                    )
-                calm = CALM_SHARE * (trio.current_time() - began)
-                await trio.sleep(min(max(CALM_SECONDS, calm), CALM_AT_MOST))
+        while True:
+            try:
+                with ChangeWatch() as watch:
+                    await self._watch(watch)
+            except OSError as error:
+                self._journal.record(
+                    "changes_unseen", level="error", reason=error.strerror or str(error)
+                )
+            await self._checked()
+            await trio.sleep(RETRY_SECONDS)
+
+    async def _watch(self, watch: ChangeWatch) -> None:
+        """Check after each change, and now and then. Raises OSError where none is told any more."""
+        while True:
+            with trio.move_on_after(RETRY_SECONDS if self._faults else CHECK_SECONDS):
+                await watch.wait_changed()
+            began = trio.current_time()
+            await self._checked()
+            calm = CALM_SHARE * (trio.current_time() - began)
+            await trio.sleep(min(max(CALM_SECONDS, calm), CALM_AT_MOST))
+
+    async def _checked(self) -> None:
+        try:
+            await self._check()
+        except Exception as error:
+            # A bug: the links go on
+            self._journal.record("internal_error", level="error", reason="upkeep", exc_info=error)
 
     async def _check(self) -> None:
         async with self._node.unchanging():

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from vpnd.api import (
     SCHEMA,
@@ -99,6 +100,8 @@ class FakeDaemon:
         self.socket_path = socket_path
         self.links: list[LinkStatus] = []
         self.events: list[Event] = []
+        self.asked_events: list[dict[str, str]] = []
+        """How it was asked for them."""
         self.requests: list[tuple[str, str, Any]] = []
         self.asked = threading.Event()
         """Set with every request."""
@@ -234,8 +237,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(daemon.raw_answer)
             self.close_connection = True
             return
-        path, _, _ = self.path.partition("?")
+        path, _, query = self.path.partition("?")
         if path == "/v1/events":
+            daemon.asked_events.append(dict(parse_qsl(query)))
+            if "follow=false" in query:
+                daemon.end_events()
             self._stream(daemon)
             return
         status, document = daemon.answer(self.command, path, body)

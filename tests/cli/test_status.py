@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import IO
 
 import pytest
@@ -245,6 +246,48 @@ def test_events_of_one_peer_as_json_lines(vpnctl: Vpnctl, daemon: FakeDaemon) ->
     with vpnctl.start("events", "par1", "--json") as process:
         assert json.loads(*lines_of(process.stdout, 1)) == EVENTS[1]
         assert end(process) == (0, "")
+
+
+def test_events_of_the_past_are_shown_and_that_is_all(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.tell(*EVENTS)
+    done = vpnctl("events", "--last", "3", "--since", "2026-01-31T12:00:00+01:00")
+    assert done.code == 0
+    assert len(done.stdout.splitlines()) == 3
+    (asked,) = daemon.asked_events
+    assert asked == {"last": "3", "since": "2026-01-31T11:00:00.000Z", "follow": "false"}
+
+
+def test_events_of_the_past_and_on(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.tell(*EVENTS[:1])
+    before = datetime.now(tz=UTC)
+    with vpnctl.start("events", "--since", "10min", "-f") as process:
+        lines_of(process.stdout, 1)
+        daemon.tell(EVENTS[1])
+        lines_of(process.stdout, 1)
+        assert end(process) == (0, "")
+    (asked,) = daemon.asked_events
+    assert asked.keys() == {"since"}
+    ago = before - datetime.fromisoformat(asked["since"])
+    assert timedelta(minutes=8) < ago <= timedelta(minutes=10, seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (("--since", "yesterday"), "'yesterday' is no time"),
+        (("--since", "25:00"), "'25:00' is no time"),
+        (("--since", "2999-01-01"), "'2999-01-01' lies ahead"),
+        (("--last", "0"), "--last"),
+        (("--last", "many"), "'many' is not a whole number"),
+    ],
+)
+def test_no_such_past(
+    vpnctl: Vpnctl, daemon: FakeDaemon, wrong: tuple[str, str], words: str
+) -> None:
+    done = vpnctl("events", *wrong)
+    done.assert_refused(2)
+    assert words in done.stderr
+    assert daemon.asked_events == []
 
 
 def test_events_say_when_the_daemon_ends_them(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Any
 
 import cbor2
@@ -32,6 +33,7 @@ from kex.payload import (
     Prefix,
     Refusal,
     ResponderPayload,
+    Traffic,
 )
 from kex.suites import suite as make_suite
 from tests.examples import examples
@@ -380,6 +382,41 @@ def test_every_byte_of_padding_is_zero() -> None:
             payload.decode_refusal_untrusted(GOOD_REASON[:at] + b"\1" + GOOD_REASON[at + 1 :])
 
 
+def test_counters_come_along() -> None:
+    told = announcement(traffic=Traffic(sent=2**64 - 1, received=0))
+    data = payload.encode_initiator(InitiatorPayload(told, ()), P_I)
+    assert payload.decode_initiator_untrusted(data).announcement == told
+    data = payload.encode_responder(ResponderPayload(told, mixed=0, suite=1), P_R)
+    assert payload.decode_responder_untrusted(data).announcement == told
+
+
+def test_an_older_version_ignores_the_counters_and_tells_none() -> None:
+    assert payload.decode_initiator_untrusted(GOOD_I).announcement.traffic is None
+    told = announcement(traffic=Traffic(1, 2))
+    fields = fields_of(payload.encode_initiator(InitiatorPayload(told, ()), P_I))
+    assert fields.keys() - fields_of(GOOD_I).keys() == {"tx", "rx"}
+
+
+def test_counters_give_way_where_room_is_short() -> None:
+    """Nothing that fitted before is refused for their sake."""
+    told = announcement(prefixes=v6(MAX_PREFIXES), traffic=Traffic(2**64 - 1, 2**64 - 1))
+    bare = announcement(prefixes=v6(MAX_PREFIXES))
+    with_and_without = set()
+    for length in range(20, 64):
+        keys = tuple(listed(f"kme{n}", names=length) for n in range(4))
+        try:
+            wanted = payload.encode_initiator(InitiatorPayload(bare, keys), P_I)
+        except ValueError:
+            with pytest.raises(ValueError, match="announce fewer prefixes"):
+                payload.encode_initiator(InitiatorPayload(told, keys), P_I)
+            break
+        data = payload.encode_initiator(InitiatorPayload(told, keys), P_I)
+        told_here = payload.decode_initiator_untrusted(data).announcement.traffic
+        with_and_without.add(told_here is not None)
+        assert told_here is not None or data == wanted
+    assert with_and_without == {True, False}
+
+
 # ---- what is refused
 
 
@@ -458,6 +495,23 @@ def test_listings_that_are_refused(keys: Any) -> None:
         payload.decode_initiator_untrusted(with_fields(GOOD_I, keys=keys))
 
 
+@pytest.mark.parametrize("value", [None, -1, 2**64, True, 1.0, "1"], ids=repr)
+@pytest.mark.parametrize("name", ["tx", "rx"])
+def test_counters_that_are_refused(name: str, value: Any) -> None:
+    for good, decode in (
+        (GOOD_I, payload.decode_initiator_untrusted),
+        (GOOD_R, payload.decode_responder_untrusted),
+    ):
+        with pytest.raises(PacketRejected):
+            decode(with_fields(good, **{"tx": 1, "rx": 1, name: value}))
+
+
+@pytest.mark.parametrize("name", ["tx", "rx"])
+def test_one_counter_alone_is_refused(name: str) -> None:
+    with pytest.raises(PacketRejected):
+        payload.decode_initiator_untrusted(with_fields(GOOD_I, **{name: 1}))
+
+
 def test_an_absent_key_may_have_any_length() -> None:
     decoded = payload.decode_initiator_untrusted(
         with_fields(GOOD_I, keys=[["qkd", "kme", "sae", [], 0, False]])
@@ -528,6 +582,9 @@ def test_lengths_fill_an_init_conf() -> None:
     assert room == {1: 1008, 2: 960}
 
 
+LARGEST = Traffic(2**64 - 1, 2**64 - 1)
+
+
 def largest(prefixes: tuple[Prefix, ...]) -> Announcement:
     return announcement(
         wireguard_port=65535, interval=MAX_INTERVAL, minor=MAX_MINOR_VERSION, prefixes=prefixes
@@ -565,8 +622,19 @@ def test_the_sum_is_met() -> None:
 
 
 def test_what_a_responder_says_always_fits() -> None:
-    everything = ResponderPayload(largest(v6(MAX_PREFIXES)), MAX_EXTERNAL_KEYS, 2)
-    assert payload.encode_responder(everything, P_R)
+    said = replace(largest(v6(MAX_PREFIXES)), traffic=LARGEST)
+    data = payload.encode_responder(ResponderPayload(said, MAX_EXTERNAL_KEYS, 2), P_R)
+    assert payload.decode_responder_untrusted(data).announcement.traffic == LARGEST
+
+
+def test_the_room_that_counters_take() -> None:
+    """24 bytes, docs/protocol.md §5.5: where they are not there, the counters are not either."""
+    bare = InitiatorPayload(largest(v6(16)), (listed("k", names=64),))
+    told = InitiatorPayload(replace(bare.announcement, traffic=LARGEST), bare.external)
+    needed = 2 + room_needed(bare)
+    for length, traffic in ((needed + 24, LARGEST), (needed + 23, None), (needed, None)):
+        data = payload.encode_initiator(told, length)
+        assert payload.decode_initiator_untrusted(data).announcement.traffic == traffic
 
 
 @pytest.mark.parametrize(

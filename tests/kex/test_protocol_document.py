@@ -51,6 +51,11 @@ def figure(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def figure_of(number: int) -> str:
+    """The same for one that a float cannot hold."""
+    return f"{number:,}"
+
+
 def suites() -> list[Suite]:
     return [make_suite(number, random=SeededBytes(b"")) for number in SUITES]
 
@@ -198,6 +203,7 @@ LINK_STATE_ELSEWHERE = {
     "responder_deadline": "§7",
     "requested_at": "§7, overdue handshakes",
     "held": "before a stop",
+    "traffic": "§8: what WireGuard has counted",
     "cookie_until": "§3.4",
     "cookie_taken": "§3.4",
 }
@@ -249,7 +255,20 @@ def typed_keys(number: str) -> dict[str, str]:
     """Key and type of the first table of a section."""
     heading, *rows = tables(number)[0]
     assert heading[:2] == ["key", "type"]
-    return {row[0].strip("`"): row[1] for row in rows}
+    return {row[0].strip("`"): row[1].partition(OPTIONAL)[0] for row in rows}
+
+
+def optional_together() -> frozenset[str]:
+    """The keys that are there all, or not at all."""
+    rows = [row for row in tables("5.2")[0][1:] if OPTIONAL in row[1]]
+    keys = {row[0].strip("`") for row in rows}
+    for row in rows:
+        others = set(re.findall(r"`(\w+)`", row[1].partition(OPTIONAL)[2]))
+        assert others | {row[0].strip("`")} == keys
+    return frozenset(keys)
+
+
+OPTIONAL = "; optional, together with"
 
 
 def number_of(text: str) -> int:
@@ -278,7 +297,8 @@ def values(said: str) -> tuple[list[Any], list[Any]]:
     not. A type that is written in another way than all others fails here."""
     if found := re.fullmatch(r"integer, ([\d,]+) to ([\d,]+)", said):
         low, high = map(number_of, found.groups())
-        return [low, high], [low - 1, high + 1, 2**64 - 1, -(2**64), *of_kind(int)]
+        outside = [each for each in (2**64 - 1, -(2**64)) if not low <= each <= high]
+        return [low, high], [low - 1, high + 1, *outside, *of_kind(int)]
     if found := re.fullmatch(r"bytes, (\d+)", said):
         size = int(found[1])
         return [bytes(size)], [bytes(size - 1), bytes(size + 1), "x" * size, *of_kind()]
@@ -367,6 +387,10 @@ def test_each_key_of_a_payload(name: str, key: str) -> None:
     without = {other: value for other, value in good.items() if other != key}
     if key == "failed":
         assert taken(name, without).failed == ()
+    elif key in optional_together():
+        refused(name, without)
+        bare = {other: good[other] for other in good.keys() - optional_together()}
+        assert taken(name, bare).announcement.traffic is None
     else:
         refused(name, without)
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,9 @@ def helper(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def running(listener: socket.socket) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    listener: socket.socket, stderr: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
     # As systemd does it: the number of the process is known only once there is one
     start = (
         f"import os, sys; os.dup2({listener.fileno()}, 3); os.set_inheritable(3, True); "
@@ -48,7 +50,7 @@ def running(listener: socket.socket) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [sys.executable, "-c", start],
         pass_fds=[listener.fileno()],
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         cwd=Path(__file__).parent.parent.parent,
     )
     try:
@@ -153,3 +155,31 @@ def test_what_the_helper_says_is_told(
 def test_without_the_helper_the_error_says_what_to_start(tmp_path: Path) -> None:
     with pytest.raises(NamespaceOutOfReach, match=r"systemctl enable --now vpnd-nsfd\.socket"):
         ask_helper("blue", NetlinkKind.ROUTE, tmp_path / "absent")
+
+
+def test_a_full_log_pipe_does_not_keep_it_from_answering(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 4096)
+    os.set_blocking(write, True)
+    path = tmp_path / "nsfd.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with running(listener, write) as process:
+            for _ in range(3):
+                assert asked(path, b"nonsense")[0] == NO_REQUEST
+            os.set_blocking(read, False)
+            with suppress(BlockingIOError):
+                while True:
+                    os.read(read, 65536)
+            assert asked(path, b"nonsense")[0] == NO_REQUEST
+            process.kill()
+    os.close(write)
+    os.set_blocking(read, True)
+    with open(read, "rb") as log:
+        assert log.read() == (
+            b"vpnd-nsfd: lines that could not be written: 3\nvpnd-nsfd: this is not a request\n"
+        )

@@ -171,6 +171,11 @@ class MemoryNode:
     def subscribe_events(self) -> Subscription:
         return self.feed.subscribe()
 
+    def kept_events(
+        self, *, since: float | None, last: int | None, peer: str | None
+    ) -> list[bytes]:
+        return self.feed.kept(since=since, last=last, peer=peer)
+
     def _check(self, name: str) -> None:
         if name not in self.added:
             raise no_such_peer(name)
@@ -347,6 +352,12 @@ async def test_others_may_not_call_even_where_the_sockets_mode_lets_them(
         ("PATCH", "/v1/peers", 405, "method_not_allowed"),
         ("GET", "/v1/peers/lon1", 405, "method_not_allowed"),
         ("GET", "/v1/events?since=yesterday", 422, "invalid"),
+        ("GET", "/v1/events?since=2026-01-01T00:00:00", 422, "invalid"),
+        ("GET", "/v1/events?last=0", 422, "invalid"),
+        ("GET", "/v1/events?last=x", 422, "invalid"),
+        ("GET", "/v1/events?follow=maybe", 422, "invalid"),
+        ("GET", "/v1/events?until=now", 422, "invalid"),
+        ("GET", "/v1/events?peer=a%0ab", 404, "no_such_peer"),
     ],
 )
 async def test_what_is_not_there(
@@ -665,9 +676,9 @@ def event(number: int) -> Event:
 class Watcher:
     """A client of `/v1/events`, in a thread of its own as a program would be."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, query: str = "since=now") -> None:
         self._connection = UnixConnection(path)
-        self._connection.request("GET", "/v1/events?since=now")
+        self._connection.request("GET", f"/v1/events?{query}")
         self._response = self._connection.getresponse()
         assert self._response.status == 200
         assert self._response.getheader("content-type") == "application/x-ndjson"
@@ -693,6 +704,34 @@ async def test_events_are_lines(running: Running) -> None:
     while running.node.feed.statistics().subscribers:
         await trio.lowlevel.checkpoint()
     await running.wait_for_connections(0)
+
+
+async def test_events_of_the_past_are_kept(running: Running) -> None:
+    for number in range(5):
+        running.node.feed.publish(event(number))
+    other = event(5)
+    other["peer"] = "ams1"
+    running.node.feed.publish(other)
+
+    async def told(query: str) -> list[Any]:
+        answer = await running.ask("GET", f"/v1/events?{query}&follow=false")
+        assert answer.status == 200
+        return [json.loads(line)["event"] for line in answer.body.splitlines()]
+
+    assert await told("last=2") == ["e4", "e5"]
+    assert await told("last=2&peer=lon1") == ["e3", "e4"]
+    assert await told("since=2020-01-01T00:00:00Z&last=6") == [f"e{n}" for n in range(6)]
+    assert await told("since=2020-01-01T01:00:00%2B01:00") == [
+        "events_not_kept",
+        *(f"e{n}" for n in range(6)),
+    ]
+    assert await told("since=2999-01-01T00:00:00Z") == []
+    watcher = await trio.to_thread.run_sync(lambda: Watcher(running.path, "last=1"))
+    assert (await trio.to_thread.run_sync(watcher.line))["event"] == "e5"
+    assert (await trio.to_thread.run_sync(watcher.line))["event"] == "subscribed"
+    running.node.feed.publish(event(6))
+    assert (await trio.to_thread.run_sync(watcher.line))["event"] == "e6"
+    watcher.close()
 
 
 async def test_a_watcher_that_does_not_read_loses_events_and_is_told(running: Running) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 import trio
 
@@ -85,3 +88,39 @@ async def test_the_number_of_readers_is_bounded() -> None:
     first.close()
     feed.subscribe().close()
     second.close()
+
+
+def kept(feed: EventFeed, **asked: Any) -> list[str]:
+    return [json.loads(line)["event"] for line in feed.kept(**asked)]
+
+
+def test_the_past_is_kept_up_to_a_bound_and_a_gap_is_told() -> None:
+    now = 1000.0
+    feed = EventFeed(keep=4, now=lambda: now)
+    for number in range(6):
+        now = 1001.0 + number
+        feed.publish(event(number))
+    assert kept(feed) == ["e2", "e3", "e4", "e5"]
+    assert kept(feed, since=1004.0) == ["e3", "e4", "e5"]
+    assert kept(feed, since=1004.0, last=2) == ["e4", "e5"]
+    assert kept(feed, last=100) == ["e2", "e3", "e4", "e5"]
+    assert kept(feed, since=1001.5) == ["events_not_kept", "e2", "e3", "e4", "e5"]
+    assert kept(feed, since=1002.5) == ["e2", "e3", "e4", "e5"]
+    assert kept(feed, since=1001.5, last=2) == ["e4", "e5"]
+
+
+def test_a_gap_before_the_start_is_told() -> None:
+    feed = EventFeed(now=lambda: 1000.0)
+    assert kept(feed, since=1000.0) == []
+    assert kept(feed, since=999.0) == ["events_not_kept"]
+
+
+def test_the_past_of_one_peer_is_its_own_and_what_is_everybodys() -> None:
+    feed = EventFeed()
+    for number, peer in enumerate(["ams1", "lon1", None, "ams1"]):
+        one = event(number)
+        if peer is not None:
+            one["peer"] = peer
+        feed.publish(one)
+    assert kept(feed, peer="ams1") == ["e0", "e2", "e3"]
+    assert kept(feed, peer="ams1", last=1) == ["e3"]

@@ -213,8 +213,41 @@ def test_a_first_key_that_nobody_takes_up_is_overdue_after_a_keepalive() -> None
     assert watch.overdue(25, 41.0)
 
 
-def test_dead_only_where_keepalives_would_have_kept_it_alive() -> None:
+def test_dead_only_where_something_was_sent_that_calls_for_a_handshake() -> None:
     watch = watched()
     assert not watch.dead(25, 190.0)
     assert watch.dead(25, 197.0)
     assert not watch.dead(0, 10000.0)
+
+
+def test_dead_without_keepalives_once_bytes_were_sent_into_a_session_that_is_over() -> None:
+    watch = watched()
+    watch.observe(FIRST, 500, 500, 100.0)
+    watch.observe(FIRST, 500, 500, 125.0)  # sent while the session was young: proves nothing
+    assert not watch.dead(0, 10000.0)
+    watch.observe(FIRST, 500, 648, 190.0)
+    assert not watch.dead(0, 194.0)
+    assert watch.dead(0, 197.0)
+    watch.observe(SECOND, 592, 680, 200.0)
+    assert not watch.dead(0, 10000.0)
+
+
+@pytest.mark.parametrize("keepalive", [0, 25])
+def test_dead_where_even_the_first_handshake_never_came(keepalive: int) -> None:
+    watch = HandshakeWatch()
+    watch.installed("aaaaaaaa", None, 0.0, replaces=False)
+    watch.observe(None, 0, 148, 1.0)
+    assert not watch.dead(keepalive, 10000.0)
+    watch.observe(None, 0, 296, 6.0)
+    assert not watch.dead(keepalive, 194.0)
+    assert watch.dead(keepalive, 196.0)
+
+
+def test_a_session_adopted_too_old_is_dead_once_bytes_were_sent_and_nothing_came() -> None:
+    watch = adopted((100, 0))
+    watch.observe((100, 0), 100, 500, 5001.0)
+    assert not watch.dead(0, 5300.0)
+    watch.observe((100, 0), 100, 648, 5100.0)
+    assert watch.dead(0, 5300.0)
+    watch.observe((1305, 0), 192, 648, 5305.0)
+    assert not watch.dead(0, 5306.0)

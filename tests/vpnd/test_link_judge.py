@@ -52,6 +52,7 @@ KEY: dict[str, Any] = {"has_key": True, "in_force": True}
         # A tunnel that says "connected" and passes nothing is what nobody wants
         (Facts(dead=True, minutes_silent=4, **KEY), LinkState.DOWN, "4 min"),
         (Facts(dead=True, has_key=True, doubtful=True), LinkState.DOWN, "no WireGuard handshake"),
+        (Facts(dead=True, wireguard_at="192.0.2.1:51820", **KEY), LinkState.DOWN, "UDP to 192.0.2"),
     ],
 )
 def test_state_and_reason(facts: Facts, state: LinkState, words: str) -> None:
