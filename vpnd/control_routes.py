@@ -138,11 +138,17 @@ class _Routes:
         body = await request.body()
         asked = _json_object(body) if body else {}
         dry_run = asked.pop("dry_run", False)
-        if asked or not isinstance(dry_run, bool):
+        remove_all = asked.pop("remove_all_peers", False)
+        if asked or not (isinstance(dry_run, bool) and isinstance(remove_all, bool)):
             raise ControlError(
-                ErrorCode.BAD_REQUEST, "a reload takes dry_run alone: true or false", "{}"
+                ErrorCode.BAD_REQUEST,
+                "a reload takes dry_run and remove_all_peers alone: true or false",
+                "{}",
             )
-        return JSONResponse(await self._node.reload(dry_run=dry_run, caller=_caller(request)))
+        caller = _caller(request)
+        return JSONResponse(
+            await self._node.reload(dry_run=dry_run, caller=caller, remove_all=remove_all)
+        )
 
     async def events(self, request: Request) -> Response:
         since = request.query_params.get("since", "now")

@@ -93,11 +93,10 @@ def read_last_good(state_dir: Path, config: Path) -> tuple[LastGood, tuple[FileF
     except FileFault as fault:
         return nothing, (fault,)
     faults = [] if checked.fault is None else [checked.fault]
-    try:
+    content: object = None
+    with suppress(ValueError, RecursionError):
         content = json.loads(checked.data)
-        if not isinstance(content, dict):
-            raise TypeError
-    except (ValueError, TypeError, RecursionError):
+    if not isinstance(content, dict):
         reason = "is damaged: what ran last is not known"
         hint = "nothing needs to be done: it is written again once a configuration is applied"
         return nothing, (*faults, FileFault(path, reason, hint))

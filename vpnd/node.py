@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -16,6 +19,7 @@ from kex.identity import Identity
 from kex.link_state import NotPossible
 from kex.suites import SUITE_NUMBERS
 from kex.wire import HEADER_LENGTH, TRAILER_LENGTH
+from tun import Prefix
 from vpnd import reload, source_test
 from vpnd.api import (
     SCHEMA,
@@ -31,18 +35,22 @@ from vpnd.api import (
     RekeyStarted,
     ReloadResult,
 )
-from vpnd.clock import boottime
-from vpnd.config import Config
+from vpnd.atomic_file import remove_durably
+from vpnd.clock import boottime, rfc3339, wall
+from vpnd.config import Config, HeldPeer
 from vpnd.config_model import PeerConfig, PeerRequest, TunnelConfig
+from vpnd.disk_watch import DiskWatch
 from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
-from vpnd.guards import guarded_prefixes, remove_guards, set_guards
+from vpnd.file_trust import FileFault
+from vpnd.guards import guarded_prefixes, place_of, remove_guards, remove_guards_at, set_guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
 from vpnd.keysource.base import KeySource
 from vpnd.keysource.registry import KeySources
+from vpnd.last_good import Guarded, LastGood, write_last_good
 from vpnd.leftovers import Leftovers
 from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
@@ -50,18 +58,20 @@ from vpnd.ml_kem import ml_kem_provider
 from vpnd.node_control import (
     Caller,
     ControlError,
+    is_held,
     no_such_peer,
     no_such_source,
     not_guarded,
     not_taken,
 )
 from vpnd.pause_watch import PauseWatch
-from vpnd.peer_file import remove_peer_file, write_peer_file
+from vpnd.peer_file import remove_peer_file, restore_peer_file, write_peer_file
 from vpnd.source_journal import SourceJournal
+from vpnd.start_config import Start, last_good_of
 from vpnd.transport import Transport
 from vpnd.tunnels import ENTERING_SECONDS, BackendErrors, ManagedTunnel
 from vpnd.upkeep import Upkeep
-from vpnd.view import link_status, peer_info, tunnel_status
+from vpnd.view import held_status, link_status, peer_info, tunnel_status
 from vpnd.view_external import key_source, source_warnings
 
 GARBAGE: Final = (10_000, 10, 10)
@@ -86,12 +96,24 @@ class NoIdentity(Exception):
 class Node:
     """The daemon's parts, and the answers to its control socket (NodeControl)."""
 
-    def __init__(self, config: Config, transport: Transport, journal: Journal, feed: EventFeed):
+    def __init__(
+        self,
+        config: Config,
+        transport: Transport,
+        journal: Journal,
+        feed: EventFeed,
+        start: Start | None = None,
+    ):
         self.config = config
+        self._start = start
+        self._last_good = LastGood(str(config.path), None) if start is None else start.last_good
+        self._last_good_fault = ""
+        self.disk = DiskWatch(lambda: self.config, journal)
         self._transport = transport
         self._journal = journal
         self._feed = feed
         self._started_at = boottime()
+        self._started_wall = rfc3339(wall())
         self._pauses = PauseWatch()
         self._suites = {
             number: system_suite(number, ml_kem_provider(config.crypto.ml_kem))
@@ -146,6 +168,7 @@ class Node:
             self._nursery = nursery
             # Guard routes come first: before any interface, and whatever becomes of it
             await self._upkeep.guard_all()
+            self._tell_start()
             await self._leftovers.take_away(self.tunnels)
             for number, peer in enumerate(self.config.peers.values(), 1):
                 self.start_link(peer)
@@ -163,6 +186,11 @@ class Node:
             with trio.move_on_after(ENTERING_SECONDS):
                 for tunnel in self.tunnels.values():
                     await tunnel.wait_tried()
+            if self._start is not None:
+                for name, guards in self._start.stale.items():
+                    await self.release(name, guards)
+            await self.keep_last_good()
+            nursery.start_soon(self.disk.run)
             # What lives as long as the daemon is not looked through for garbage again and again:
             # with 1,000 links that takes 60 ms each time
             gc.freeze()
@@ -176,6 +204,18 @@ class Node:
         await self._close_links()
         for tunnel in self.tunnels.values():
             await tunnel.aclose()
+
+    def _tell_start(self) -> None:
+        """What the start has found wrong on disk."""
+        if self._start is None:
+            return
+        for note in self._start.notes:
+            self._journal.record("last_good_unusable", level="warning", reason=str(note))
+        self.disk.tell_start(self._start.problems)
+        for held in self.config.held.values():
+            self._journal.record(
+                "peer_held", peer=held.name, level="error", reason=f"not started: {held.reason}"
+            )
 
     async def _close_links(self) -> None:
         """Take off what is not to run on without the daemon; what there was no time for is told."""
@@ -289,6 +329,58 @@ class Node:
             return reason
         return ""
 
+    async def keep_last_good(self) -> None:
+        """Keep what runs now, for a start that finds something else on disk."""
+        config, before = self.config, self._last_good
+
+        def keep() -> LastGood:
+            good = last_good_of(config, before)
+            write_last_good(config.node.state_dir, good)
+            return good
+
+        fault = ""
+        with trio.CancelScope(shield=True):
+            try:
+                self._last_good = await trio.to_thread.run_sync(keep)
+            except FileFault as error:
+                fault = f"the last good configuration was not kept: {error}"
+        if fault and fault != self._last_good_fault:
+            self._journal.record("last_good_not_written", level="warning", reason=fault)
+        self._last_good_fault = fault
+
+    async def release(self, name: str, guards: Iterable[Guarded]) -> None:
+        """Remove guard routes of a peer that is gone, but for those that are still needed."""
+        for each in guards:
+            needed = {
+                prefix
+                for link in self.links.values()
+                if place_of(link.tunnel.config) == each.place
+                for prefix in guarded_prefixes(link.peer, link.tunnel.config)
+            }
+            needed |= self._held_at(each)
+            unwanted = [prefix for prefix in each.prefixes if prefix not in needed]
+            tunnels = (one for one in self.tunnels.values() if place_of(one.config) == each.place)
+            tunnel = next(tunnels, None)
+            try:
+                if not unwanted:
+                    continue
+                if tunnel is None:
+                    await remove_guards_at(each.place, unwanted)
+                else:
+                    await remove_guards(tunnel, unwanted)
+            except BackendErrors as error:
+                self._journal.record("guard_failed", peer=name, level="error", reason=str(error))
+
+    def _held_at(self, guarded: Guarded) -> set[Prefix]:
+        """What peers that are held need guarded in the same place."""
+        return {
+            prefix
+            for held in self.config.held.values()
+            for each in held.guards
+            if each.place == guarded.place
+            for prefix in each.prefixes
+        }
+
     def unchanging(self) -> AbstractAsyncContextManager[object]:
         """No peer comes, goes or changes meanwhile."""
         return self._changing
@@ -331,6 +423,7 @@ class Node:
             links.append(self._link_status(link))
             if len(links) % AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
+        links += [held_status(held, self._started_wall) for held in self.config.held.values()]
         counters = {f"rejected: {reason}": count for reason, count in endpoint.rejected.items()}
         counters |= {
             "datagrams_accepted": endpoint.accepted,
@@ -358,7 +451,9 @@ class Node:
                 *self._transport.problems(),
                 *self._upkeep.warnings,
                 *source_warnings(self.sources.statuses()),
+                *filter(None, [self._last_good_fault]),
             ],
+            configuration=await self.disk.look(),
         )
 
     async def _refresh(self, tunnel: ManagedTunnel) -> None:
@@ -379,9 +474,13 @@ class Node:
         try:
             return self.links[name]
         except KeyError:
-            raise no_such_peer(name) from None
+            held = self.config.held.get(name)
+            raise no_such_peer(name) if held is None else is_held(name, held.reason) from None
 
     async def link(self, name: str) -> LinkStatus:
+        held = self.config.held.get(name)
+        if held is not None:
+            return held_status(held, self._started_wall)
         link = self._named(name)
         await self._refresh(link.tunnel)
         return self._link_status(self._named(name))
@@ -398,6 +497,13 @@ class Node:
                     f"there is a peer {request.name} already",
                     f"`vpnctl peer remove {request.name}` first, or choose another name",
                 )
+            held = self.config.held.get(request.name)
+            if held is not None:
+                raise is_held(request.name, held.reason)
+            # The tunnel by its name: the file holds, too, when there are several
+            tunnels = tuple(self.config.tunnels)
+            if request.tunnel is None and len(tunnels) == 1:
+                request = request.model_copy(update={"tunnel": tunnels[0]})
             config = self.config.with_peer(request)
             peer = config.peers[request.name]
             # In a thread, as all that waits for a disk; once begun it is finished
@@ -415,9 +521,17 @@ class Node:
                     await self.unguard(peer, self.tunnels[peer.tunnel])
                 self.update_links(self.config, self.identities)
                 raise
-            self.config = config
+            await self.adopt(config, peer.file)
             self._journal.record("peer_added", peer=peer.name, uid=caller.uid)
             return self._link_status(link)
+
+    async def adopt(self, config: Config, file: Path) -> None:
+        """Go by a configuration whose one change, of a peer's file, has been made by the daemon."""
+        with suppress(OSError):
+            config = replace(config, folder=file.parent.stat().st_ino)
+        self.config = config
+        await self.keep_last_good()
+        self.disk.own_change(config, file)
 
     async def _bring_up(self, peer: PeerConfig, config: Config) -> ManagedLink:
         """Guard a new peer and start its link. Raises ControlError."""
@@ -433,30 +547,69 @@ class Node:
 
     async def change_peer(self, name: str, change: Mapping[str, Any], caller: Caller) -> LinkStatus:
         async with self._changing:
-            self._named(name)
-            changed = await reload.change_peer(self, name, change)
+            if name in self.config.held:
+                changed = await self._repair(name, change)
+            else:
+                self._named(name)
+                changed = await reload.change_peer(self, name, change)
             self._journal.record(
                 "peer_changed", peer=name, uid=caller.uid, changes=", ".join(changed) or "nothing"
             )
         return await self.link(name)
 
-    async def reload(self, *, dry_run: bool, caller: Caller | None) -> ReloadResult:
+    async def _repair(self, name: str, change: Mapping[str, Any]) -> list[str]:
+        """Change the file of a peer that is held so that it is right, and start its link."""
+        held = self.config.held[name]
+        settings, kept = await reload.repaired_settings(held, change)
+        config = self.config.with_repaired_peer(name, settings)
+        await trio.to_thread.run_sync(
+            partial(write_peer_file, held.file.parent, name, settings, replace=True)
+        )
+        try:
+            await self._bring_up(config.peers[name], config)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(restore_peer_file, held.file, kept)
+            self.update_links(self.config, self.identities)
+            raise
+        await self.adopt(config, held.file)
+        await self.release(name, held.guards)
+        return list(change)
+
+    async def reload(
+        self, *, dry_run: bool, caller: Caller | None, remove_all: bool = False
+    ) -> ReloadResult:
         """Take the configuration as it is on disk; `caller` is None for a signal.
 
         Raises ConfigErrors, ControlError: nothing was changed then.
         """
         async with self._changing:
-            return await reload.reload(self, self._journal, dry_run=dry_run, caller=caller)
+            return await reload.reload(
+                self, self._journal, dry_run=dry_run, caller=caller, remove_all=remove_all
+            )
+
+    async def _remove_held(self, held: HeldPeer, caller: Caller) -> PeerRemoved:
+        config = self.config.without_held(held.name)
+        await trio.to_thread.run_sync(remove_durably, held.file)
+        await self.adopt(config, held.file)
+        await self.release(held.name, held.guards)
+        self._journal.record("peer_removed", peer=held.name, uid=caller.uid)
+        self._journal.forget_link(held.name)
+        return PeerRemoved(schema=SCHEMA, peer=held.name, removed=True)
 
     async def remove_peer(self, name: str, caller: Caller) -> PeerRemoved:
         async with self._changing:
+            if name in self.config.held:
+                return await self._remove_held(self.config.held[name], caller)
             self._named(name)
             config = self.config.without_peer(name)
+            file = self.config.peers[name].file
             await trio.to_thread.run_sync(remove_peer_file, config.node.peers_dir, name)
             self.config = config
             link = await self.drop_link(name)
             self.update_links(config, self.identities)
             await self.unguard(link.peer, link.tunnel)
+            await self.adopt(config, file)
             self._journal.record("peer_removed", peer=name, uid=caller.uid)
             self._journal.forget_link(name)  # what the record just now has counted
             return PeerRemoved(schema=SCHEMA, peer=name, removed=True)
@@ -470,6 +623,7 @@ class Node:
             for prefix in guarded_prefixes(link.peer, link.tunnel.config)
         }
         own = guarded_prefixes(gone, tunnel.config)
+        needed |= self._held_at(Guarded(place_of(tunnel.config), own))
         try:
             await remove_guards(tunnel, [prefix for prefix in own if prefix not in needed])
         except BackendErrors as error:

@@ -30,12 +30,9 @@ _PREFIX: Final = re.compile(
     r"\s*/\s*(?P<length>[0-9]{1,3})(?![0-9A-Za-z./])"
 )
 _KEY: Final = re.compile(r"""\s*["']?(?P<key>[A-Za-z_-]+)["']?\s*[=:]""")
-_TUNNEL: Final = re.compile(r"""^\s*tunnel\s*=\s*["'](?P<name>[^"']*)["']""", re.MULTILINE)
-_ENDPOINT: Final = re.compile(
-    r"""^\s*(?:wireguard_)?endpoint\s*=\s*["']\[?(?P<host>[0-9A-Fa-f:.]+)\]?:[0-9]+["']""",
-    re.MULTILINE,
-)
-_PATH: Final = r"""^\s*{key}\s*=\s*["'](?P<path>/[^"']*)["']"""
+_ENTRY: Final = r"""^\s*["']?{key}["']?\s*=\s*(?P<value>"[^"\n]*"|'[^'\n]*')"""
+_ENDPOINT: Final = re.compile(r"\[?(?P<host>[0-9A-Fa-f:.]+)\]?:[0-9]+")
+_ESCAPED: Final = re.compile(r"\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa-f]{8})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +62,9 @@ def decoded_leniently(data: bytes) -> str:
     if wide is not None:
         big = data.startswith((codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or data[:1] == b"\0"
         text = data.decode(f"{wide}-{'BE' if big else 'LE'}", errors="replace")
+        if b"/" in data.replace(b"/\0", b"").replace(b"\0/", b""):
+            # Only its mark says so: other text behind a few bytes of garbage
+            text += "\n" + data.decode("utf-8", errors="replace")
     else:
         text = data.decode("utf-8", errors="replace")
     text = without_mark(text).replace("\r\n", "\n").replace("\r", "\n")
@@ -89,8 +89,10 @@ def salvage_peer(text: str) -> SalvagedPeer:
             allowed=_prefixes(_strings(others)),
             protect=protect,
         )
-    named = _TUNNEL.search(text)
-    tunnel = named["name"] if named is not None and fits_name(named["name"]) else None
+    text = _ESCAPED.sub(_unescaped, text)
+    tunnel = _entry(text, "tunnel")
+    if tunnel is not None and not fits_name(tunnel):
+        tunnel = None
     kept: dict[bool, list[str]] = {False: [], True: []}
     key = ""
     for line in text.split("\n"):
@@ -105,16 +107,18 @@ def salvage_peer(text: str) -> SalvagedPeer:
 def salvage_endpoints(text: str) -> tuple[Address, ...]:
     """The numeric addresses of the endpoints that a peer's file names."""
     found = []
-    for match in _ENDPOINT.finditer(text):
-        with suppress(ValueError):
-            found.append(ip_address(match["host"]))
+    for key in ("endpoint", "wireguard_endpoint"):
+        match = _ENDPOINT.fullmatch(_entry(text, key) or "")
+        if match is not None:
+            with suppress(ValueError):
+                found.append(ip_address(match["host"]))
     return tuple(found)
 
 
 def salvage_path(text: str, key: str, default: Path) -> Path:
-    """The path that a key of vpnd.toml has, in a text that may be no TOML."""
-    match = re.search(_PATH.format(key=re.escape(key)), text, re.MULTILINE)
-    return default if match is None or "\0" in match["path"] else Path(match["path"])
+    """The path that a key of [node] has, in a text that may be no TOML."""
+    found = _entry(text, key, "node")
+    return default if found is None or not found.startswith("/") or "\0" in found else Path(found)
 
 
 def salvage_tables(text: str) -> Mapping[str, Mapping[str, Any]]:
@@ -124,6 +128,26 @@ def salvage_tables(text: str) -> Mapping[str, Mapping[str, Any]]:
         if isinstance(tables, dict):
             return {name: table for name, table in tables.items() if isinstance(table, dict)}
     return {}
+
+
+def _entry(text: str, key: str, table: str = "") -> str | None:
+    """The string that a key has: as a parser reads it, else on the first line that looks so."""
+    with suppress(ValueError, RecursionError):
+        values: Any = tomllib.loads(text)
+        values = values.get(table, {}) if table else values
+        found = values.get(key) if isinstance(values, dict) else None
+        return found if isinstance(found, str) else None
+    match = re.search(_ENTRY.format(key=re.escape(key)), text, re.MULTILINE)
+    if match is not None:
+        with suppress(ValueError):
+            found = tomllib.loads(f"value = {match['value']}")["value"]
+            return found if isinstance(found, str) else None
+    return None
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    number = int(match[1] or match[2], 16)
+    return chr(number) if number < 0x110000 else ""
 
 
 def _strings(value: object) -> Iterator[str]:

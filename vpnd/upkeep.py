@@ -8,13 +8,14 @@ Only what is ours is touched. Peers on an interface, and its key, show in its du
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from tun import ChangeWatch, NotOurs, Prefix
-from vpnd.guards import guarded_prefixes, set_guards
+from vpnd.guards import guarded_prefixes, place_of, set_guards, set_guards_at
 from vpnd.tunnels import RETRY_SECONDS, BackendErrors
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Upkeep:
         self._journal = journal
         self._faults: dict[str, str] = {}
         """Of each peer whose guard routes could not be set: why."""
-        self._guarded: dict[str, tuple[Config, Mapping[str, frozenset[Prefix]]]] = {}
+        self._guarded: dict[str, tuple[Config, dict[str, frozenset[Prefix]]]] = {}
 
     @property
     def warnings(self) -> list[str]:
@@ -63,6 +64,7 @@ class Upkeep:
         in another namespace come when its tunnel's task enters it."""
         for tunnel in tuple(self._node.tunnels.values()):
             await self._guards(tunnel)
+        await self._guard_elsewhere()
 
     async def guard_tunnel(self, name: str) -> None:
         """Enter the namespace of a tunnel, and set the guard routes of all of its peers, where
@@ -88,7 +90,8 @@ class Upkeep:
 
     async def _check(self) -> None:
         async with self._node.unchanging():
-            for name in self._faults.keys() - self._node.config.peers.keys():
+            config = self._node.config
+            for name in self._faults.keys() - config.peers.keys() - config.held.keys():
                 del self._faults[name]
             for tunnel in tuple(self._node.tunnels.values()):
                 if tunnel.config.netns is not None and tunnel.open is None:
@@ -101,6 +104,7 @@ class Upkeep:
                         tunnel=tunnel.name,
                         reason="guard routes were missing: " + ", ".join(sorted(map(str, missing))),
                     )
+            await self._guard_elsewhere()
         for tunnel in tuple(self._node.tunnels.values()):
             await tunnel.restore()
 
@@ -113,8 +117,14 @@ class Upkeep:
                 tunnel, {prefix for own in peers.values() for prefix in own}, entering=entering
             )
         except NotOurs:
-            for name in peers:  # one of them has the trouble
-                await self.guard(self._node.config.peers[name], entering=entering)
+            for name, prefixes in peers.items():  # one of them has the trouble
+                peer = self._node.config.peers.get(name)
+                if peer is not None:
+                    await self.guard(peer, entering=entering)
+                else:
+                    await self._guard_held(
+                        name, partial(set_guards, tunnel, prefixes, entering=entering)
+                    )
             return frozenset()
         except BackendErrors as error:
             for name in peers:
@@ -129,10 +139,33 @@ class Upkeep:
             missing -= peers[name]  # they were known to be
         return missing
 
+    async def _guard_held(self, name: str, setting: Callable[[], Awaitable[object]]) -> None:
+        """Set guard routes of a peer that has no link."""
+        try:
+            await setting()
+        except BackendErrors as error:
+            if self._faults.get(name) != str(error):
+                self._journal.record("guard_failed", peer=name, level="error", reason=str(error))
+            self._faults[name] = str(error)
+        else:
+            self._faults.pop(name, None)
+
+    async def _guard_elsewhere(self) -> None:
+        """Of peers that are held, what is not where a tunnel is."""
+        places = {place_of(tunnel.config) for tunnel in self._node.tunnels.values()}
+        for held in self._node.config.held.values():
+            for each in held.guards:
+                if each.place not in places:
+                    await self._guard_held(
+                        held.name, partial(set_guards_at, each.place, each.prefixes)
+                    )
+
     def _peers_of(self, tunnel: ManagedTunnel) -> Mapping[str, frozenset[Prefix]]:
         """The guarded prefixes of a tunnel's peers. Worked out anew for another configuration
         only: for a thousand peers it takes a while."""
         config = self._node.config
+        known: Config | None
+        found: dict[str, frozenset[Prefix]]
         known, found = self._guarded.get(tunnel.name, (None, {}))
         if known is not config:
             found = {
@@ -140,5 +173,10 @@ class Upkeep:
                 for peer in config.peers.values()
                 if peer.tunnel == tunnel.name
             }
+            place = place_of(tunnel.config)
+            for held in config.held.values():
+                parts = [each.prefixes for each in held.guards if each.place == place]
+                if parts:
+                    found[held.name] = frozenset().union(*parts)
             self._guarded[tunnel.name] = (config, found)
         return found
