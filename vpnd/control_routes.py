@@ -145,10 +145,9 @@ class _Routes:
                 "a reload takes dry_run and remove_all_peers alone: true or false",
                 "{}",
             )
+        more = {"remove_all": True} if remove_all else {}
         caller = _caller(request)
-        return JSONResponse(
-            await self._node.reload(dry_run=dry_run, caller=caller, remove_all=remove_all)
-        )
+        return JSONResponse(await self._node.reload(dry_run=dry_run, caller=caller, **more))
 
     async def events(self, request: Request) -> Response:
         since = request.query_params.get("since", "now")
