@@ -109,9 +109,43 @@ def test_those_of_a_namespace_stand_in_it_once_it_is_there(site: Site, config: P
         assert GUARD in shown
 
 
-def test_a_configuration_with_errors_sets_none(site: Site, config: Path) -> None:
-    (config.parent / "peers.d" / "ams.toml").write_text("identity = 1\n")
+def test_whatever_is_wrong_the_guards_stand(site: Site, config: Path) -> None:
+    """Of the sound file, of the one with errors as far as it can be read, and without vpnd.toml."""
+    file = config.parent / "peers.d" / "ams.toml"
+    everything = {"10.20.0.0/16", "10.30.0.0/16", "fd00:20::/48"}
+    file.write_text("identity = 1\nallowed_ips = [“10.20.0.0/16”, fd00:20::/48]\n")
     done = guard_only(site, config)
     assert done.returncode == 2
-    assert "ams.toml" in done.stderr
+    assert "ams.toml:2: column 16 holds U+201C LEFT DOUBLE QUOTATION MARK" in done.stderr
+    assert guards(site) == everything
+    flush(site)
+    config.write_text("[node]\nname = fra\n")
+    done = guard_only(site, config)
+    assert done.returncode == 2
+    assert "vpnd.toml:2" in done.stderr
+    assert guards(site) == everything
+    flush(site)
+    config.unlink()
+    done = guard_only(site, config)
+    assert done.returncode == 2
+    assert guards(site) == everything
+
+
+def test_a_daemon_that_cannot_start_leaves_guards(site: Site, config: Path) -> None:
+    """Without an identity, and with a vpnd.toml that nothing can run by."""
+    for spoil in (lambda: None, lambda: config.write_text("[node\n")):
+        spoil()
+        done = subprocess.run(
+            site.command(sys.executable, "-m", "vpnd", "--config", str(config)),
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode in (1, 2)
+        assert guards(site) == {"10.20.0.0/16", "10.30.0.0/16", "fd00:20::/48"}
+        flush(site)
+
+
+def flush(site: Site) -> None:
+    for family in ("-4", "-6"):
+        site.run("ip", family, "route", "flush", "proto", "157")
     assert guards(site) == set()

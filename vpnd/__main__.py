@@ -9,7 +9,10 @@ def main() -> None:
     early_signals.hold()
     from vpnd import program
 
-    program.main()
+    try:
+        program.main()
+    finally:
+        early_signals.ignore()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,12 @@ def hold() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def ignore() -> None:
+    """At the program's end: Python takes its own handlers away before it is gone."""
+    for number in (signal.SIGHUP, *HARMLESS):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def hangup_received() -> bool:
     """Whether there was a SIGHUP since this was asked last."""
     found = bool(_received)

@@ -187,7 +187,8 @@ async def _live(
         try:
             node = Node(config, transport, journal, feed, start)
             async with node.running():
-                await _serve(node, ControlServer(node, control_socket), signals, journal, feed)
+                server = ControlServer(node, control_socket, journal)
+                await _serve(node, server, signals, journal, feed)
         finally:
             transport.close()
     finally:
