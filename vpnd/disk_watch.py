@@ -23,7 +23,7 @@ from vpnd.config_errors import ConfigProblem
 from vpnd.file_trust import FileFault, folder_files
 from vpnd.journal import Journal
 from vpnd.peer_file import SUFFIX
-from vpnd.start_config import Start, read_start
+from vpnd.start_config import Start, foreseen, read_start
 from vpnd.view import held_info
 
 LOOK_SECONDS: Final = 30.0
@@ -145,17 +145,10 @@ def _look(running: Config, seen: _Seen | None) -> _Seen:
 
 def _restart(running: Config, start: Start) -> Iterable[str]:
     """What a restart would do."""
+    yield from foreseen(start)
     config = start.config
     if config is None:
-        yield "vpnd would not start; guard routes would stand, and no link would be renewed"
         return
-    if config.main_is_last_good:
-        yield f"{config.path} would not be used, since it has errors: the last good one would run"
-    for name, held in config.held.items():
-        if name in running.peers:
-            yield f"{name} would stop, and its prefixes would be guarded: {held.reason}"
-        else:
-            yield f"{name} would not start: {held.reason}"
     for change in described(running, config):
         if change["what"] == "peer" and change["name"] in config.held:
             continue

@@ -45,7 +45,8 @@ from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
 from vpnd.file_trust import FileFault
-from vpnd.guards import guarded_prefixes, place_of, remove_guards, remove_guards_at, set_guards
+from vpnd.guarded import guarded_prefixes, place_of
+from vpnd.guards import remove_guards, set_guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
 from vpnd.keysource.base import KeySource
@@ -66,6 +67,7 @@ from vpnd.node_control import (
 )
 from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, restore_peer_file, write_peer_file
+from vpnd.place_guards import remove_guards_at
 from vpnd.source_journal import SourceJournal
 from vpnd.start_config import Start, last_good_of
 from vpnd.transport import Transport

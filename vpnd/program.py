@@ -22,11 +22,11 @@ from vpnd.control import ControlServer, ControlSocketError, open_control_socket
 from vpnd.early_signals import HARMLESS, hangup_received
 from vpnd.event_feed import EventFeed
 from vpnd.file_trust import FileFault
-from vpnd.guards import set_all_guards
 from vpnd.hardening import protect_memory
 from vpnd.journal import Journal, configure_logging
 from vpnd.node import Node, NoIdentity
 from vpnd.node_control import ControlError
+from vpnd.place_guards import set_all_guards
 from vpnd.sdnotify import notify, watchdog_seconds
 from vpnd.start_config import Start, read_start
 from vpnd.state_lock import state_locked

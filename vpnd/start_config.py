@@ -27,7 +27,7 @@ from vpnd.config_fields import Address, Prefix
 from vpnd.config_model import NodeConfig, TunnelConfig
 from vpnd.config_source import read_text
 from vpnd.file_trust import FileFault, folder_files
-from vpnd.guards import guarded_prefixes, place_of
+from vpnd.guarded import guarded_prefixes, place_of
 from vpnd.last_good import GoodPeer, Guarded, GuardPlace, LastGood, read_last_good
 from vpnd.peer_file import SUFFIX, peer_path
 from vpnd.salvage import (
@@ -102,6 +102,21 @@ def last_good_of(config: Config, before: LastGood) -> LastGood:
         peers=MappingProxyType(peers),
         folder=config.folder,
     )
+
+
+def foreseen(start: Start) -> list[str]:
+    """What a start would do otherwise than the files say, in words; nothing if they are good."""
+    config = start.config
+    if config is None:
+        return ["vpnd would not start: guard routes would be set, and no link would run"]
+    lines = []
+    if config.main_is_last_good:
+        lines.append(f"{config.path} would not be used: the last good one would run")
+    for name, held in config.held.items():
+        lines.append(f"{name} would not run, its prefixes would be guarded: {held.reason}")
+    if start.problems and not lines:
+        lines.append("everything would run as it did last")
+    return lines
 
 
 def _last_good(path: Path) -> tuple[LastGood, tuple[FileFault, ...]]:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from tun import ChangeWatch, NotOurs, Prefix
-from vpnd.guards import guarded_prefixes, place_of, set_guards, set_guards_at
+from vpnd.guarded import guarded_prefixes, place_of
+from vpnd.guards import set_guards
+from vpnd.place_guards import set_guards_at
 from vpnd.tunnels import RETRY_SECONDS, BackendErrors
 
 if TYPE_CHECKING:
