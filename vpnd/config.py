@@ -351,7 +351,7 @@ class Loader:
             except MlKemUnavailable as missing:
                 reason = f'"{crypto.ml_kem}" cannot be had: {missing.reason}'
                 problem = self.main.problem(("crypto", "ml_kem"), reason, missing.hint)
-                self.of_host.append(("crypto", "ml_kem", problem))
+                self._lacks("crypto", "ml_kem", problem)
         return crypto
 
     def _tunnels(self) -> Iterator[tuple[str, TunnelConfig]]:
@@ -395,7 +395,7 @@ class Loader:
                 if isinstance(fault, (FileUnreadable, FileNoted)):
                     self.notes.append(problem)
                 else:
-                    self.of_host.append(("key source", name, problem))
+                    self._lacks("key source", name, problem)
 
     def _check_namespaces(self, tunnels: Mapping[str, TunnelConfig]) -> None:
         """Whether there is a way into namespaces; whether one is there yet does not matter."""
@@ -404,7 +404,10 @@ class Loader:
                 fault = namespaces_fault()
                 if fault is not None:
                     problem = self.main.problem(("tunnels", tunnel.name, "netns"), *fault)
-                    self.of_host.append(("tunnel", tunnel.name, problem))
+                    self._lacks("tunnel", tunnel.name, problem)
+
+    def _lacks(self, kind: str, name: str, problem: ConfigProblem) -> None:
+        self.of_host.append((kind, name, problem))
 
     def _unknown_keys(self) -> None:
         for key in self.values:

@@ -58,19 +58,19 @@ async def set_guards_at(place: GuardPlace, prefixes: Iterable[Prefix]) -> None:
     """Guard routes in a place that no tunnel has. Raises TunError, OSError."""
     with suppress(NamespaceMissing), trio.move_on_after(ENTERING_SECONDS) as scope:
         await set_guard_routes(prefixes, table=place.table, vrf=place.vrf, netns=place.netns)
-    _in_time(scope, place, "may be missing in it")
+    if scope.cancelled_caught:
+        raise TunError(
+            f"the network namespace {place.netns} was out of reach for "
+            f"{ENTERING_SECONDS:.0f} s: guard routes of the peer may be missing in it"
+        )
 
 
 async def remove_guards_at(place: GuardPlace, prefixes: Iterable[Prefix]) -> None:
     """Take guard routes away from a place that no tunnel has. Raises TunError, OSError."""
     with suppress(NamespaceMissing), trio.move_on_after(ENTERING_SECONDS) as scope:
         await remove_guard_routes(prefixes, table=place.table, vrf=place.vrf, netns=place.netns)
-    _in_time(scope, place, "may be left in it")
-
-
-def _in_time(scope: trio.CancelScope, place: GuardPlace, otherwise: str) -> None:
     if scope.cancelled_caught:
         raise TunError(
             f"the network namespace {place.netns} was out of reach for "
-            f"{ENTERING_SECONDS:.0f} s: guard routes of the peer {otherwise}"
+            f"{ENTERING_SECONDS:.0f} s: guard routes of the peer may be left in it"
         )
