@@ -15,11 +15,12 @@ def configuration_lines(found: ConfigurationStatus) -> list[str]:
     if found["state"] == "errors":
         count = found["error_count"]
         lines.append(f"what is on disk is not what runs: {count} error{'s' if count > 1 else ''}")
-        for detail in found["errors"][:MAX_SHOWN]:
+        shown = found["errors"][:MAX_SHOWN]
+        for detail in shown:
             problem = Problem.of(detail)
             lines.append(f"  {problem.message}" + (f" ({problem.hint})" if problem.hint else ""))
-        if count > MAX_SHOWN:
-            lines.append(f"  … {count - MAX_SHOWN} more: vpnctl check")
+        if count > len(shown):
+            lines.append(f"  … {count - len(shown)} more: vpnctl check")
     elif found["state"] == "differs":
         lines.append("what is on disk is not what runs: vpnctl reload --dry-run")
     if found["main_is_last_good"]:

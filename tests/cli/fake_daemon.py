@@ -14,6 +14,7 @@ from typing import Any
 
 from vpnd.api import (
     SCHEMA,
+    ConfigurationStatus,
     ErrorBody,
     ErrorDetail,
     Event,
@@ -98,6 +99,7 @@ class FakeDaemon:
     def __init__(self, socket_path: Path) -> None:
         self.socket_path = socket_path
         self.links: list[LinkStatus] = []
+        self.configuration: ConfigurationStatus | None = None
         self.events: list[Event] = []
         self.requests: list[tuple[str, str, Any]] = []
         self.asked = threading.Event()
@@ -180,6 +182,12 @@ class FakeDaemon:
         return next((each for each in self.key_sources if each["name"] == name), None)
 
     def _node(self) -> NodeStatus:
+        status = self._plain_node()
+        if self.configuration is not None:
+            status["configuration"] = self.configuration
+        return status
+
+    def _plain_node(self) -> NodeStatus:
         return NodeStatus(
             schema=self.schema,
             node="fra1",
