@@ -174,6 +174,11 @@ async def test_what_a_person_does_while_a_peer_is_held() -> None:
             await fra.wait_state("lon", "active")
             assert 'tunnel = "backbone"' in lon_file(fra).read_text()
             assert (await fra.status())["configuration"]["state"] == "current"
+            # The same command moves a link that runs
+            for tunnel in ("second", "backbone"):
+                moved = await fra.vpnctl("peer", "set", "lon", "--tunnel", tunnel)
+                assert moved["tunnel"] == tunnel
+            await fra.wait_state("lon", "active")
         text = fra.config_path.read_text()
         # Everything vanishes under a running daemon: no reload takes that for a removal
         aside = peers_dir(fra).with_name("not-mounted")

@@ -109,6 +109,8 @@ def foreseen(start: Start) -> list[str]:
     config = start.config
     if config is None:
         return ["vpnd would not start: guard routes would be set, and no link would run"]
+    if not config.identities:
+        return ["vpnd would not start: no identity can be used; guard routes would be set"]
     lines = []
     if config.main_is_last_good:
         lines.append(f"{config.path} would not be used: the last good one would run")
