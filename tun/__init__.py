@@ -14,7 +14,14 @@ from tun.errors import (
     ReadBackMismatch,
     TunError,
 )
-from tun.guard import GUARD_METRIC, guard_routes, remove_guard_routes, set_guard_routes
+from tun.fence import FencePut, FenceSpec, FenceUnavailable, KeptFence, delete_fence
+from tun.guard import (
+    GUARD_METRIC,
+    guard_routes,
+    put_back_guard_routes,
+    remove_guard_routes,
+    set_guard_routes,
+)
 from tun.keys import KeyPair, PrivateKey, generate_keypair
 from tun.leftover import delete_leftover
 from tun.model import (
@@ -32,9 +39,10 @@ from tun.model import (
     TunnelSpec,
     psk_mark,
 )
+from tun.routing import RoutesSet
 from tun.tunnel import Tunnel, open_tunnel
 from tun.underlay import path_mtus
-from tun.watch import ChangeWatch
+from tun.watch import Changes, ChangeWatch, FenceWatch, RouteWatch
 
 __all__ = [
     "DEFAULT_MTU",
@@ -43,11 +51,17 @@ __all__ = [
     "BackendName",
     "BackendUnavailable",
     "ChangeWatch",
+    "Changes",
     "Endpoint",
+    "FencePut",
+    "FenceSpec",
+    "FenceUnavailable",
+    "FenceWatch",
     "HandshakeStamp",
     "InterfaceAddress",
     "InterfaceMissing",
     "KeyChanged",
+    "KeptFence",
     "KeyPair",
     "NamespaceMissing",
     "NamespaceOutOfReach",
@@ -60,15 +74,19 @@ __all__ = [
     "PrivateKey",
     "ReadBackMismatch",
     "RoutePolicy",
+    "RouteWatch",
+    "RoutesSet",
     "TunError",
     "Tunnel",
     "TunnelSpec",
+    "delete_fence",
     "delete_leftover",
     "generate_keypair",
     "guard_routes",
     "open_tunnel",
     "path_mtus",
     "psk_mark",
+    "put_back_guard_routes",
     "remove_guard_routes",
     "set_guard_routes",
 ]

@@ -14,9 +14,10 @@ routes it stays when the daemon or the interface is gone.
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Final, TypeVar
 
@@ -26,8 +27,9 @@ from tun import nftables
 from tun.errors import TunError, tun_error
 from tun.model import Prefix
 from tun.netlink import Netlink, entered
+from tun.routing import networks_of_this_host
 
-__all__ = ["FENCE_PREFIX", "FenceSpec", "FenceUnavailable", "KeptFence", "delete_fence"]
+__all__ = ["FENCE_PREFIX", "FencePut", "FenceSpec", "FenceUnavailable", "KeptFence", "delete_fence"]
 
 FENCE_PREFIX: Final = "vpnd-"
 """The name of a tunnel's table is this and the name of its interface."""
@@ -36,7 +38,9 @@ _FORWARD_PRIORITY: Final = -1
 _POSTROUTING_PRIORITY: Final = 90
 """Before the source is changed (100)."""
 _NEVER_FENCED: Final = tuple(
-    map(ip_network, ("169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "fe80::/10", "ff00::/8"))
+    map(
+        ip_network, ("169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "fe80::/10", "ff00::/8")
+    )
 )
 """Of one link each, which no route leads over: neighbour discovery, routing protocols."""
 _NOT_THERE: Final = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
@@ -64,6 +68,17 @@ class FenceSpec:
     encrypted already."""
 
 
+@dataclass(frozen=True, slots=True)
+class FencePut:
+    """What came of putting a fence."""
+
+    was_altered: bool
+    """Somebody had changed or deleted it."""
+    own: frozenset[tuple[str, Prefix]]
+    """Networks of this host, with their interfaces, that are within what is guarded or hold some
+    of it: they can be reached there."""
+
+
 class KeptFence:
     """The fence of one tunnel: put in place, compared, and put back."""
 
@@ -71,59 +86,66 @@ class KeptFence:
         self._spec: FenceSpec | None = None
         self._seen: tuple[bytes, ...] = ()
 
-    async def put(self, spec: FenceSpec, *, netns: str | Netlink | None = None) -> bool:
-        """Make sure that it is there as wanted; whether somebody else had changed it.
+    async def put(self, spec: FenceSpec, *, netns: str | Netlink | None = None) -> FencePut:
+        """Make sure that it is there as wanted, with the networks that this host has now; it is
+        replaced in one step. Nothing guarded is no table.
 
-        Nothing guarded is no table. Raises FenceUnavailable, NamespaceMissing, TunError.
+        Raises FenceUnavailable, NamespaceMissing, TunError.
         """
+        async with entered(netns) as netlink:
+            networks = await netlink.run(networks_of_this_host)
+            here = {(each.interface, each.prefix) for each in networks}
+            own = frozenset(one for one in spec.own | here if _touches(one[1], spec.guarded))
+            wanted = replace(spec, own=own)
+            altered = await _run(netlink, lambda o: self._put(o, wanted), f"setting {_of(spec)}")
+        return FencePut(altered, own)
 
-        def put(opened: nftables.socket.socket) -> bool:
-            known = self._spec is not None and self._spec.interface == spec.interface
-            there = nftables.read_table(opened, _table_name(spec.interface))
-            altered = known and there != self._seen
-            if spec == self._spec and not altered:
-                return False
-            self._spec = None  # until it is known to be right
-            if spec.guarded:
-                nftables.replace_table(opened, _table(spec))
-            elif there:
-                nftables.delete_table(opened, _table_name(spec.interface))
-            self._seen = nftables.read_table(opened, _table_name(spec.interface))
-            self._spec = spec
-            return altered
-
-        return await _run(netns, put, f"setting the fence of {spec.interface}")
+    def _put(self, opened: socket.socket, spec: FenceSpec) -> bool:
+        table = _table_name(spec.interface)
+        there = nftables.read_table(opened, table)
+        altered = self._spec is not None and there != self._seen
+        if spec == self._spec and not altered:
+            return False
+        self._spec = None  # until it is known to be right
+        if spec.guarded:
+            nftables.replace_table(opened, _table(spec))
+        elif there:
+            nftables.delete_table(opened, table)
+        self._seen = nftables.read_table(opened, table)
+        self._spec = spec
+        return altered
 
 
 async def delete_fence(interface: str, *, netns: str | Netlink | None = None) -> None:
     """Delete the fence of a tunnel, if there is one. Raises NamespaceMissing, TunError."""
 
-    def delete(opened: nftables.socket.socket) -> None:
+    def delete(opened: socket.socket) -> None:
         if _table_name(interface) in nftables.table_names(opened):
             nftables.delete_table(opened, _table_name(interface))
 
     with suppress(FenceUnavailable):
-        await _run(netns, delete, f"deleting the fence of {interface}")
+        async with entered(netns) as netlink:
+            await _run(netlink, delete, f"deleting the fence of {interface}")
 
 
-async def _run(
-    netns: str | Netlink | None, work: Callable[[nftables.socket.socket], _T], doing: str
-) -> _T:
-    def run(opened: nftables.socket.socket) -> _T:
+async def _run(netlink: Netlink, work: Callable[[socket.socket], _T], doing: str) -> _T:
+    def run(opened: socket.socket) -> _T:
         with opened:
             return work(opened)
 
-    async with entered(netns) as netlink:
-        try:
-            opened = await netlink.netfilter_socket()
-            return await trio.to_thread.run_sync(run, opened)
-        except OSError as error:
-            if error.errno in _NOT_THERE:
-                raise FenceUnavailable(
-                    f"this kernel lacks what the fence needs of nftables ({error.strerror}): "
-                    'modprobe nf_tables nft_fib_inet nft_reject_inet, or set fence = "off"'
-                ) from error
-            raise tun_error(error, doing) from error
+    try:
+        return await trio.to_thread.run_sync(run, await netlink.netfilter_socket())
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            raise FenceUnavailable(
+                f"this kernel lacks what the fence needs of nftables ({error.strerror}): "
+                'modprobe -a nf_tables nft_fib_inet nft_reject_inet, or set fence = "off"'
+            ) from error
+        raise tun_error(error, doing) from error
+
+
+def _of(spec: FenceSpec) -> str:
+    return f"the fence of {spec.interface}"
 
 
 def _table_name(interface: str) -> str:
@@ -138,7 +160,6 @@ def _table(spec: FenceSpec) -> nftables.Table:
     passed += [
         (*nftables.leaves_by(interface), *nftables.destination_in(network), nftables.ACCEPT)
         for interface, network in sorted(spec.own, key=str)
-        if any(_overlap(network, prefix) for prefix in spec.guarded)
     ]
     encrypted = [
         (*nftables.from_this_host(), *nftables.udp_source_port(port), nftables.ACCEPT)
@@ -176,5 +197,6 @@ def _table(spec: FenceSpec) -> nftables.Table:
     )
 
 
-def _overlap(one: Prefix, other: Prefix) -> bool:
-    return one.version == other.version and one.overlaps(other)
+def _touches(network: Prefix, guarded: frozenset[Prefix]) -> bool:
+    same = (prefix for prefix in guarded if prefix.version == network.version)
+    return any(prefix.overlaps(network) for prefix in same)

@@ -136,8 +136,7 @@ def destination_in(prefix: Prefix) -> tuple[Expression, ...]:
         + _nested(4, _attribute(1, mask))
         + _nested(5, _attribute(1, bytes(len(mask)))),
     )
-    matches = (*_destination(prefix.version), bitwise, _equals(network.network_address.packed))
-    return matches
+    return (*_destination(prefix.version), bitwise, _equals(network.network_address.packed))
 
 
 def destination_in_set(name: str, version: int) -> tuple[Expression, ...]:
@@ -329,9 +328,7 @@ def _dump(opened: socket.socket, kind: int, attributes: bytes) -> list[bytes]:
     opened.settimeout(_PATIENCE)
     for attempt in range(1, _TRIES + 1):
         body = _NFGEN.pack(_INET, 0, 0) + attributes
-        opened.sendto(
-            _packed(_SUBSYSTEM << 8 | kind, _F_REQUEST | _F_DUMP, attempt, body), (0, 0)
-        )
+        opened.sendto(_packed(_SUBSYSTEM << 8 | kind, _F_REQUEST | _F_DUMP, attempt, body), (0, 0))
         try:
             return _dumped(opened, attempt)
         except InterruptedError:

@@ -45,6 +45,7 @@ MAIN_TABLE = 254
 
 _IFF_UP = 1
 _NODAD = 0x02  # IFA_F_NODAD
+_PERMANENT = 0x80  # IFA_F_PERMANENT
 _UNICAST = 1
 _UNREACHABLE = 7
 _CLONED = 0x200  # RTM_F_CLONED: a cache entry, no route
@@ -127,6 +128,10 @@ class Address:
     index: int
     address: InterfaceAddress
     is_ours: bool
+    network: Prefix
+    """What the kernel has a route for because of it."""
+    is_lasting: bool
+    """Without an end, as neither DHCP nor a router's advertisement gives them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,8 +325,8 @@ def _as_oserror() -> Iterator[None]:
 
 
 def default_metric(prefix: Prefix) -> int:
-    """The metric that the kernel gives to a route that is added without one."""
-    return 0 if prefix.version == 4 else 1024
+    """The metric of a route of ours where none is configured: the best one that there is."""
+    return 0 if prefix.version == 4 else 1
 
 
 def _link(message: Any) -> Link:
@@ -342,11 +347,15 @@ def _link(message: Any) -> Link:
 
 
 def _address(message: Any) -> Address:
-    host = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    length, far = message["prefixlen"], message.get_attr("IFA_ADDRESS")
+    host = message.get_attr("IFA_LOCAL") or far
+    flags = message.get_attr("IFA_FLAGS") or message["flags"]
     return Address(
         index=message["index"],
-        address=ip_interface(f"{host}/{message['prefixlen']}"),
+        address=ip_interface(f"{host}/{length}"),
         is_ours=message.get_attr("IFA_PROTO") == OUR_PROTOCOL,
+        network=ip_network(f"{far or host}/{length}", strict=False),
+        is_lasting=bool(flags & _PERMANENT),
     )
 
 
