@@ -3,6 +3,7 @@
 Knows nothing of key exchanges, links or configuration files. Everything here runs on trio.
 """
 
+from tun.detours import Detours
 from tun.errors import (
     BackendUnavailable,
     InterfaceMissing,
@@ -24,6 +25,7 @@ from tun.guard import (
 )
 from tun.keys import KeyPair, PrivateKey, generate_keypair
 from tun.leftover import delete_leftover
+from tun.lookout import Lookout, Toward, look_out, ways_to_peers
 from tun.model import (
     DEFAULT_MTU,
     BackendChoice,
@@ -52,6 +54,7 @@ __all__ = [
     "BackendUnavailable",
     "ChangeWatch",
     "Changes",
+    "Detours",
     "Endpoint",
     "FencePut",
     "FenceSpec",
@@ -60,9 +63,10 @@ __all__ = [
     "HandshakeStamp",
     "InterfaceAddress",
     "InterfaceMissing",
-    "KeyChanged",
     "KeptFence",
+    "KeyChanged",
     "KeyPair",
+    "Lookout",
     "NamespaceMissing",
     "NamespaceOutOfReach",
     "NotOurs",
@@ -76,6 +80,7 @@ __all__ = [
     "RoutePolicy",
     "RouteWatch",
     "RoutesSet",
+    "Toward",
     "TunError",
     "Tunnel",
     "TunnelSpec",
@@ -83,10 +88,12 @@ __all__ = [
     "delete_leftover",
     "generate_keypair",
     "guard_routes",
+    "look_out",
     "open_tunnel",
     "path_mtus",
     "psk_mark",
     "put_back_guard_routes",
     "remove_guard_routes",
     "set_guard_routes",
+    "ways_to_peers",
 ]

@@ -15,7 +15,7 @@ from tun.routing import OwnNetwork
 from tun.rtnl import KERNEL_PROTOCOL, MAIN_TABLE, OUR_PROTOCOL
 from tun.ways import Rule, Way
 
-__all__ = ["Detours", "Watched", "find_detours"]
+__all__ = ["Detour", "Detours", "Watched", "find_detours"]
 
 _PROTOCOLS: Final[Mapping[int, str]] = {
     2: "the kernel",
@@ -41,19 +41,28 @@ class Watched:
     """Of our route to it; None where none of ours is wanted, and any other goes first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """One way by which a prefix, or a part of it, leads elsewhere."""
+
+    text: str
+    by_route: bool
+    """Of packets that leave by a route, which a fence stops: not by this host's own network."""
+
+
 @dataclass(slots=True)
 class Detours:
     """What was found of each prefix, in words."""
 
-    elsewhere: dict[Prefix, list[str]] = field(default_factory=dict)
+    elsewhere: dict[Prefix, list[Detour]] = field(default_factory=dict)
     """It does not lead where it has to, or not as a whole."""
     notes: dict[Prefix, list[str]] = field(default_factory=dict)
     """It does, but for what this host has the better right to."""
 
-    def add(self, prefix: Prefix, text: str) -> None:
-        told = self.elsewhere.setdefault(prefix, [])
-        if text not in told:
-            told.append(text)
+    def add(self, prefix: Prefix, text: str, *, by_route: bool) -> None:
+        told, found = self.elsewhere.setdefault(prefix, []), Detour(text, by_route)
+        if found not in told:
+            told.append(found)
 
     def note(self, prefix: Prefix, text: str) -> None:
         told = self.notes.setdefault(prefix, [])
@@ -129,6 +138,7 @@ def _judge_network(scene: _Scene, network: OwnNetwork, found: Detours) -> None:
             holder.prefix,
             f"{where}, goes first: what is sent there does not go through the tunnel; "
             "renumber one of the two",
+            by_route=False,
         )
     elif network.is_lasting:
         found.note(
@@ -140,6 +150,7 @@ def _judge_network(scene: _Scene, network: OwnNetwork, found: Detours) -> None:
             holder.prefix,
             f"{where} (for a time, by DHCP or a router's advertisement), lies within "
             f"{holder.prefix}: what is sent there leaves in the clear",
+            by_route=False,
         )
 
 
@@ -163,6 +174,7 @@ def _judge_way(scene: _Scene, way: Way, found: Detours) -> None:
         holder.prefix,
         f"{way.prefix}{part} {_leads(scene, way)}: "
         f"see `ip -{way.prefix.version} route show {way.prefix}`, and delete it",
+        by_route=bool(way.outs),
     )
 
 
@@ -188,6 +200,7 @@ def _judge_rules(scene: _Scene, each: Watched, found: Detours) -> None:
                     each.prefix,
                     f"{each.prefix} {_leads(scene, way)}, by the ip rule {rule.priority} and table "
                     f"{rule.table}: see `ip -{rule.version} rule`, and delete it",
+                    by_route=True,
                 )
 
 

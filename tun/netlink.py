@@ -101,6 +101,16 @@ class Netlink:
         """A new socket for nftables. Raises as `generic_socket` does."""
         return await trio.to_thread.run_sync(self._new_socket, NetlinkKind.NETFILTER)
 
+    def route_socket(self) -> socket.socket:
+        """A new socket for links and routes; blocking. Raises as `generic_socket` does."""
+        opened = self._new_socket(NetlinkKind.ROUTE)
+        try:
+            prepare_rtnl(opened)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
     def _new_socket(self, kind: NetlinkKind) -> socket.socket:
         if self.name is None:
             return open_here(kind)

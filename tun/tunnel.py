@@ -9,6 +9,7 @@ from dataclasses import replace
 import trio
 
 from tun import kernel, userspace
+from tun.detours import Detours
 from tun.device import Device, DeviceChange, PeerChange
 from tun.errors import (
     BackendUnavailable,
@@ -32,6 +33,7 @@ from tun.interface import (
 )
 from tun.keys import generate_keypair
 from tun.leftover import delete_device, delete_left_here
+from tun.lookout import Lookout, look_out
 from tun.model import (
     DEFAULT_MTU,
     BackendName,
@@ -327,6 +329,11 @@ class Tunnel:
         self._netlink.require_name()
         spec = self.spec
         await remove_guard_routes(prefixes, table=spec.table, vrf=spec.vrf, netns=self._netlink)
+
+    async def look_out(self, lookouts: Iterable[Lookout]) -> Mapping[str, Detours]:
+        """`look_out` in the namespace that is held. Raises InterfaceMissing, TunError, OSError."""
+        self._netlink.require_name()
+        return await look_out(lookouts, self._netlink)
 
     async def delete(self) -> None:
         """Remove the interface, and with it its routes and its wireguard-go process.

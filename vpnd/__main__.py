@@ -13,14 +13,14 @@ from typing import Final
 
 import trio
 
-from tun import NamespaceMissing, TunError, set_guard_routes
+from tun import TunError
 from vpnd.api import DEFAULT_CONFIG_PATH, ExitCode
 from vpnd.config import Config, load_config
 from vpnd.config_errors import ConfigErrors
 from vpnd.control import ControlServer, ControlSocketError, open_control_socket
 from vpnd.event_feed import EventFeed
 from vpnd.file_trust import FileFault
-from vpnd.guards import guarded_prefixes
+from vpnd.guards import guard_at_boot
 from vpnd.hardening import protect_memory
 from vpnd.journal import Journal, configure_logging
 from vpnd.node import Node, NoIdentity
@@ -92,36 +92,18 @@ def _arguments() -> argparse.Namespace:
 
 
 def _set_guards(config: Config) -> ExitCode:
-    """Set the guard routes of every peer that they can be set for; tell the others.
+    """Guard every peer that can be guarded; tell the others.
 
     A namespace that is not there yet is no fault: nothing leaves it, and the daemon sets them in
     it, once it is there, before anything else.
     """
-    waiting = []
-
-    async def set_all() -> list[str]:
-        faults = []
-        for peer in config.peers.values():
-            tunnel = config.tunnels[peer.tunnel]
-            try:
-                await set_guard_routes(
-                    guarded_prefixes(peer, tunnel),
-                    table=tunnel.table,
-                    vrf=tunnel.vrf,
-                    netns=tunnel.netns,
-                )
-            except NamespaceMissing as missing:
-                waiting.append(f"{peer.name}: {missing}")
-            except (TunError, OSError) as error:
-                faults.append(f"{peer.name}: {error}")
-        return faults
-
-    faults = trio.run(set_all)
-    for fault in faults:
-        print(f"vpnd: error: {fault}", file=sys.stderr)
-    for reason in waiting:
-        print(f"vpnd: note: {reason}", file=sys.stderr)
-    print(f"guard routes of {len(config.peers) - len(faults) - len(waiting)} peer(s) stand")
+    faults, waiting = trio.run(guard_at_boot, config)
+    for name, fault in faults:
+        print(f"vpnd: error: {name}: {fault}", file=sys.stderr)
+    for name, reason in waiting:
+        print(f"vpnd: note: {name}: {reason}", file=sys.stderr)
+    left = {name for name, _ in (*faults, *waiting)}
+    print(f"guard routes of {len(config.peers.keys() - left)} peer(s) stand")
     return ExitCode.FAILED if faults else ExitCode.DONE
 
 

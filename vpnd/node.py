@@ -38,7 +38,7 @@ from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
-from vpnd.guards import guarded_prefixes, remove_guards, set_guards
+from vpnd.guards import Guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
 from vpnd.keysource.base import KeySource
@@ -55,6 +55,7 @@ from vpnd.node_control import (
     not_guarded,
     not_taken,
 )
+from vpnd.paths import PathWatch
 from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, write_peer_file
 from vpnd.source_journal import SourceJournal
@@ -104,12 +105,19 @@ class Node:
         self.sources = KeySources(config.key_sources, SourceJournal(journal))
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
-        self._upkeep = Upkeep(self, journal)
         self._leftovers = Leftovers(config, self._records, journal)
         self.tunnels: dict[str, ManagedTunnel] = {}
+        self.links: dict[str, ManagedLink] = {}
+        self.guards = Guards(
+            journal,
+            config=lambda: self.config,
+            tunnels=self.tunnels,
+            links=lambda: [(link.peer, link.tunnel) for link in self.links.values()],
+        )
+        self._upkeep = Upkeep(self.guards, self.tunnels, self.unchanging, journal)
+        self._paths = PathWatch(self.guards, self.tunnels, self.links, journal)
         for tunnel in config.tunnels.values():
             self.make_tunnel(tunnel)
-        self.links: dict[str, ManagedLink] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._tunnel_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
@@ -144,8 +152,8 @@ class Node:
         gc.set_threshold(*GARBAGE)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            # Guard routes come first: before any interface, and whatever becomes of it
-            await self._upkeep.guard_all()
+            # Guards come first: before any interface, and whatever becomes of it
+            await self.guards.guard_all()
             await self._leftovers.take_away(self.tunnels)
             for number, peer in enumerate(self.config.peers.values(), 1):
                 self.start_link(peer)
@@ -158,6 +166,7 @@ class Node:
             nursery.start_soon(self.sources.run)
             nursery.start_soon(self.engine.run)
             nursery.start_soon(self._upkeep.run)
+            nursery.start_soon(self._paths.run)
             for tunnel in self.tunnels.values():
                 self._tunnel_scopes[tunnel.name] = self._keep_running(tunnel.run)
             with trio.move_on_after(ENTERING_SECONDS):
@@ -227,7 +236,7 @@ class Node:
         self.tunnels[config.name] = ManagedTunnel(
             config,
             self._journal,
-            guard_links=self._upkeep.guard_tunnel,
+            guard_links=self.guards.guard_tunnel,
             records=self._leftovers.tunnels,
         )
 
@@ -243,7 +252,9 @@ class Node:
     async def delete_tunnel(self, name: str) -> None:
         """Take a tunnel away that no link uses. Raises TunError, OSError, FileFault."""
         self._tunnel_scopes.pop(name).cancel()
-        await self.tunnels.pop(name).delete()
+        tunnel = self.tunnels.pop(name)
+        await self.guards.forget_tunnel(tunnel)
+        await tunnel.delete()
 
     def update_links(self, config: Config, identities: Mapping[str, Identity]) -> None:
         """Let every link, and the key exchange, go by another configuration: all or nothing.
@@ -276,18 +287,6 @@ class Node:
         await link.remove()
         self._journal.forget_link(name)
         return link
-
-    async def guard(self, peer: PeerConfig, *, told: str = "", entering: bool = False) -> str:
-        """Set the guard routes of a peer; what went wrong, or ''. It is told unless it was."""
-        tunnel = self.tunnels[peer.tunnel]
-        try:
-            await set_guards(tunnel, guarded_prefixes(peer, tunnel.config), entering=entering)
-        except BackendErrors as error:
-            reason = str(error)
-            if reason != told:
-                self._journal.record("guard_failed", peer=peer.name, level="error", reason=reason)
-            return reason
-        return ""
 
     def unchanging(self) -> AbstractAsyncContextManager[object]:
         """No peer comes, goes or changes meanwhile."""
@@ -350,13 +349,17 @@ class Node:
             longest_pause_ms=round(self._pauses.longest * 1e3, 1),
             longest_pause_cpu_ms=round(self._pauses.longest_cpu * 1e3, 1),
             listen=self._transport.local_names(),
-            tunnels=[tunnel_status(tunnel) for tunnel in self.tunnels.values()],
+            tunnels=[
+                tunnel_status(tunnel, self.guards.fence_of(tunnel.config))
+                for tunnel in self.tunnels.values()
+            ],
             links=links,
             counters=counters,
             warnings=[
                 *(str(note) for note in self.config.notes),
                 *self._transport.problems(),
-                *self._upkeep.warnings,
+                *self.guards.warnings,
+                *self._paths.warnings,
                 *source_warnings(self.sources.statuses()),
             ],
         )
@@ -412,7 +415,7 @@ class Node:
                     await trio.to_thread.run_sync(
                         remove_peer_file, config.node.peers_dir, peer.name
                     )
-                    await self.unguard(peer, self.tunnels[peer.tunnel])
+                    await self.guards.unguard(peer, self.tunnels[peer.tunnel])
                 self.update_links(self.config, self.identities)
                 raise
             self.config = config
@@ -421,7 +424,7 @@ class Node:
 
     async def _bring_up(self, peer: PeerConfig, config: Config) -> ManagedLink:
         """Guard a new peer and start its link. Raises ControlError."""
-        fault = await self.guard(peer)
+        fault = await self.guards.guard(peer)
         if fault:
             raise not_guarded(peer.name, fault)
         try:
@@ -456,24 +459,10 @@ class Node:
             self.config = config
             link = await self.drop_link(name)
             self.update_links(config, self.identities)
-            await self.unguard(link.peer, link.tunnel)
+            await self.guards.unguard(link.peer, link.tunnel)
             self._journal.record("peer_removed", peer=name, uid=caller.uid)
             self._journal.forget_link(name)  # what the record just now has counted
             return PeerRemoved(schema=SCHEMA, peer=name, removed=True)
-
-    async def unguard(self, gone: PeerConfig, tunnel: ManagedTunnel) -> None:
-        """Remove the guard routes of a peer, but for those that a link needs as well."""
-        needed = {
-            prefix
-            for link in self.links.values()
-            if link.tunnel.table == tunnel.table
-            for prefix in guarded_prefixes(link.peer, link.tunnel.config)
-        }
-        own = guarded_prefixes(gone, tunnel.config)
-        try:
-            await remove_guards(tunnel, [prefix for prefix in own if prefix not in needed])
-        except BackendErrors as error:
-            self._journal.record("guard_failed", peer=gone.name, level="error", reason=str(error))
 
     async def rekey(self, name: str, caller: Caller) -> RekeyStarted:
         link = self._named(name)

@@ -208,7 +208,7 @@ async def _apply(node: Node, plan: Plan, problems: list[str]) -> None:
     gone = await _change(node, plan, new_tunnels, problems)
     problems += await _bring_up_to_date(node, plan)
     for peer, tunnel in gone:
-        await node.unguard(peer, tunnel)
+        await node.guards.unguard(peer, tunnel)
 
 
 def _try_out(node: Node, plan: Plan) -> None:
@@ -227,10 +227,10 @@ async def _guard(node: Node, plan: Plan) -> None:
     for name in (*plan.changed, *plan.added):
         peer = plan.new.peers[name]
         guarded.append(peer)
-        fault = await node.guard(peer)
+        fault = await node.guards.guard(peer)
         if fault:
             for each in guarded:
-                await node.unguard(each, node.tunnels[each.tunnel])
+                await node.guards.unguard(each, node.tunnels[each.tunnel])
             raise not_guarded(name, fault)
 
 

@@ -58,6 +58,7 @@ def link_status(link: ManagedLink, counters: dict[str, int]) -> LinkStatus:
         allowed_ips=[str(prefix) for prefix in link.peer.allowed_ips],
         warnings=[
             *report.warnings,
+            *link.tunnel.ways.warnings(link.peer),
             *filter(None, [link.wireguard.record_fault, link.external.watch.record_fault]),
         ],
     )
@@ -66,7 +67,7 @@ def link_status(link: ManagedLink, counters: dict[str, int]) -> LinkStatus:
     return status
 
 
-def tunnel_status(tunnel: ManagedTunnel) -> TunnelStatus:
+def tunnel_status(tunnel: ManagedTunnel, fence: str) -> TunnelStatus:
     opened = tunnel.open
     return TunnelStatus(
         tunnel=tunnel.name,
@@ -79,6 +80,7 @@ def tunnel_status(tunnel: ManagedTunnel) -> TunnelStatus:
         mtu=tunnel.mtu,
         routes=tunnel.config.routes,
         netns=tunnel.config.netns,
+        fence=fence,
         error=tunnel.error,
     )
 
