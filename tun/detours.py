@@ -163,7 +163,8 @@ def _judge_way(scene: _Scene, way: Way, found: Detours) -> None:
     if way.protocol == KERNEL_PROTOCOL and way.prefix in scene.own and not way.gateway:
         return  # judged as a network
     if way.prefix == holder.prefix:
-        if holder.metric is not None and way.metric >= holder.metric:
+        # With the same metric it depends on who came first, and from where it was put
+        if holder.metric is not None and way.metric > holder.metric:
             return
         if holder.metric is None and not way.outs:
             return  # it holds what it has, as a guard does
