@@ -21,6 +21,7 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
     """
     from vpnd.config import load_config  # with pydantic and cryptography: 150 ms
     from vpnd.config_errors import ConfigErrors
+    from vpnd.config_host import notes_on_host
 
     path = Path(Settings.of(context).config or DEFAULT_CONFIG_PATH)
     try:
@@ -30,7 +31,7 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
         if as_json:
             print_json(_document(path, errors=details, notes=[]))
         raise UsageProblem.of([_problem(detail, path) for detail in details]) from None
-    notes = [note.detail() for note in config.notes]
+    notes = [note.detail() for note in (*config.notes, *notes_on_host(config))]
     if as_json:
         print_json(_document(path, errors=[], notes=notes))
     else:

@@ -15,7 +15,7 @@ from tun.errors import (
     ReadBackMismatch,
     TunError,
 )
-from tun.fence import FencePut, FenceSpec, FenceUnavailable, KeptFence, delete_fence
+from tun.fence import FencePut, FenceSpec, FenceUnavailable, KeptFence, delete_fence, fence_fault
 from tun.guard import (
     GUARD_METRIC,
     guard_routes,
@@ -86,6 +86,7 @@ __all__ = [
     "TunnelSpec",
     "delete_fence",
     "delete_leftover",
+    "fence_fault",
     "generate_keypair",
     "guard_routes",
     "look_out",

@@ -15,7 +15,7 @@ from tun.routing import OwnNetwork
 from tun.rtnl import KERNEL_PROTOCOL, MAIN_TABLE, OUR_PROTOCOL
 from tun.ways import Rule, Way
 
-__all__ = ["Detour", "Detours", "Watched", "find_detours"]
+__all__ = ["Detour", "Detours", "Watched", "find_detours", "note_overlap"]
 
 _PROTOCOLS: Final[Mapping[int, str]] = {
     2: "the kernel",
@@ -116,6 +116,18 @@ def find_detours(
         for each in scene.watched.values():
             _judge_rules(scene, each, found)
     return found
+
+
+def note_overlap(found: Detours, interface: str, prefix: Prefix, network: OwnNetwork) -> None:
+    """Note that the network of a tunnel's address and that of another interface overlap."""
+    if not (_within(prefix, network.prefix) or _within(network.prefix, prefix)):
+        return
+    found.note(
+        prefix,
+        f"{prefix}, the network of {interface}, overlaps {network.prefix}, the network of "
+        f"{network.interface} on this host, which goes first where they are the same: "
+        "give the tunnel another one",
+    )
 
 
 def _judge_network(scene: _Scene, network: OwnNetwork, found: Detours) -> None:

@@ -26,10 +26,18 @@ import trio
 from tun import nftables
 from tun.errors import TunError, tun_error
 from tun.model import Prefix
-from tun.netlink import Netlink, entered
+from tun.netlink import HERE, Netlink, entered
 from tun.routing import networks_of_this_host
 
-__all__ = ["FENCE_PREFIX", "FencePut", "FenceSpec", "FenceUnavailable", "KeptFence", "delete_fence"]
+__all__ = [
+    "FENCE_PREFIX",
+    "FencePut",
+    "FenceSpec",
+    "FenceUnavailable",
+    "KeptFence",
+    "delete_fence",
+    "fence_fault",
+]
 
 FENCE_PREFIX: Final = "vpnd-"
 """The name of a tunnel's table is this and the name of its interface."""
@@ -114,6 +122,18 @@ class KeptFence:
         self._seen = nftables.read_table(opened, table)
         self._spec = spec
         return altered
+
+
+async def fence_fault() -> str:
+    """Why there can be no fence on this host, or '' also where that cannot be told: without
+    CAP_NET_ADMIN nftables cannot be asked. Changes nothing."""
+    try:
+        await _run(HERE, nftables.table_names, "asking for nftables")
+    except FenceUnavailable as unavailable:
+        return str(unavailable)
+    except TunError:
+        return ""
+    return ""
 
 
 async def delete_fence(interface: str, *, netns: str | Netlink | None = None) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tun.errors import InterfaceMissing, NotOurs, tun_error
 from tun.kernel import HALF_MADE_GROUP
 from tun.model import ALIAS_PREFIX, BackendName, InterfaceAddress, TunnelSpec
+from tun.routing import networks_of_this_host
 from tun.rtnl import Link, Rtnl
 from tun.vrf import find_vrf
 
@@ -27,6 +28,10 @@ __all__ = [
 
 BACKENDS: dict[str | None, BackendName] = {"wireguard": "kernel", "tun": "userspace"}
 """The backend behind a kind of link."""
+
+
+_YIELDING_METRIC = 2048
+"""Of a tunnel's network that another interface has as well: worse than the kernel's own."""
 
 
 def find_link(rtnl: Rtnl, spec: TunnelSpec) -> Link | None:
@@ -115,10 +120,18 @@ def _set_master(rtnl: Rtnl, spec: TunnelSpec, link: Link) -> list[str]:
 def _set_addresses(rtnl: Rtnl, spec: TunnelSpec, index: int, faults: list[str]) -> list[str]:
     changed = []
     standing = rtnl.addresses(index)
-    present = {found.address for found in standing}
+    this = rtnl.link_at(index)
+    vrf = None if this is None else this.master
+    taken = {each.prefix for each in networks_of_this_host(rtnl) if each.vrf == vrf}
+    present = {found.address: found.metric for found in standing}
     for address in spec.addresses:
+        # Another interface has the network as well: it goes first, also after it was down
+        metric = _YIELDING_METRIC if address.network in taken else 0
+        if metric and present.get(address) == 0:
+            rtnl.delete_address(index, address)
+            del present[address]
         if address not in present:
-            fault = _add_address(rtnl, index, address)
+            fault = _add_address(rtnl, index, address, metric)
             if fault:
                 faults.append(fault)
             else:
@@ -140,10 +153,10 @@ def _without_link_local(rtnl: Rtnl, index: int) -> None:
             raise
 
 
-def _add_address(rtnl: Rtnl, index: int, address: InterfaceAddress) -> str:
+def _add_address(rtnl: Rtnl, index: int, address: InterfaceAddress, metric: int) -> str:
     """Add it; why it cannot be where only IPv6 is missing, else ''. Raises TunError."""
     try:
-        rtnl.add_address(index, address)
+        rtnl.add_address(index, address, metric)
     except OSError as error:
         if error.errno == errno.EEXIST:
             return ""

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import trio
 
-from tun.detours import Detours, Watched, find_detours
+from tun.detours import Detours, Watched, find_detours, note_overlap
 from tun.errors import TunError
 from tun.model import ALIAS_PREFIX, Prefix
 from tun.netlink import HERE, Netlink
@@ -36,6 +36,8 @@ class Lookout:
     """Those to which we make routes."""
     protected: frozenset[Prefix]
     """Those that somebody else routes, into any of our tunnels."""
+    networks: frozenset[Prefix] = frozenset()
+    """Those of the tunnel's own addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,10 @@ async def look_out(lookouts: Iterable[Lookout], netlink: Netlink = HERE) -> Mapp
             )
             for each in together:
                 found[each.interface] = detours
+                here = [one for one in networks if of_table and one.vrf == vrf]
+                for prefix in each.networks:
+                    for one in here:
+                        note_overlap(detours, each.interface, prefix, one)
         return found
 
     return await netlink.run(compare)

@@ -128,12 +128,14 @@ def set_routes_into(
 
 
 def add_routes(rtnl: Rtnl, routes: Iterable[Route]) -> dict[Prefix, str]:
-    """Add each of them by itself; why those were not that could not be."""
+    """Add each of them by itself; why those were not that could not be. Raises InterfaceMissing."""
     faults: dict[Prefix, str] = {}
     for route in sorted(routes, key=_order):
         try:
             rtnl.add_route(route)
         except OSError as error:
+            if error.errno == errno.ENODEV:  # true of all of them
+                raise tun_error(error, f"adding the route {route.prefix}") from error
             faults[route.prefix] = _refusal(error, route)
     return faults
 

@@ -130,6 +130,8 @@ class Address:
     is_ours: bool
     network: Prefix
     """What the kernel has a route for because of it."""
+    metric: int
+    """Of that route; 0 is the kernel's own choice."""
     is_lasting: bool
     """Without an end, as neither DHCP nor a router's advertisement gives them."""
 
@@ -226,9 +228,11 @@ class Rtnl:
         with _as_oserror():
             return [_address(message) for message in self._iproute.addr("dump", **chosen)]
 
-    def add_address(self, index: int, address: InterfaceAddress) -> None:
-        """Add an address as ours, IPv6 without duplicate address detection."""
-        self._address("add", index, address, proto=OUR_PROTOCOL)
+    def add_address(self, index: int, address: InterfaceAddress, metric: int = 0) -> None:
+        """Add an address as ours, IPv6 without duplicate address detection; `metric` is that of
+        the route that comes with it, 0 leaves it to the kernel."""
+        more = {"rt_priority": metric} if metric else {}
+        self._address("add", index, address, proto=OUR_PROTOCOL, **more)
 
     def delete_address(self, index: int, address: InterfaceAddress) -> None:
         self._address("del", index, address)
@@ -355,6 +359,7 @@ def _address(message: Any) -> Address:
         address=ip_interface(f"{host}/{length}"),
         is_ours=message.get_attr("IFA_PROTO") == OUR_PROTOCOL,
         network=ip_network(f"{far or host}/{length}", strict=False),
+        metric=message.get_attr("IFA_RT_PRIORITY") or 0,
         is_lasting=bool(flags & _PERMANENT),
     )
 

@@ -29,6 +29,7 @@ from tun import (
     set_guard_routes,
 )
 from vpnd.config import Config
+from vpnd.config_host import is_fenced
 from vpnd.config_model import PeerConfig, TunnelConfig
 from vpnd.file_trust import FileFault
 from vpnd.journal import Journal
@@ -49,17 +50,6 @@ def guarded_prefixes(peer: PeerConfig, tunnel: TunnelConfig) -> tuple[Prefix, ..
     guarded = {prefix for prefix in own if prefix.prefixlen > 0}
     guarded.update(peer.protect or ())
     return tuple(sorted(guarded, key=lambda prefix: (prefix.version, prefix)))
-
-
-def is_fenced(tunnel: TunnelConfig) -> bool:
-    """Whether a tunnel is to have a fence.
-
-    By default where its routes are in the main table: which packets another table is for, and
-    which ones a VRF has, is nothing that a fence could tell.
-    """
-    if tunnel.fence is not None:
-        return tunnel.fence == "nftables"
-    return tunnel.vrf is None and tunnel.table is None
 
 
 def fence_spec(

@@ -8,14 +8,15 @@ address of a peer becomes known, and once a minute.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tun import Detours, InterfaceMissing, Lookout, Prefix, RouteWatch, look_out, ways_to_peers
+from tun import Detours, InterfaceMissing, Prefix, RouteWatch, look_out, ways_to_peers
 from tun.ways import Ranges
-from vpnd.config_model import MAIN_TABLE, protected_within
+from vpnd.config_host import lookout
+from vpnd.config_model import MAIN_TABLE
 from vpnd.guards import Guards, guarded_prefixes
 from vpnd.tunnels import BackendErrors, ManagedTunnel
 
@@ -59,7 +60,13 @@ class PathWatch:
     @property
     def warnings(self) -> list[str]:
         """Of the whole node."""
-        return [self.fault] if self.fault else []
+        of_tunnels = [
+            f"tunnel {name}: {text}"
+            for name, tunnel in self._tunnels.items()
+            for address in tunnel.config.addresses
+            for text in tunnel.ways.notes.get(address.network, ())
+        ]
+        return [*dict.fromkeys(of_tunnels), *filter(None, [self.fault])]
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -104,11 +111,17 @@ class PathWatch:
         return tunnels, links, fences
 
     async def _look(self) -> None:
-        lookouts = {name: self._lookout(each) for name, each in self._tunnels.items()}
-        if self._watch is not None:
-            self._watch.ranges = Ranges(
-                prefix for each in lookouts.values() for prefix in each.routed | each.protected
+        lookouts = {
+            name: lookout(
+                each.config, [one.peer for one in self._links.values() if one.tunnel is each]
             )
+            for name, each in self._tunnels.items()
+        }
+        if self._watch is not None:
+            looked_at: list[Prefix] = [ip_network(ip_address(_plain(h))) for h in self._hosts()]
+            for each in lookouts.values():
+                looked_at += each.routed | each.protected | each.networks
+            self._watch.ranges = Ranges(looked_at)
         found: dict[str, Detours] = {}
         for netns in {each.config.netns for each in self._tunnels.values()}:
             beside = [n for n, each in self._tunnels.items() if each.config.netns == netns]
@@ -126,32 +139,15 @@ class PathWatch:
         for tunnel in tuple(self._tunnels.values()):
             await self._report(tunnel, found.get(tunnel.config.interface, Detours()))
 
-    def _lookout(self, tunnel: ManagedTunnel) -> Lookout:
-        config = tunnel.config
-        peers = [link.peer for link in self._links.values() if link.tunnel is tunnel]
-        routed: set[Prefix] = set()
-        protected: set[Prefix] = set()
-        for peer in peers:
-            if config.routes == "allowed-ips":
-                routed.update(peer.allowed_ips, protected_within(peer))
-            else:
-                protected.update(peer.protect or ())
-        return Lookout(
-            interface=config.interface,
-            table=config.table,
-            vrf=config.vrf,
-            metric=config.metric,
-            fwmark=config.fwmark,
-            routed=frozenset(routed),
-            protected=frozenset(protected - routed),
-        )
-
     # ---- peers
+
+    def _hosts(self) -> Mapping[str, ManagedLink]:
+        return {host: link for link in self._links.values() for host in _hosts(link)}
 
     async def _look_up_hosts(self) -> None:
         """Where a packet to each peer leaves: WireGuard's and those of the key exchange."""
         links = list(self._links.values())
-        hosts = {host: link for link in links for host in _hosts(link)}
+        hosts = self._hosts()
         # First those of which nothing is known yet
         chosen = sorted(hosts, key=lambda host: self._looked_up.get(host, 0.0))[:HOSTS_AT_ONCE]
         now = trio.current_time()
@@ -185,7 +181,7 @@ class PathWatch:
         )
 
     def _guarded_by(self, host: str) -> tuple[Prefix, str] | None:
-        address = ip_address(host.partition("%")[0])
+        address = ip_address(_plain(host))
         found: list[tuple[Prefix, str]] = []
         for link in self._links.values():
             config = link.tunnel.config
@@ -225,6 +221,11 @@ def _hosts(link: ManagedLink) -> list[str]:
     exchange = link.exchanges.addresses.current
     hosts = [link.wireguard_host(), None if exchange is None else exchange.host]
     return list(dict.fromkeys(filter(None, hosts)))
+
+
+def _plain(host: str) -> str:
+    """Without a zone."""
+    return host.partition("%")[0]
 
 
 def _first(reasons: Iterable[str | None]) -> str:
