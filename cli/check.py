@@ -1,17 +1,22 @@
 """`vpnctl check`: everything that is wrong with the configuration, before anything is touched."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from cli.errors import Problem, UsageProblem, printable
 from cli.options import AsJson, Settings
 from cli.show import print_json
-from vpnd.api import DEFAULT_CONFIG_PATH, SCHEMA, ErrorDetail
+from vpnd.api import DEFAULT_CONFIG_PATH, SCHEMA, ErrorDetail, ExitCode
 
 if TYPE_CHECKING:
     from vpnd.config import Config
+
+_PATIENCE: Final = 60.0  # seconds; it takes one
 
 
 def check(context: typer.Context, as_json: AsJson = False) -> None:
@@ -21,7 +26,6 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
     """
     from vpnd.config import load_config  # with pydantic and cryptography: 150 ms
     from vpnd.config_errors import ConfigErrors
-    from vpnd.config_host import notes_on_host
 
     path = Path(Settings.of(context).config or DEFAULT_CONFIG_PATH)
     try:
@@ -31,13 +35,27 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
         if as_json:
             print_json(_document(path, errors=details, notes=[]))
         raise UsageProblem.of([_problem(detail, path) for detail in details]) from None
-    notes = [note.detail() for note in (*config.notes, *notes_on_host(config))]
+    notes = [*(note.detail() for note in config.notes), *_notes_on_host(path)]
     if as_json:
         print_json(_document(path, errors=[], notes=notes))
     else:
         print(printable(_summary(config)))
         for note in map(Problem.of, notes):
             print(f"note: {printable(note.message)}" + (f" ({note.hint})" if note.hint else ""))
+
+
+def _notes_on_host(path: Path) -> list[ErrorDetail]:
+    """What is in the way on this host: vpnd itself looks, which can ask the kernel."""
+    looked = subprocess.run(
+        [sys.executable, "-I", "-m", "vpnd", "--config", str(path), "--host-notes"],
+        capture_output=True,
+        timeout=_PATIENCE,
+        check=False,
+    )
+    if looked.returncode != ExitCode.DONE:
+        return []  # the configuration has changed in between
+    found: list[ErrorDetail] = json.loads(looked.stdout)
+    return found
 
 
 def _document(path: Path, *, errors: list[ErrorDetail], notes: list[ErrorDetail]) -> object:

@@ -9,7 +9,7 @@ import errno
 import socket
 from dataclasses import dataclass
 
-from tun.errors import InterfaceMissing, NotOurs, tun_error
+from tun.errors import InterfaceMissing, NotOurs, TunError, tun_error
 from tun.kernel import HALF_MADE_GROUP
 from tun.model import ALIAS_PREFIX, BackendName, InterfaceAddress, TunnelSpec
 from tun.routing import networks_of_this_host
@@ -161,10 +161,11 @@ def _add_address(rtnl: Rtnl, index: int, address: InterfaceAddress, metric: int)
         if error.errno == errno.EEXIST:
             return ""
         if address.version == 6 and error.errno in (errno.EACCES, errno.EOPNOTSUPP):
-            return (
+            no_ipv6 = TunError(
                 f"adding the address {address}: IPv6 is switched off on this host "
                 "(see `sysctl net.ipv6.conf.all.disable_ipv6`)"
             )
+            return str(no_ipv6)
         raise tun_error(error, f"adding the address {address}") from error
     return ""
 

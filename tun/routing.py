@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tun.errors import tun_error
+from tun.errors import NotOurs, TunError, tun_error
 from tun.model import ALIAS_PREFIX, Prefix
 from tun.rtnl import KERNEL_PROTOCOL, MAIN_TABLE, OUR_PROTOCOL, Route, Rtnl, default_metric
 
@@ -136,7 +136,7 @@ def add_routes(rtnl: Rtnl, routes: Iterable[Route]) -> dict[Prefix, str]:
         except OSError as error:
             if error.errno == errno.ENODEV:  # true of all of them
                 raise tun_error(error, f"adding the route {route.prefix}") from error
-            faults[route.prefix] = _refusal(error, route)
+            faults[route.prefix] = str(_refusal(error, route))
     return faults
 
 
@@ -155,17 +155,17 @@ def _order(route: Route) -> tuple[int, bytes, int]:
     return prefix.version, prefix.network_address.packed, prefix.prefixlen
 
 
-def _refusal(error: OSError, route: Route) -> str:
+def _refusal(error: OSError, route: Route) -> TunError:
     if error.errno == errno.EEXIST:
-        return (
+        return NotOurs(
             f"table {route.table} has a route {route.prefix} with metric {route.metric} that "
             f"vpnd did not make (see `ip route show {route.prefix} table {route.table}`): "
             "delete it, or choose another table or metric for the tunnel"
         )
     no_ipv6 = (errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL)
     if route.prefix.version == 6 and error.errno in no_ipv6:
-        return (
+        return TunError(
             f"adding the route {route.prefix}: IPv6 is switched off on this host "
             "(see `sysctl net.ipv6.conf.all.disable_ipv6`)"
         )
-    return str(tun_error(error, f"adding the route {route.prefix} to table {route.table}"))
+    return tun_error(error, f"adding the route {route.prefix} to table {route.table}")

@@ -31,8 +31,8 @@ __all__ = ["ChangeWatch", "Changes", "FenceWatch", "RouteWatch"]
 _NETLINK_ROUTE: Final = 0
 _NETLINK_NETFILTER: Final = 12
 _GROUP_OF_NFTABLES: Final = 1 << 6  # NFNLGRP_NFTABLES
-# RTMGRP_IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE; RTNLGRP_IPV6_RULE
-_GROUPS_OF_ROUTING: Final = 0x40 | 0x80 | 0x400 | 1 << 18
+# RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE; RTNLGRP_IPV6_RULE
+_GROUPS_OF_ROUTING: Final = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
 _AT_ONCE: Final = 1000
 """Messages that are taken before other tasks get their turn."""
 _LONGEST: Final = 1 << 16

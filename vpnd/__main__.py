@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from tun import TunError
 from vpnd.api import DEFAULT_CONFIG_PATH, ExitCode
 from vpnd.config import Config, load_config
 from vpnd.config_errors import ConfigErrors
+from vpnd.config_host import notes_on_host
 from vpnd.control import ControlServer, ControlSocketError, open_control_socket
 from vpnd.event_feed import EventFeed
 from vpnd.file_trust import FileFault
@@ -47,6 +49,11 @@ def main() -> None:
         sys.exit(ExitCode.USAGE)
     if arguments.check:
         print(f"{arguments.config}: {len(config.peers)} peer(s), no errors")
+        for note in notes_on_host(config):
+            print(f"vpnd: note: {note}")
+        return
+    if arguments.host_notes:
+        print(json.dumps([note.detail() for note in notes_on_host(config)]))
         return
     if arguments.guard_only:
         sys.exit(_set_guards(config))
@@ -82,10 +89,11 @@ def _arguments() -> argparse.Namespace:
     )
     doing = parser.add_mutually_exclusive_group()
     doing.add_argument("--check", action="store_true", help="check the configuration and leave")
+    doing.add_argument("--host-notes", action="store_true", help=argparse.SUPPRESS)  # for vpnctl
     doing.add_argument(
         "--guard-only",
         action="store_true",
-        help="set the guard routes of all peers and leave; before the network, at boot",
+        help="guard all peers, by routes and by fences, and leave; before the network, at boot",
     )
     parser.add_argument("--version", action="version", version=f"vpnd {version('vpnd')}")
     return parser.parse_args()

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, collapse_addresses, ip_network
 from typing import TYPE_CHECKING
 
-from tun import Prefix
 from vpnd.config_errors import ConfigProblem
-from vpnd.config_fields import Endpoint
+from vpnd.config_fields import Endpoint, Prefix
 from vpnd.config_model import MAIN_TABLE, PeerConfig, TunnelConfig, protected_within
 
 if TYPE_CHECKING:
