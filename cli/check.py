@@ -1,7 +1,10 @@
 """`vpnctl check`: everything that is wrong with the configuration, before anything is touched."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -13,6 +16,8 @@ from vpnd.api import DEFAULT_CONFIG_PATH, SCHEMA, ErrorDetail, ExitCode
 
 if TYPE_CHECKING:
     from vpnd.config import Config
+
+_PATIENCE: Final = 60.0  # seconds; it takes one
 
 
 def check(context: typer.Context, as_json: AsJson = False) -> int:
@@ -39,7 +44,7 @@ def check(context: typer.Context, as_json: AsJson = False) -> int:
             if len(restart) > MAX_SHOWN:
                 hint(f"at a restart: … {len(restart) - MAX_SHOWN} more; --json has them all")
         return ExitCode.USAGE
-    notes = [note.detail() for note in config.notes]
+    notes = [*(note.detail() for note in config.notes), *_notes_on_host(path)]
     if as_json:
         print_json(_document(path, errors=[], notes=notes, restart=[]))
     else:
@@ -47,6 +52,20 @@ def check(context: typer.Context, as_json: AsJson = False) -> int:
         for note in map(Problem.of, notes):
             print(f"note: {printable(note.message)}" + (f" ({note.hint})" if note.hint else ""))
     return ExitCode.DONE
+
+
+def _notes_on_host(path: Path) -> list[ErrorDetail]:
+    """What is in the way on this host: vpnd itself looks, which can ask the kernel."""
+    looked = subprocess.run(
+        [sys.executable, "-I", "-m", "vpnd", "--config", str(path), "--host-notes"],
+        capture_output=True,
+        timeout=_PATIENCE,
+        check=False,
+    )
+    if looked.returncode != ExitCode.DONE:
+        return []  # the configuration has changed in between
+    found: list[ErrorDetail] = json.loads(looked.stdout)
+    return found
 
 
 def _document(

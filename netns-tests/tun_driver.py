@@ -84,12 +84,14 @@ class Driver:
             for key, peer in (await self._tunnel.peers(**values)).items()
         }
 
-    async def set_routes(self, values: Values) -> None:
-        await self._tunnel.set_routes([ip_network(text) for text in values["prefixes"]])
+    async def set_routes(self, values: Values) -> Values:
+        done = await self._tunnel.set_routes([ip_network(text) for text in values["prefixes"]])
+        return _faults(done)
 
-    async def set_guards(self, values: Values) -> None:
+    async def set_guards(self, values: Values) -> Values:
         prefixes = [ip_network(text) for text in values["prefixes"]]
-        await tun.set_guard_routes(prefixes, table=values.get("table"), netns=values.get("netns"))
+        table, netns = values.get("table"), values.get("netns")
+        return _faults(await tun.set_guard_routes(prefixes, table=table, netns=netns))
 
     async def remove_guards(self, values: Values) -> None:
         prefixes = [ip_network(text) for text in values["prefixes"]]
@@ -117,6 +119,11 @@ class Driver:
 
     async def aclose(self, _: Values) -> None:
         await self._tunnel.aclose()
+
+
+def _faults(done: tun.RoutesSet) -> Values:
+    """Why there is no route, by prefix."""
+    return {str(prefix): reason for prefix, reason in done.faults.items()}
 
 
 def _psk(values: Values) -> tun.PresharedKey:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, Self, TypeVar
 
 import trio
@@ -26,7 +26,7 @@ from tun.namespace import (
 )
 from tun.rtnl import Rtnl, open_rtnl, prepare_rtnl
 
-__all__ = ["HERE", "Netlink"]
+__all__ = ["HERE", "Netlink", "entered"]
 
 _T = TypeVar("_T")
 
@@ -95,12 +95,26 @@ class Netlink:
     async def generic_socket(self) -> socket.socket:
         """A new socket for generic netlink. Raises InterfaceMissing where the name of the
         namespace is another one's by now, TunError, OSError."""
-        return await trio.to_thread.run_sync(self._generic_socket)
+        return await trio.to_thread.run_sync(self._new_socket, NetlinkKind.GENERIC)
 
-    def _generic_socket(self) -> socket.socket:
+    async def netfilter_socket(self) -> socket.socket:
+        """A new socket for nftables. Raises as `generic_socket` does."""
+        return await trio.to_thread.run_sync(self._new_socket, NetlinkKind.NETFILTER)
+
+    def route_socket(self) -> socket.socket:
+        """A new socket for links and routes; blocking. Raises as `generic_socket` does."""
+        opened = self._new_socket(NetlinkKind.ROUTE)
+        try:
+            prepare_rtnl(opened)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def _new_socket(self, kind: NetlinkKind) -> socket.socket:
         if self.name is None:
-            return open_here(NetlinkKind.GENERIC)
-        opened = open_in_namespace(self.name, NetlinkKind.GENERIC)
+            return open_here(kind)
+        opened = open_in_namespace(self.name, kind)
         if id_of_socket(opened) != self._id:
             opened.close()
             raise self._renamed()
@@ -136,3 +150,14 @@ class Netlink:
 
 
 HERE: Final = Netlink()
+
+
+@asynccontextmanager
+async def entered(netns: str | Netlink | None) -> AsyncIterator[Netlink]:
+    """A namespace that is held already, or that of a name for as long as the block lasts; None is
+    this process's. Raises NamespaceMissing, NamespaceOutOfReach, TunError."""
+    if isinstance(netns, Netlink):
+        yield netns
+    else:
+        with await Netlink.open(netns) as netlink:
+            yield netlink

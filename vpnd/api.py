@@ -244,6 +244,8 @@ class TunnelStatus(TypedDict):
     routes: str
     netns: str | None
     """The network namespace that the interface is in; null is the daemon's."""
+    fence: str
+    """`nftables`, `off`, or why there is none."""
     error: str | None
     """Why there is no interface, with what to do."""
 

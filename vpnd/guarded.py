@@ -10,7 +10,7 @@ from vpnd.last_good import GuardPlace
 
 
 def guarded_prefixes(peer: PeerConfig, tunnel: TunnelConfig) -> tuple[Prefix, ...]:
-    """The prefixes of one link that get an `unreachable` route under them.
+    """The prefixes of one link that are held back where they do not go through a tunnel.
 
     Everything in allowed_ips but a default route; where routes are not ours (`routes = "none"`)
     and for default routes, what `protect` names.

@@ -32,6 +32,10 @@ class Facts:
     renewal_problem: str = ""
     external: str = ""
     """What of the external keys is not as configured: a fallback, a source that is missing."""
+    ways: str = ""
+    """Why not all of the link's prefixes lead into its interface, or its peer is out of reach."""
+    endpoint: str = ""
+    """Why nothing can be sent to the peer."""
     second_identity: bool = False
     adopted: bool = False
 
@@ -55,8 +59,9 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
         return LinkState.DEGRADED, UNCERTAIN
     if not facts.in_force:
         return LinkState.INSTALLED, "waits for WireGuard's first handshake"
-    if facts.external or facts.renewal_problem:
-        return LinkState.DEGRADED, "; ".join(filter(None, (facts.external, facts.renewal_problem)))
+    if facts.ways or facts.external or facts.renewal_problem:
+        reasons = (facts.ways, facts.external, facts.renewal_problem)
+        return LinkState.DEGRADED, "; ".join(filter(None, reasons))
     if facts.second_identity:
         return LinkState.DEGRADED, "the peer used its second identity"
     return LinkState.ACTIVE, "adopted after a restart" if facts.adopted else ""
@@ -66,6 +71,8 @@ def _without_key(facts: Facts) -> tuple[LinkState, str]:
     if facts.closed_reason:
         return LinkState.CLOSED, facts.closed_reason
     if facts.exchanging:
+        if facts.endpoint:
+            return LinkState.EXCHANGING, facts.endpoint
         so_far = f"{facts.waiting_reason} so far" if facts.waiting_reason else "first exchange"
         return LinkState.EXCHANGING, so_far
     if facts.answering:

@@ -278,6 +278,8 @@ class LinkReport:
             waiting_reason=self._waiting_reason,
             renewal_problem=self._renewal_problem,
             external=self._external.watch.standing,
+            ways=self._tunnel.ways.trouble(self._peer),
+            endpoint=self._tunnel.ways.endpoints.get(self._peer.name, ""),
             second_identity=self.last is not None and self.last.identity != self._peer.identity[0],
             adopted=self.adopted,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,6 @@ from kex.identity import Identity
 from kex.link_state import NotPossible
 from kex.suites import SUITE_NUMBERS
 from kex.wire import HEADER_LENGTH, TRAILER_LENGTH
-from tun import Prefix
 from vpnd import reload, source_test
 from vpnd.api import (
     SCHEMA,
@@ -45,13 +44,12 @@ from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
 from vpnd.file_trust import FileFault
-from vpnd.guarded import guarded_prefixes, place_of
-from vpnd.guards import remove_guards, set_guards
+from vpnd.guards import Guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
 from vpnd.keysource.base import KeySource
 from vpnd.keysource.registry import KeySources
-from vpnd.last_good import Guarded, LastGood, write_last_good
+from vpnd.last_good import LastGood, write_last_good
 from vpnd.leftovers import Leftovers
 from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
@@ -65,9 +63,9 @@ from vpnd.node_control import (
     not_guarded,
     not_taken,
 )
+from vpnd.paths import PathWatch
 from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, restore_peer_file, write_peer_file
-from vpnd.place_guards import remove_guards_at
 from vpnd.source_journal import SourceJournal
 from vpnd.start_config import Start, last_good_of
 from vpnd.transport import Transport
@@ -128,12 +126,19 @@ class Node:
         self.sources = KeySources(config.key_sources, SourceJournal(journal))
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
-        self._upkeep = Upkeep(self, journal)
         self._leftovers = Leftovers(config, self._records, journal)
         self.tunnels: dict[str, ManagedTunnel] = {}
+        self.links: dict[str, ManagedLink] = {}
+        self.guards = Guards(
+            journal,
+            config=lambda: self.config,
+            tunnels=self.tunnels,
+            links=lambda: [(link.peer, link.tunnel) for link in self.links.values()],
+        )
+        self._upkeep = Upkeep(self.guards, self.tunnels, self.unchanging, journal)
+        self._paths = PathWatch(self.guards, self.tunnels, self.links, journal)
         for tunnel in config.tunnels.values():
             self.make_tunnel(tunnel)
-        self.links: dict[str, ManagedLink] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._tunnel_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
@@ -168,8 +173,8 @@ class Node:
         gc.set_threshold(*GARBAGE)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            # Guard routes come first: before any interface, and whatever becomes of it
-            await self._upkeep.guard_all()
+            # Guards come first: before any interface, and whatever becomes of it
+            await self.guards.guard_all()
             self._tell_start()
             await self._leftovers.take_away(self.tunnels)
             for number, peer in enumerate(self.config.peers.values(), 1):
@@ -183,6 +188,7 @@ class Node:
             nursery.start_soon(self.sources.run)
             nursery.start_soon(self.engine.run)
             nursery.start_soon(self._upkeep.run)
+            nursery.start_soon(self._paths.run)
             for tunnel in self.tunnels.values():
                 self._tunnel_scopes[tunnel.name] = self._keep_running(tunnel.run)
             with trio.move_on_after(ENTERING_SECONDS):
@@ -190,7 +196,7 @@ class Node:
                     await tunnel.wait_tried()
             if self._start is not None:
                 for name, guards in self._start.stale.items():
-                    await self.release(name, guards)
+                    await self.guards.release(name, guards)
             await self.keep_last_good()
             nursery.start_soon(self.disk.run)
             # What lives as long as the daemon is not looked through for garbage again and again:
@@ -269,7 +275,7 @@ class Node:
         self.tunnels[config.name] = ManagedTunnel(
             config,
             self._journal,
-            guard_links=self._upkeep.guard_tunnel,
+            guard_links=self.guards.guard_tunnel,
             records=self._leftovers.tunnels,
         )
 
@@ -285,7 +291,9 @@ class Node:
     async def delete_tunnel(self, name: str) -> None:
         """Take a tunnel away that no link uses. Raises TunError, OSError, FileFault."""
         self._tunnel_scopes.pop(name).cancel()
-        await self.tunnels.pop(name).delete()
+        tunnel = self.tunnels.pop(name)
+        await self.guards.forget_tunnel(tunnel)
+        await tunnel.delete()
 
     def update_links(self, config: Config, identities: Mapping[str, Identity]) -> None:
         """Let every link, and the key exchange, go by another configuration: all or nothing.
@@ -319,18 +327,6 @@ class Node:
         self._journal.forget_link(name)
         return link
 
-    async def guard(self, peer: PeerConfig, *, told: str = "", entering: bool = False) -> str:
-        """Set the guard routes of a peer; what went wrong, or ''. It is told unless it was."""
-        tunnel = self.tunnels[peer.tunnel]
-        try:
-            await set_guards(tunnel, guarded_prefixes(peer, tunnel.config), entering=entering)
-        except BackendErrors as error:
-            reason = str(error)
-            if reason != told:
-                self._journal.record("guard_failed", peer=peer.name, level="error", reason=reason)
-            return reason
-        return ""
-
     async def keep_last_good(self) -> None:
         """Keep what runs now, for a start that finds something else on disk."""
         config, before = self.config, self._last_good
@@ -349,39 +345,6 @@ class Node:
         if fault and fault != self._last_good_fault:
             self._journal.record("last_good_not_written", level="warning", reason=fault)
         self._last_good_fault = fault
-
-    async def release(self, name: str, guards: Iterable[Guarded]) -> None:
-        """Remove guard routes of a peer that is gone, but for those that are still needed."""
-        for each in guards:
-            needed = {
-                prefix
-                for link in self.links.values()
-                if place_of(link.tunnel.config) == each.place
-                for prefix in guarded_prefixes(link.peer, link.tunnel.config)
-            }
-            needed |= self._held_at(each)
-            unwanted = [prefix for prefix in each.prefixes if prefix not in needed]
-            tunnels = (one for one in self.tunnels.values() if place_of(one.config) == each.place)
-            tunnel = next(tunnels, None)
-            try:
-                if not unwanted:
-                    continue
-                if tunnel is None:
-                    await remove_guards_at(each.place, unwanted)
-                else:
-                    await remove_guards(tunnel, unwanted)
-            except BackendErrors as error:
-                self._journal.record("guard_failed", peer=name, level="error", reason=str(error))
-
-    def _held_at(self, guarded: Guarded) -> set[Prefix]:
-        """What peers that are held need guarded in the same place."""
-        return {
-            prefix
-            for held in self.config.held.values()
-            for each in held.guards
-            if each.place == guarded.place
-            for prefix in each.prefixes
-        }
 
     def unchanging(self) -> AbstractAsyncContextManager[object]:
         """No peer comes, goes or changes meanwhile."""
@@ -445,13 +408,17 @@ class Node:
             longest_pause_ms=round(self._pauses.longest * 1e3, 1),
             longest_pause_cpu_ms=round(self._pauses.longest_cpu * 1e3, 1),
             listen=self._transport.local_names(),
-            tunnels=[tunnel_status(tunnel) for tunnel in self.tunnels.values()],
+            tunnels=[
+                tunnel_status(tunnel, self.guards.fence_of(tunnel.config))
+                for tunnel in self.tunnels.values()
+            ],
             links=links,
             counters=counters,
             warnings=[
                 *(str(note) for note in self.config.notes),
                 *self._transport.problems(),
-                *self._upkeep.warnings,
+                *self.guards.warnings,
+                *self._paths.warnings,
                 *source_warnings(self.sources.statuses()),
                 *filter(None, [self._last_good_fault]),
             ],
@@ -520,7 +487,7 @@ class Node:
                     await trio.to_thread.run_sync(
                         remove_peer_file, config.node.peers_dir, peer.name
                     )
-                    await self.unguard(peer, self.tunnels[peer.tunnel])
+                    await self.guards.unguard(peer, self.tunnels[peer.tunnel])
                 self.update_links(self.config, self.identities)
                 raise
             await self.adopt(config, peer.file)
@@ -537,7 +504,7 @@ class Node:
 
     async def _bring_up(self, peer: PeerConfig, config: Config) -> ManagedLink:
         """Guard a new peer and start its link. Raises ControlError."""
-        fault = await self.guard(peer)
+        fault = await self.guards.guard(peer)
         if fault:
             raise not_guarded(peer.name, fault)
         try:
@@ -575,7 +542,7 @@ class Node:
             self.update_links(self.config, self.identities)
             raise
         await self.adopt(config, held.file)
-        await self.release(name, held.guards)
+        await self.guards.release(name, held.guards)
         return list(change)
 
     async def reload(
@@ -594,7 +561,7 @@ class Node:
         config = self.config.without_held(held.name)
         await trio.to_thread.run_sync(remove_durably, held.file)
         await self.adopt(config, held.file)
-        await self.release(held.name, held.guards)
+        await self.guards.release(held.name, held.guards)
         self._journal.record("peer_removed", peer=held.name, uid=caller.uid)
         self._journal.forget_link(held.name)
         return PeerRemoved(schema=SCHEMA, peer=held.name, removed=True)
@@ -610,26 +577,11 @@ class Node:
             self.config = config
             link = await self.drop_link(name)
             self.update_links(config, self.identities)
-            await self.unguard(link.peer, link.tunnel)
+            await self.guards.unguard(link.peer, link.tunnel)
             await self.adopt(config, file)
             self._journal.record("peer_removed", peer=name, uid=caller.uid)
             self._journal.forget_link(name)  # what the record just now has counted
             return PeerRemoved(schema=SCHEMA, peer=name, removed=True)
-
-    async def unguard(self, gone: PeerConfig, tunnel: ManagedTunnel) -> None:
-        """Remove the guard routes of a peer, but for those that a link needs as well."""
-        needed = {
-            prefix
-            for link in self.links.values()
-            if link.tunnel.table == tunnel.table
-            for prefix in guarded_prefixes(link.peer, link.tunnel.config)
-        }
-        own = guarded_prefixes(gone, tunnel.config)
-        needed |= self._held_at(Guarded(place_of(tunnel.config), own))
-        try:
-            await remove_guards(tunnel, [prefix for prefix in own if prefix not in needed])
-        except BackendErrors as error:
-            self._journal.record("guard_failed", peer=gone.name, level="error", reason=str(error))
 
     async def rekey(self, name: str, caller: Caller) -> RekeyStarted:
         link = self._named(name)

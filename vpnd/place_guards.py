@@ -40,24 +40,29 @@ async def set_all_guards(
     for place, peers in sorted(places.items(), key=lambda item: item[0].netns is not None):
         at_once = {prefix for prefixes in peers.values() for prefix in prefixes}
         try:
-            await set_guard_routes(at_once, table=place.table, vrf=place.vrf, netns=place.netns)
+            done = await set_guard_routes(
+                at_once, table=place.table, vrf=place.vrf, netns=place.netns
+            )
         except NamespaceMissing as missing:
             outcome.waiting.update(dict.fromkeys(peers, str(missing)))
-        except (TunError, OSError):
-            for peer, prefixes in peers.items():
-                try:
-                    await set_guard_routes(
-                        prefixes, table=place.table, vrf=place.vrf, netns=place.netns
-                    )
-                except (TunError, OSError) as error:
-                    outcome.faults[peer] = str(error)
+            continue
+        except (TunError, OSError) as error:
+            outcome.faults.update(dict.fromkeys(peers, str(error)))
+            continue
+        for peer, prefixes in peers.items():
+            failed = sorted(prefixes & done.faults.keys(), key=str)
+            if failed:
+                reasons = dict.fromkeys(done.faults[prefix] for prefix in failed)
+                outcome.faults[peer] = "; ".join(reasons)
     return outcome
 
 
 async def set_guards_at(place: GuardPlace, prefixes: Iterable[Prefix]) -> None:
     """Guard routes in a place that no tunnel has. Raises TunError, OSError."""
     with suppress(NamespaceMissing), trio.move_on_after(ENTERING_SECONDS) as scope:
-        await set_guard_routes(prefixes, table=place.table, vrf=place.vrf, netns=place.netns)
+        done = await set_guard_routes(prefixes, table=place.table, vrf=place.vrf, netns=place.netns)
+        if done.faults:
+            raise TunError("; ".join(dict.fromkeys(done.faults.values())))
     if scope.cancelled_caught:
         raise TunError(
             f"the network namespace {place.netns} was out of reach for "

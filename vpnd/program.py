@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterable
@@ -18,10 +19,12 @@ from tun import TunError
 from vpnd.api import DEFAULT_CONFIG_PATH, ExitCode
 from vpnd.config import Config, load_config
 from vpnd.config_errors import ConfigErrors, ConfigProblem
+from vpnd.config_host import notes_on_host
 from vpnd.control import ControlServer, ControlSocketError, open_control_socket
 from vpnd.early_signals import HARMLESS, hangup_received
 from vpnd.event_feed import EventFeed
 from vpnd.file_trust import FileFault
+from vpnd.guards import guard_at_boot
 from vpnd.hardening import protect_memory
 from vpnd.journal import Journal, configure_logging
 from vpnd.node import Node, NoIdentity
@@ -40,8 +43,8 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *HARMLESS)
 def main() -> None:
     """Read the command line, and do what it says; leaves with an ExitCode."""
     arguments = _arguments()
-    if arguments.check:
-        sys.exit(_check(arguments.config))
+    if arguments.check or arguments.host_notes:
+        sys.exit(_check(arguments.config, as_json=arguments.host_notes))
     # Guards need no identity: they stand before the first one is made, or with a spoiled one
     start = read_start(arguments.config, with_identities=not arguments.guard_only)
     if arguments.guard_only:
@@ -81,22 +84,29 @@ def _arguments() -> argparse.Namespace:
     )
     doing = parser.add_mutually_exclusive_group()
     doing.add_argument("--check", action="store_true", help="check the configuration and leave")
+    doing.add_argument("--host-notes", action="store_true", help=argparse.SUPPRESS)  # for vpnctl
     doing.add_argument(
         "--guard-only",
         action="store_true",
-        help="set the guard routes of all peers and leave; before the network, at boot",
+        help="guard all peers, by routes and by fences, and leave; before the network, at boot",
     )
     parser.add_argument("--version", action="version", version=f"vpnd {version('vpnd')}")
     return parser.parse_args()
 
 
-def _check(path: Path) -> ExitCode:
+def _check(path: Path, *, as_json: bool) -> ExitCode:
     try:
         config = load_config(path)
     except ConfigErrors as errors:
         _tell_problems(errors.problems)
         return ExitCode.USAGE
+    notes = notes_on_host(config)
+    if as_json:
+        print(json.dumps([note.detail() for note in notes]))
+        return ExitCode.DONE
     print(f"{path}: {len(config.peers)} peer(s), no errors")
+    for note in notes:
+        print(f"vpnd: note: {note}")
     return ExitCode.DONE
 
 
@@ -114,7 +124,7 @@ def _set_guards(start: Start) -> ExitCode:
     A namespace that is not there yet is no fault: nothing leaves it, and the daemon sets them in
     it, once it is there, before anything else.
     """
-    outcome = trio.run(set_all_guards, start.guards)
+    outcome = trio.run(guard_at_boot, start)
     with suppress(OSError):  # nobody reads: the routes are what counts
         _tell_problems(start.problems)
         for note in start.notes:

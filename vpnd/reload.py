@@ -93,7 +93,7 @@ async def reload(
         tunnel.look_up_mtu()
     # A configuration that was read has no errors: whoever was held runs now, or was taken out
     for held in old.held.values():
-        await node.release(held.name, held.guards)
+        await node.guards.release(held.name, held.guards)
     await node.keep_last_good()
     journal.record(
         "reloaded",
@@ -232,7 +232,7 @@ async def _apply(node: Node, plan: Plan, problems: list[str]) -> None:
     gone = await _change(node, plan, new_tunnels, problems)
     problems += await _bring_up_to_date(node, plan)
     for peer, tunnel in gone:
-        await node.unguard(peer, tunnel)
+        await node.guards.unguard(peer, tunnel)
 
 
 def _try_out(node: Node, plan: Plan) -> None:
@@ -251,10 +251,10 @@ async def _guard(node: Node, plan: Plan) -> None:
     for name in (*plan.changed, *plan.added):
         peer = plan.new.peers[name]
         guarded.append(peer)
-        fault = await node.guard(peer)
+        fault = await node.guards.guard(peer)
         if fault:
             for each in guarded:
-                await node.unguard(each, node.tunnels[each.tunnel])
+                await node.guards.unguard(each, node.tunnels[each.tunnel])
             raise not_guarded(name, fault)
 
 

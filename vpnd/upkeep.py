@@ -1,30 +1,29 @@
 """What somebody else did to interfaces, routes and guards is noticed, told, and put right.
 
-    something changed ──▶ guard routes ──▶ interfaces (VRF, MTU, addresses, state, port) ──▶ routes
+    something changed ──▶ guards ──▶ interfaces (VRF, MTU, addresses, state, port) ──▶ routes
     (or 30 s are over)
+    a guard route was deleted ──▶ put back at once, however often
+    a fence was changed       ──▶ put back at once
 
 Only what is ours is touched. Peers on an interface, and its key, show in its dumps: vpnd.tunnels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tun import ChangeWatch, NotOurs, Prefix
-from vpnd.guarded import guarded_prefixes, place_of
-from vpnd.guards import set_guards
-from vpnd.place_guards import set_guards_at
-from vpnd.tunnels import RETRY_SECONDS, BackendErrors
+from tun import Changes, ChangeWatch, FenceWatch
+from vpnd.tunnels import RETRY_SECONDS
 
 if TYPE_CHECKING:
-    from vpnd.config import Config
-    from vpnd.config_model import PeerConfig
+    from collections.abc import Awaitable, Callable
+
+    from vpnd.guards import Guards
     from vpnd.journal import Journal
-    from vpnd.node import Node
     from vpnd.tunnels import ManagedTunnel
 
 CHECK_SECONDS: Final = 30.0
@@ -41,144 +40,67 @@ CALM_AT_MOST: Final = 5.0
 class Upkeep:
     """Looks after what the daemon has set up, while it runs."""
 
-    def __init__(self, node: Node, journal: Journal) -> None:
-        self._node = node
+    def __init__(
+        self,
+        guards: Guards,
+        tunnels: Mapping[str, ManagedTunnel],
+        unchanging: Callable[[], AbstractAsyncContextManager[object]],
+        journal: Journal,
+    ) -> None:
+        """Within `unchanging` no peer comes, goes or changes."""
+        self._guards = guards
+        self._tunnels = tunnels
+        self._unchanging = unchanging
         self._journal = journal
-        self._faults: dict[str, str] = {}
-        """Of each peer whose guard routes could not be set: why."""
-        self._guarded: dict[str, tuple[Config, dict[str, frozenset[Prefix]]]] = {}
-
-    @property
-    def warnings(self) -> list[str]:
-        return [f"{peer}: {fault}" for peer, fault in self._faults.items()]
-
-    async def guard(self, peer: PeerConfig, *, entering: bool = False) -> None:
-        """Set the guard routes of a peer; what fails is tried again by itself: what stands in the
-        way of one guard must not keep other links down."""
-        told = self._faults.get(peer.name, "")
-        fault = await self._node.guard(peer, told=told, entering=entering)
-        self._faults.pop(peer.name, None)
-        if fault:
-            self._faults[peer.name] = fault
-
-    async def guard_all(self) -> None:
-        """Set the guard routes of all peers, as the first thing: none is expected to stand. Those
-        in another namespace come when its tunnel's task enters it."""
-        for tunnel in tuple(self._node.tunnels.values()):
-            await self._guards(tunnel)
-        await self._guard_elsewhere()
-
-    async def guard_tunnel(self, name: str) -> None:
-        """Enter the namespace of a tunnel, and set the guard routes of all of its peers, where
-        none is expected to stand."""
-        await self._guards(self._node.tunnels[name], entering=True)
+        self._changed = trio.Event()
 
     async def run(self) -> None:
         """Check until cancelled."""
         with ChangeWatch() as watch:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._check_calmly)
+                nursery.start_soon(self._keep_fences)
+                while True:
+                    changes = await watch.wait_changed()
+                    self._changed.set()
+                    if changes.deleted_guards:
+                        await self._put_back(changes)
+
+    async def _put_back(self, changes: Changes) -> None:
+        async def put_back() -> None:
+            await self._guards.put_back(changes.deleted_guards)
+
+        await self._surviving(put_back)
+
+    async def _keep_fences(self) -> None:
+        try:
+            watch = FenceWatch()
+        except OSError:
+            return  # without nftables there is no fence
+        with watch:
             while True:
-                with trio.move_on_after(RETRY_SECONDS if self._faults else CHECK_SECONDS):
-                    await watch.wait_changed()
-                began = trio.current_time()
-                try:
-                    await self._check()
-                except Exception as error:
-                    # A bug: the links go on
-                    self._journal.record(
-                        "internal_error", level="error", reason="upkeep", exc_info=error
-                    )
-                calm = CALM_SHARE * (trio.current_time() - began)
-                await trio.sleep(min(max(CALM_SECONDS, calm), CALM_AT_MOST))
+                await watch.wait_changed()
+                await self._surviving(self._guards.check_fences)
+
+    async def _check_calmly(self) -> None:
+        while True:
+            with trio.move_on_after(RETRY_SECONDS if self._guards.is_faulty else CHECK_SECONDS):
+                await self._changed.wait()
+            self._changed = trio.Event()
+            began = trio.current_time()
+            await self._surviving(self._check)
+            calm = CALM_SHARE * (trio.current_time() - began)
+            await trio.sleep(min(max(CALM_SECONDS, calm), CALM_AT_MOST))
 
     async def _check(self) -> None:
-        async with self._node.unchanging():
-            config = self._node.config
-            for name in self._faults.keys() - config.peers.keys() - config.held.keys():
-                del self._faults[name]
-            for tunnel in tuple(self._node.tunnels.values()):
-                if tunnel.config.netns is not None and tunnel.open is None:
-                    continue  # its own task sets them as it enters, and knows what is wrong
-                missing = await self._guards(tunnel)
-                if missing:
-                    self._journal.record(
-                        "put_right",
-                        level="warning",
-                        tunnel=tunnel.name,
-                        reason="guard routes were missing: " + ", ".join(sorted(map(str, missing))),
-                    )
-            await self._guard_elsewhere()
-        for tunnel in tuple(self._node.tunnels.values()):
+        async with self._unchanging():
+            await self._guards.check()
+        for tunnel in tuple(self._tunnels.values()):
             await tunnel.restore()
 
-    async def _guards(self, tunnel: ManagedTunnel, *, entering: bool = False) -> frozenset[Prefix]:
-        """Set what is missing of a tunnel's guard routes, all in one look: what nobody knew to be
-        missing."""
-        peers = self._peers_of(tunnel)
+    async def _surviving(self, task: Callable[[], Awaitable[None]]) -> None:
         try:
-            missing = await set_guards(
-                tunnel, {prefix for own in peers.values() for prefix in own}, entering=entering
-            )
-        except NotOurs:
-            for name, prefixes in peers.items():  # one of them has the trouble
-                peer = self._node.config.peers.get(name)
-                if peer is not None:
-                    await self.guard(peer, entering=entering)
-                else:
-                    await self._guard_held(
-                        name, partial(set_guards, tunnel, prefixes, entering=entering)
-                    )
-            return frozenset()
-        except BackendErrors as error:
-            for name in peers:
-                if self._faults.get(name) != str(error):
-                    self._journal.record(
-                        "guard_failed", peer=name, level="error", reason=str(error)
-                    )
-                self._faults[name] = str(error)
-            return frozenset()
-        for name in peers.keys() & self._faults.keys():
-            del self._faults[name]
-            missing -= peers[name]  # they were known to be
-        return missing
-
-    async def _guard_held(self, name: str, setting: Callable[[], Awaitable[object]]) -> None:
-        """Set guard routes of a peer that has no link."""
-        try:
-            await setting()
-        except BackendErrors as error:
-            if self._faults.get(name) != str(error):
-                self._journal.record("guard_failed", peer=name, level="error", reason=str(error))
-            self._faults[name] = str(error)
-        else:
-            self._faults.pop(name, None)
-
-    async def _guard_elsewhere(self) -> None:
-        """Of peers that are held, what is not where a tunnel is."""
-        places = {place_of(tunnel.config) for tunnel in self._node.tunnels.values()}
-        for held in self._node.config.held.values():
-            for each in held.guards:
-                if each.place not in places:
-                    await self._guard_held(
-                        held.name, partial(set_guards_at, each.place, each.prefixes)
-                    )
-
-    def _peers_of(self, tunnel: ManagedTunnel) -> Mapping[str, frozenset[Prefix]]:
-        """The guarded prefixes of a tunnel's peers. Worked out anew for another configuration
-        only: for a thousand peers it takes a while."""
-        config = self._node.config
-        known: Config | None
-        found: dict[str, frozenset[Prefix]]
-        known, found = self._guarded.get(tunnel.name, (None, {}))
-        if known is not config:
-            found = {
-                peer.name: frozenset(guarded_prefixes(peer, tunnel.config))
-                for peer in config.peers.values()
-                if peer.tunnel == tunnel.name
-            }
-            place = place_of(tunnel.config)
-            for held in config.held.values():
-                parts = [each.prefixes for each in held.guards if each.place == place]
-                if parts:
-                    found[held.name] = frozenset().union(*parts)
-            self._guarded[tunnel.name] = (config, found)
-        return found
+            await task()
+        except Exception as error:
+            # A bug: the links go on
+            self._journal.record("internal_error", level="error", reason="upkeep", exc_info=error)

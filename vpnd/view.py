@@ -62,6 +62,7 @@ def link_status(link: ManagedLink, counters: dict[str, int]) -> LinkStatus:
         allowed_ips=[str(prefix) for prefix in link.peer.allowed_ips],
         warnings=[
             *report.warnings,
+            *link.tunnel.ways.warnings(link.peer),
             *filter(None, [link.wireguard.record_fault, link.external.watch.record_fault]),
         ],
     )
@@ -114,7 +115,7 @@ def held_info(held: HeldPeer) -> HeldPeerInfo:
     )
 
 
-def tunnel_status(tunnel: ManagedTunnel) -> TunnelStatus:
+def tunnel_status(tunnel: ManagedTunnel, fence: str) -> TunnelStatus:
     opened = tunnel.open
     return TunnelStatus(
         tunnel=tunnel.name,
@@ -127,6 +128,7 @@ def tunnel_status(tunnel: ManagedTunnel) -> TunnelStatus:
         mtu=tunnel.mtu,
         routes=tunnel.config.routes,
         netns=tunnel.config.netns,
+        fence=fence,
         error=tunnel.error,
     )
 

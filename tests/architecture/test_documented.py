@@ -75,7 +75,7 @@ def test_every_exit_code_is_explained(code: ExitCode) -> None:
 
 
 FAILURES = {
-    "TunError", "BackendUnavailable", "InterfaceMissing", "KeyChanged", "MalformedAnswer",
+    "TunError", "BackendUnavailable", "FenceUnavailable", "InterfaceMissing", "KeyChanged", "MalformedAnswer",
     "NamespaceOutOfReach", "NotOurs", "PeerMissing", "ReadBackMismatch", "ControlSocketError",
     "NoIdentity",
 }  # fmt: skip
