@@ -300,9 +300,8 @@ def _chain_messages(table: str, chain: Chain) -> list[_Message]:
 def _transact(opened: socket.socket, messages: Sequence[_Message]) -> None:
     """All of it or nothing."""
     before = int.from_bytes(os.urandom(3), "big")  # the socket may have been used before
-    batch = bytearray(
-        _packed(_BATCH_BEGIN, _F_REQUEST, before, _NFGEN.pack(0, 0, socket.htons(10)))
-    )
+    subsystem = _NFGEN.pack(0, 0, socket.htons(_SUBSYSTEM))
+    batch = bytearray(_packed(_BATCH_BEGIN, _F_REQUEST, before, subsystem))
     last = len(messages)
     for number, (kind, flags, attributes) in enumerate(messages, 1):
         flags |= _F_REQUEST | (_F_ACK if number == last else 0)
