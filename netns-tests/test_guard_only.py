@@ -9,12 +9,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from tun_site import Site
 
 from kex.identity import Fingerprint
+from vpnd.own_networks import OwnNetworks
 
 pytestmark = pytest.mark.netns
 
@@ -75,8 +77,32 @@ def test_they_stand_before_everything_else(site: Site, config: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == "guard routes of 2 peer(s) stand\n"
         assert guards(site) == {"10.20.0.0/16", "10.30.0.0/16", "fd00:20::/48"}
+    fence = site.run("nft", "list", "table", "inet", "vpnd-wg0")
+    assert all(prefix in fence for prefix in ("10.20.0.0/16", "10.30.0.0/16", "fd00:20::/48"))
     assert not site.succeeds("ip", "link", "show", "wg0")
     assert not (config.parent / "run").exists()
+
+
+def test_a_network_of_this_host_that_the_daemon_has_seen_stays_in_reach(
+    site: Site, config: Path
+) -> None:
+    """The fence comes before the network: a LAN within a peer's prefix is known from before."""
+    networks = OwnNetworks(config.parent / "state")
+    networks.remember("backbone", frozenset({("lan0", ip_network("10.20.7.0/24"))}))
+    assert guard_only(site, config).returncode == 0
+    fence = site.run("nft", "list", "table", "inet", "vpnd-wg0")
+    assert 'oifname "lan0" ip daddr 10.20.7.0/24 accept' in fence
+    # What cannot be read is none, and no fault
+    (config.parent / "state" / "own-networks.json").write_text("{")
+    assert guard_only(site, config).returncode == 0
+    assert "lan0" not in site.run("nft", "list", "table", "inet", "vpnd-wg0")
+
+
+def test_without_a_fence(site: Site, config: Path) -> None:
+    config.write_text(config.read_text() + 'fence = "off"\n')
+    assert guard_only(site, config).returncode == 0
+    assert "vpnd-" not in site.run("nft", "list", "tables")
+    assert "10.20.0.0/16" in guards(site)
 
 
 def test_one_that_cannot_stand_keeps_no_other_away(site: Site, config: Path) -> None:

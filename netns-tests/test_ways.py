@@ -13,6 +13,7 @@ import trio
 import trio.lowlevel
 from linking import linked
 
+from kex.identity import Fingerprint
 from lab.patience import patient
 from lab.programs import program
 from lab.site import Site
@@ -131,3 +132,26 @@ async def test_a_way_into_the_tunnel_itself_is_told() -> None:
         await degraded(fra, f"endpoint {host} leads into wg0, the tunnel itself")
         await fra.run(["ip", "route", "del", host, "dev", "wg0"])
         await fra.wait_state("ams", "active")
+
+
+async def test_a_peer_behind_a_guard_is_told_and_not_waited_for() -> None:
+    async with linked() as lab:
+        fra = lab.site("fra")
+        lines = (
+            f'identity = "{Fingerprint.of(1, b"lon").text()}"',
+            'endpoint = "198.51.100.9:51821"',
+            'allowed_ips = ["10.9.0.0/16"]',
+            'protect = ["198.51.100.0/24"]',
+        )
+        path = fra.config_path.parent / "peers.d" / "lon.toml"
+        path.write_text("\n".join(lines) + "\n")
+        path.chmod(0o644)
+        await fra.vpnctl("reload")
+        with trio.fail_after(patient(30)):
+            while True:
+                reason = (await fra.link_status("lon"))["reason"]
+                if "nothing can be sent to the peer's endpoint 198.51.100.9" in reason:
+                    break
+                await trio.sleep(0.1)
+        assert "198.51.100.0/24, which is guarded for lon" in reason
+        assert (await fra.link_status("ams"))["state"] == "active"

@@ -22,6 +22,7 @@ class Driver:
     def __init__(self) -> None:
         self.tunnel: tun.Tunnel | None = None
         self._path = os.environ["PATH"]
+        self._fence = tun.KeptFence()
 
     @property
     def _tunnel(self) -> tun.Tunnel:
@@ -92,6 +93,15 @@ class Driver:
         prefixes = [ip_network(text) for text in values["prefixes"]]
         table, netns = values.get("table"), values.get("netns")
         return _faults(await tun.set_guard_routes(prefixes, table=table, netns=netns))
+
+    async def put_fence(self, values: Values) -> bool:
+        """Whether somebody had changed the one that was put by this driver."""
+        spec = tun.FenceSpec(
+            interface="wg0",
+            ways=frozenset({"wg0"}),
+            guarded=frozenset(ip_network(text) for text in values["prefixes"]),
+        )
+        return (await self._fence.put(spec)).was_altered
 
     async def remove_guards(self, values: Values) -> None:
         prefixes = [ip_network(text) for text in values["prefixes"]]

@@ -7,6 +7,8 @@ force when no other route to the prefix is left: no key yet, interface deleted, 
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Iterable
 
 from tun.model import Prefix
@@ -47,8 +49,10 @@ async def set_guard_routes(
         number = routing_table(rtnl, table=table, vrf=vrf)
         wanted = {_guard(prefix, number) for prefix in prefixes if prefix.prefixlen > 0}
         missing = wanted - _standing(rtnl, number)
-        faults = add_routes(rtnl, missing)
-        return RoutesSet(frozenset(route.prefix for route in missing) - faults.keys(), faults)
+        failed = add_routes(rtnl, missing)
+        # What a host without IPv6 cannot guard does not leave it either
+        faults = {one: why for one, why in failed.items() if one.version == 4 or _has_ipv6()}
+        return RoutesSet(frozenset(route.prefix for route in missing) - failed.keys(), faults)
 
     async with entered(netns) as netlink:
         return await netlink.run(set_missing)
@@ -93,6 +97,14 @@ async def guard_routes(*, table: int | None = None, netns: str | None = None) ->
         standing = await netlink.run(lambda rtnl: _standing(rtnl, number))
     prefixes = [route.prefix for route in standing]
     return tuple(sorted(prefixes, key=lambda p: (p.version, p.network_address.packed, p.prefixlen)))
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError as error:
+        return error.errno != errno.EAFNOSUPPORT
+    return True
 
 
 def _guard(prefix: Prefix, table: int) -> Route:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
-
-import trio
 
 from tun.detours import Detours, Watched, find_detours, note_overlap
 from tun.errors import TunError
@@ -19,8 +15,6 @@ from tun.vrf import routing_table
 from tun.ways import Ranges, read_rules, read_ways
 
 __all__ = ["Lookout", "Toward", "look_out", "ways_to_peers"]
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +52,8 @@ async def look_out(lookouts: Iterable[Lookout], netlink: Netlink = HERE) -> Mapp
     """
     wanted = list(lookouts)
     ranges = Ranges(prefix for each in wanted for prefix in each.routed | each.protected)
-    ways, rules = await _raw(
-        netlink, lambda opened: (read_ways(opened, ranges), read_rules(opened))
-    )
+    ways = await netlink.run_raw(lambda opened: read_ways(opened, ranges))
+    rules = await netlink.run_raw(read_rules)
 
     def compare(rtnl: Rtnl) -> Mapping[str, Detours]:
         links = {link.index: link for link in rtnl.links()}
@@ -131,11 +124,3 @@ async def ways_to_peers(hosts: Iterable[str], *, fwmark: int | None) -> Mapping[
         return found
 
     return await HERE.run(look_up)
-
-
-async def _raw(netlink: Netlink, work: Callable[[socket.socket], _T]) -> _T:
-    def run() -> _T:
-        with netlink.route_socket() as opened:
-            return work(opened)
-
-    return await trio.to_thread.run_sync(run)

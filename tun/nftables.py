@@ -299,21 +299,23 @@ def _chain_messages(table: str, chain: Chain) -> list[_Message]:
 
 def _transact(opened: socket.socket, messages: Sequence[_Message]) -> None:
     """All of it or nothing."""
-    batch = bytearray(_packed(_BATCH_BEGIN, _F_REQUEST, 0, _NFGEN.pack(0, 0, socket.htons(10))))
+    before = int.from_bytes(os.urandom(3), "big")  # the socket may have been used before
+    subsystem = _NFGEN.pack(0, 0, socket.htons(_SUBSYSTEM))
+    batch = bytearray(_packed(_BATCH_BEGIN, _F_REQUEST, before, subsystem))
     last = len(messages)
     for number, (kind, flags, attributes) in enumerate(messages, 1):
         flags |= _F_REQUEST | (_F_ACK if number == last else 0)
         body = _NFGEN.pack(_INET, 0, 0) + attributes
-        batch += _packed(_SUBSYSTEM << 8 | kind, flags, number, body)
-    batch += _packed(_BATCH_END, _F_REQUEST, last + 1, _NFGEN.pack(0, 0, socket.htons(10)))
+        batch += _packed(_SUBSYSTEM << 8 | kind, flags, before + number, body)
+    batch += _packed(_BATCH_END, _F_REQUEST, before + last + 1, subsystem)
     opened.settimeout(_PATIENCE)
     _make_room(opened, len(batch))
     opened.sendto(batch, (0, 0))
     while True:
         for kind, sequence, _, body in _received(opened):
-            if kind == _ERROR_MESSAGE:
+            if kind == _ERROR_MESSAGE and before <= sequence <= before + last + 1:
                 _raise_error(body)
-                if sequence == last:
+                if sequence == before + last:
                     return
 
 
@@ -326,7 +328,8 @@ def _make_room(opened: socket.socket, length: int) -> None:
 def _dump(opened: socket.socket, kind: int, attributes: bytes) -> list[bytes]:
     """The attributes of each message of a dump; none where the table is not there."""
     opened.settimeout(_PATIENCE)
-    for attempt in range(1, _TRIES + 1):
+    before = int.from_bytes(os.urandom(3), "big")
+    for attempt in range(before, before + _TRIES):
         body = _NFGEN.pack(_INET, 0, 0) + attributes
         opened.sendto(_packed(_SUBSYSTEM << 8 | kind, _F_REQUEST | _F_DUMP, attempt, body), (0, 0))
         try:

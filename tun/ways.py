@@ -118,7 +118,9 @@ def read_ways(opened: socket.socket, ranges: Ranges) -> list[Way]:
 
 def route_of(body: memoryview, version: int, bits: int, ranges: Ranges) -> Way | None:
     """The route of one message; None for one that is not looked at."""
-    _, length, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(body)
+    family, length, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(body)
+    if family != (socket.AF_INET if version == 4 else socket.AF_INET6):
+        return None  # asked for IPv6, a host without it tells of IPv4
     if table == _LOCAL_TABLE or kind in _LOCAL_TYPES or flags & _CLONED:
         return None
     metric, outs, gateway, address = 0, set(), "", 0

@@ -84,7 +84,8 @@ class Guards:
         """Of each peer whose guard routes could not all be set: why."""
         self._fence_faults: dict[str, str] = {}
         """Of each tunnel whose fence could not be put: why."""
-        self._changing = trio.Lock()
+        self._locks: dict[str, trio.Lock] = {}
+        """Of each tunnel: the way into a namespace may take long, and holds up its own alone."""
         self._told_at = -TELL_SECONDS
         self._untold: dict[str, int] = {}
         """What was put back since then, and how often."""
@@ -129,8 +130,10 @@ class Guards:
         """
         tunnel = self._tunnels[peer.tunnel]
         prefixes = frozenset(guarded_prefixes(peer, tunnel.config))
-        async with self._changing:
-            self._standing.setdefault(tunnel.name, set()).update(prefixes)
+        self._standing.setdefault(tunnel.name, set()).update(prefixes)
+        if not entering and _is_away(tunnel):
+            return ""  # its own task sets them as it enters
+        async with self._lock(tunnel):
             await self._set(tunnel, {peer.name: prefixes}, entering=entering)
         return self._faults.get(peer.name, "")
 
@@ -155,14 +158,17 @@ class Guards:
         own = set(guarded_prefixes(gone, tunnel.config))
         if all(peer.name != gone.name for peer, _ in links):
             self._faults.pop(gone.name, None)
-        async with self._changing:
-            self._standing.setdefault(tunnel.name, set()).difference_update(own - in_tunnel)
-            try:
+        self._standing.setdefault(tunnel.name, set()).difference_update(own - in_tunnel)
+        try:
+            if _is_away(tunnel):
+                await _remove_routes(tunnel, own - in_table)
+                return
+            async with self._lock(tunnel):
                 await _remove_routes(tunnel, own - in_table)
                 if tunnel.name in self._tunnels:
                     await self._put_fence(tunnel)
-            except BackendErrors as error:
-                self._record_failure(gone.name, str(error))
+        except BackendErrors as error:
+            self._record_failure(gone.name, str(error))
 
     def _held_at(self, place: GuardPlace) -> set[Prefix]:
         """What peers that are held need guarded in a place."""
@@ -184,29 +190,30 @@ class Guards:
             unwanted = set(each.prefixes) - needed
             here = [one for one in self._tunnels.values() if place_of(one.config) == each.place]
             try:
-                async with self._changing:
-                    for tunnel in here:
-                        self._standing.setdefault(tunnel.name, set()).difference_update(unwanted)
+                for tunnel in here:
+                    self._standing.setdefault(tunnel.name, set()).difference_update(unwanted)
+                    if _is_away(tunnel):
+                        continue
+                    async with self._lock(tunnel):
+                        await _remove_routes(tunnel, unwanted)
                         await self._put_fence(tunnel)
-                    if here:
-                        await _remove_routes(here[0], unwanted)
-                    else:
-                        await remove_guards_at(each.place, unwanted)
+                if all(map(_is_away, here)):
+                    await remove_guards_at(each.place, unwanted)
             except BackendErrors as error:
                 self._record_failure(name, str(error))
 
     async def forget_tunnel(self, tunnel: ManagedTunnel) -> None:
         """A tunnel is no longer configured: its fence goes."""
-        async with self._changing:
-            for known in (self._standing, self._fences, self._fence_faults, self._by_tunnel):
-                known.pop(tunnel.name, None)
-            try:
-                with suppress(NamespaceMissing), trio.move_on_after(ENTERING_SECONDS):
+        for known in (self._standing, self._fences, self._fence_faults, self._by_tunnel):
+            known.pop(tunnel.name, None)
+        try:
+            with suppress(NamespaceMissing), trio.move_on_after(ENTERING_SECONDS):
+                async with self._lock(tunnel):
                     await delete_fence(tunnel.config.interface, netns=tunnel.config.netns)
-            except BackendErrors as error:
-                self._journal.record(
-                    "fence_failed", tunnel=tunnel.name, level="error", reason=str(error)
-                )
+        except BackendErrors as error:
+            self._journal.record(
+                "fence_failed", tunnel=tunnel.name, level="error", reason=str(error)
+            )
 
     # ---- all of them
 
@@ -244,7 +251,7 @@ class Guards:
         for name in self._faults.keys() - config.peers.keys() - config.held.keys():
             del self._faults[name]
         for tunnel in tuple(self._tunnels.values()):
-            if tunnel.config.netns is not None and tunnel.open is None:
+            if _is_away(tunnel):
                 continue  # its own task sets them as it enters, and knows what is wrong
             for each in await self._guard_tunnel(tunnel):
                 self._put_back(tunnel.name, each)
@@ -254,34 +261,41 @@ class Guards:
     async def put_back(self, deleted: Iterable[Prefix]) -> None:
         """Guard routes in the daemon's namespace were deleted just now: add them at once."""
         gone = set(deleted)
-        async with self._changing:
-            for name, standing in tuple(self._standing.items()):
-                tunnel, ours = self._tunnels.get(name), gone & standing
-                if tunnel is None or tunnel.config.netns is not None or not ours:
+        for name, tunnel in tuple(self._tunnels.items()):
+            if tunnel.config.netns is not None:
+                continue
+            async with self._lock(tunnel):
+                ours = gone & self._standing.get(name, set())
+                if not ours:
                     continue
                 with suppress(*BackendErrors):  # told at the next look, which meets it as well
                     await put_back_guard_routes(
                         ours, table=tunnel.config.table, vrf=tunnel.config.vrf
                     )
-                for prefix in ours:
-                    self._put_back(name, f"guard routes were missing: {prefix}")
+            for prefix in ours:
+                self._put_back(name, f"guard routes were missing: {prefix}")
         self._tell()
 
     async def check_fences(self) -> None:
         """Look at the fences alone: somebody changed a table of theirs."""
-        async with self._changing:
-            for tunnel in tuple(self._tunnels.values()):
-                if await self._put_fence(tunnel):
+        for tunnel in tuple(self._tunnels.values()):
+            if tunnel.config.netns is None:
+                async with self._lock(tunnel):
+                    altered = await self._put_fence(tunnel)
+                if altered:
                     self._put_back(tunnel.name, _FENCE_ALTERED)
         self._tell()
 
     async def _guard_tunnel(self, tunnel: ManagedTunnel, *, entering: bool = False) -> list[str]:
         """Guard a tunnel's peers, all in one look; what nobody knew to be missing."""
         peers = self._peers_of(tunnel)
-        async with self._changing:
-            standing = self._standing.setdefault(tunnel.name, set())
-            standing.update(prefix for own in peers.values() for prefix in own)
+        standing = self._standing.setdefault(tunnel.name, set())
+        standing.update(prefix for own in peers.values() for prefix in own)
+        async with self._lock(tunnel):
             return await self._set(tunnel, peers, entering=entering)
+
+    def _lock(self, tunnel: ManagedTunnel) -> trio.Lock:
+        return self._locks.setdefault(tunnel.name, trio.Lock())
 
     async def _set(
         self,
@@ -428,6 +442,11 @@ async def guard_at_boot(start: Start) -> Outcome:
 
 
 _FENCE_ALTERED: Final = "the fence was changed or deleted"
+
+
+def _is_away(tunnel: ManagedTunnel) -> bool:
+    """Whether a namespace has to be entered first, which is for the tunnel's own task to do."""
+    return tunnel.config.netns is not None and tunnel.open is None
 
 
 def _with_way(spec: FenceSpec, other: TunnelConfig) -> FenceSpec:
