@@ -210,6 +210,14 @@ async def test_what_a_person_does_while_a_peer_is_held() -> None:
         peers_dir(fra).rmdir()
         await fra.vpnctl("reload", "--remove-all-peers")
         assert (await fra.status())["links"] == []
+        # The tunnel is in the file, also where there is one; and one file that is deleted is a
+        # removal, also of the only peer
+        identity = lab.site("lon").identity
+        await fra.vpnctl("peer", "add", "lon", "--identity", identity, "--allow", lon[0])
+        assert 'tunnel = "backbone"' in lon_file(fra).read_text()
+        lon_file(fra).unlink()
+        await fra.vpnctl("reload")
+        assert (await fra.status())["links"] == []
         # A vpnd.toml that is spoiled: the last good one runs
         fra.config_path.write_text(text.replace("[node]", "[nod"))
         await fra.stop_daemon()

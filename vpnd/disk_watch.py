@@ -28,6 +28,8 @@ from vpnd.view import held_info
 
 LOOK_SECONDS: Final = 30.0
 """Between two looks without anybody asking."""
+PATIENCE: Final = 15.0
+"""Seconds for a look: a status does not wait for a file system that is away."""
 MAX_TOLD: Final = 100
 """Errors in one status."""
 MAX_LOGGED: Final = 20
@@ -60,8 +62,9 @@ class DiskWatch:
 
     async def run(self) -> None:
         """Look now and then until cancelled, so that the log tells of a mistake before a restart
-        does."""
+        does. Not at once: a start has just read everything."""
         while True:
+            await trio.sleep(LOOK_SECONDS)
             try:
                 await self.look()
             except Exception as error:
@@ -69,18 +72,22 @@ class DiskWatch:
                 self._journal.record(
                     "internal_error", level="error", reason="configuration", exc_info=error
                 )
-            await trio.sleep(LOOK_SECONDS)
 
     async def look(self) -> ConfigurationStatus:
         """What is on disk now, beside what runs now."""
-        async with self._looking:
-            running = self._running()
-            seen = self._seen
-            if seen is None or seen.running is not running:
-                seen = None
-            seen = await trio.to_thread.run_sync(_look, running, seen)
-            self._seen = seen
-            self._tell(seen)
+        running = self._running()
+        seen = None
+        with trio.move_on_after(PATIENCE):
+            async with self._looking:
+                known = self._seen
+                if known is not None and known.running is not running:
+                    known = None
+                seen = self._seen = await trio.to_thread.run_sync(
+                    _look, running, known, abandon_on_cancel=True
+                )
+        if seen is None:
+            seen = _not_seen(running)
+        self._tell(seen)
         return ConfigurationStatus(
             state="errors" if seen.problems else "differs" if seen.restart else "current",
             errors=[problem.detail() for problem in seen.problems[:MAX_TOLD]],
@@ -127,6 +134,16 @@ class DiskWatch:
                 hint="`vpnctl check` names them all",
             )
         self._told = problems
+
+
+def _not_seen(running: Config) -> _Seen:
+    problem = ConfigProblem(
+        running.path.parent,
+        "",
+        f"could not be read within {PATIENCE:.0f} s",
+        "is a file system away that has the configuration or the state?",
+    )
+    return _Seen({}, (problem,), (), running, rfc3339(wall()))
 
 
 def _look(running: Config, seen: _Seen | None) -> _Seen:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_network
@@ -342,6 +344,38 @@ def test_while_a_folder_is_replaced(site: Site) -> None:
         load_config(site.path, with_identities=True)
     new.rename(site.peers_dir)
     assert not start(site).problems
+
+
+def test_a_reload_never_takes_a_folder_that_is_being_replaced_for_fewer_peers(site: Site) -> None:
+    ran(site)
+    other, aside = site.folder / "other", site.folder / "aside"
+    shutil.copytree(site.peers_dir, other)
+    other.chmod(0o755)
+    done = threading.Event()
+
+    def replace_again_and_again() -> None:
+        while not done.is_set():
+            site.peers_dir.rename(aside)
+            other.rename(site.peers_dir)
+            aside.rename(other)
+
+    thread = threading.Thread(target=replace_again_and_again)
+    thread.start()
+    try:
+        outcomes = set()
+        for _ in range(60):
+            try:
+                outcomes.add(frozenset(load_config(site.path).peers))
+            except ConfigErrors:
+                outcomes.add(frozenset({"refused"}))
+            found = start(site)
+            assert guarded(found) == ALL
+            assert found.config is not None
+            assert set(found.config.peers) | set(found.config.held) == {"ams1", "ber1"}
+    finally:
+        done.set()
+        thread.join()
+    assert outcomes <= {frozenset({"ams1", "ber1"}), frozenset({"refused"})}
 
 
 def test_as_an_ordinary_user_nothing_of_the_state_is_needed(site: Site) -> None:
