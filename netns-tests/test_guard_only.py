@@ -98,6 +98,17 @@ def test_a_network_of_this_host_that_the_daemon_has_seen_stays_in_reach(
     assert "lan0" not in site.run("nft", "list", "table", "inet", "vpnd-wg0")
 
 
+def test_what_is_announced_within_a_peer_s_prefix_is_behind_this_node(
+    site: Site, config: Path
+) -> None:
+    config.write_text(config.read_text() + 'announce = ["10.20.5.0/24", "10.30.0.0/16"]\n')
+    assert guard_only(site, config).returncode == 0
+    fence = site.run("nft", "list", "table", "inet", "vpnd-wg0")
+    assert fence.count("ip daddr 10.20.5.0/24 accept") == 2
+    # What a peer has as a whole is the peer's
+    assert "10.30.0.0/16 accept" not in fence
+
+
 def test_without_a_fence(site: Site, config: Path) -> None:
     config.write_text(config.read_text() + 'fence = "off"\n')
     assert guard_only(site, config).returncode == 0

@@ -79,6 +79,7 @@ class _Scene:
     own: Mapping[Prefix, OwnNetwork]
     names: Mapping[int, str]
     mark: int | None
+    behind: frozenset[Prefix]
 
 
 def find_detours(
@@ -90,11 +91,13 @@ def find_detours(
     own: Iterable[OwnNetwork],
     names: Mapping[int, str],
     mark: int | None,
+    behind: frozenset[Prefix] = frozenset(),
 ) -> Detours:
     """Everything by which a watched prefix, or a part of it, leads elsewhere.
 
     `own` are the networks of this host's other interfaces in the same VRF, `names` those of the
-    interfaces by index, `mark` the fwmark of WireGuard's own packets. Rules are looked at for the
+    interfaces by index, `mark` the fwmark of WireGuard's own packets, `behind` prefixes that are
+    behind this host, whatever route they have. Rules are looked at for the
     main table alone: which packets another one gets is the operator's rule to say.
     """
     scene = _Scene(
@@ -105,6 +108,7 @@ def find_detours(
         own={each.prefix: each for each in own},
         names=names,
         mark=mark,
+        behind=behind,
     )
     found = Detours()
     for network in scene.own.values():
@@ -132,6 +136,8 @@ def note_overlap(found: Detours, interface: str, prefix: Prefix, network: OwnNet
 
 def _judge_network(scene: _Scene, network: OwnNetwork, found: Detours) -> None:
     holder = _holder(scene, network.prefix)
+    if any(_within(network.prefix, one) for one in scene.behind):
+        return
     if holder is None:
         for each in scene.watched.values():
             # The other way round: the tunnel's route takes a part of the network away
@@ -167,7 +173,7 @@ def _judge_network(scene: _Scene, network: OwnNetwork, found: Detours) -> None:
 
 
 def _judge_way(scene: _Scene, way: Way, found: Detours) -> None:
-    if way.protocol == OUR_PROTOCOL:
+    if way.protocol == OUR_PROTOCOL or any(_within(way.prefix, one) for one in scene.behind):
         return
     holder = _holder(scene, way.prefix)
     if holder is None or _leads_home(way, holder):

@@ -71,6 +71,8 @@ class FenceSpec:
     guarded: frozenset[Prefix]
     own: frozenset[tuple[str, Prefix]] = frozenset()
     """Networks of this host's own, each with its interface, by which it may be reached."""
+    behind: frozenset[Prefix] = frozenset()
+    """Parts of what is guarded that are behind this host, by whatever interface."""
     ports: frozenset[int] = frozenset()
     """UDP ports of WireGuard and the key exchange here: what this host sends from them is
     encrypted already."""
@@ -180,6 +182,10 @@ def _table(spec: FenceSpec) -> nftables.Table:
     passed += [
         (*nftables.leaves_by(interface), *nftables.destination_in(network), nftables.ACCEPT)
         for interface, network in sorted(spec.own, key=str)
+    ]
+    passed += [
+        (*nftables.destination_in(prefix), nftables.ACCEPT)
+        for prefix in sorted(spec.behind, key=str)
     ]
     encrypted = [
         (*nftables.from_this_host(), *nftables.udp_source_port(port), nftables.ACCEPT)

@@ -30,6 +30,8 @@ class Lookout:
     """Those to which we make routes."""
     protected: frozenset[Prefix]
     """Those that somebody else routes, into any of our tunnels."""
+    behind: frozenset[Prefix] = frozenset()
+    """Parts of those that are behind this host."""
     networks: frozenset[Prefix] = frozenset()
     """Those of the tunnel's own addresses."""
 
@@ -87,6 +89,7 @@ async def look_out(lookouts: Iterable[Lookout], netlink: Netlink = HERE) -> Mapp
                 own=[each for each in networks if of_table and each.vrf == vrf],
                 names=names,
                 mark=together[0].fwmark,
+                behind=frozenset().union(*(each.behind for each in together)),
             )
             for each in together:
                 found[each.interface] = detours

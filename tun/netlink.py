@@ -115,11 +115,13 @@ class Netlink:
     async def netfilter_socket(self) -> socket.socket:
         """A socket for nftables, of its own or one that is held: nobody is asked for another one.
         Raises TunError, OSError."""
-        if self._route is None:
-            return open_here(NetlinkKind.NETFILTER)
-        if not isinstance(self._netfilter, socket.socket):
-            raise self._netfilter or TunError("there is no socket for nftables")
-        return _fresh(self._netfilter)
+        match self._netfilter:
+            case TunError() as reason:
+                raise reason
+            case None:
+                return await trio.to_thread.run_sync(self._new_socket, NetlinkKind.NETFILTER)
+            case held:
+                return _fresh(held)
 
     async def run_raw(self, work: Callable[[socket.socket], _T]) -> _T:
         """Run `work` in a worker thread with a socket for links and routes."""

@@ -19,8 +19,27 @@ if TYPE_CHECKING:
     from vpnd.config import Config
 
 
-def lookout(tunnel: TunnelConfig, peers: Iterable[PeerConfig]) -> Lookout:
-    """What has to lead into a tunnel, with these peers in it."""
+def behind_here(guarded: Iterable[Prefix], tunnels: Iterable[TunnelConfig]) -> frozenset[Prefix]:
+    """What is announced as behind this node and lies within what is guarded: the operator's word
+    that it does not go through a tunnel. What a peer has as a whole, or a part of, is not ours."""
+    whole = frozenset(guarded)
+    return frozenset(
+        prefix
+        for tunnel in tunnels
+        for prefix in tunnel.announce
+        if any(_within(prefix, one) for one in whole)
+        and not any(_within(one, prefix) for one in whole)
+    )
+
+
+def _within(prefix: Prefix, wider: Prefix) -> bool:
+    return prefix.version == wider.version and prefix.subnet_of(wider)  # type: ignore[arg-type]  # the same version
+
+
+def lookout(
+    tunnel: TunnelConfig, peers: Iterable[PeerConfig], tunnels: Iterable[TunnelConfig]
+) -> Lookout:
+    """What has to lead into a tunnel, with these peers in it; `tunnels` are all that there are."""
     routed: set[Prefix] = set()
     protected: set[Prefix] = set()
     for peer in peers:
@@ -36,6 +55,7 @@ def lookout(tunnel: TunnelConfig, peers: Iterable[PeerConfig]) -> Lookout:
         fwmark=tunnel.fwmark,
         routed=frozenset(routed),
         protected=frozenset(protected - routed),
+        behind=behind_here(routed | protected, tunnels),
         networks=frozenset(
             address.network
             for address in tunnel.addresses
@@ -69,7 +89,9 @@ async def _notes(config: Config) -> list[ConfigProblem]:
     notes = []
     peers = config.peers.values()
     wanted = {
-        each.name: lookout(each, [peer for peer in peers if peer.tunnel == each.name])
+        each.name: lookout(
+            each, [peer for peer in peers if peer.tunnel == each.name], config.tunnels.values()
+        )
         for each in here
     }
     try:

@@ -27,7 +27,7 @@ from tun import (
     set_guard_routes,
 )
 from vpnd.config import Config
-from vpnd.config_host import is_fenced
+from vpnd.config_host import behind_here, is_fenced
 from vpnd.config_model import PeerConfig, TunnelConfig
 from vpnd.file_trust import FileFault
 from vpnd.guarded import guarded_prefixes, place_of
@@ -50,10 +50,12 @@ def fence_spec(
     ways = {name for each in beside for name in (each.interface, each.vrf) if name is not None}
     ports = {each.port for each in config.node.listen}
     ports |= {each.listen_port for each in config.tunnels.values()}
+    whole = frozenset(guarded) if is_fenced(tunnel) else frozenset()
     return FenceSpec(
         interface=tunnel.interface,
         ways=frozenset({*ways, tunnel.interface}),
-        guarded=frozenset(guarded) if is_fenced(tunnel) else frozenset(),
+        guarded=whole,
+        behind=behind_here(whole, beside),
         own=own.known if tunnel.netns is None else frozenset(),
         # WireGuard's socket and that of the key exchange are in the daemon's namespace
         ports=frozenset(ports) if tunnel.netns is None else frozenset(),
@@ -120,6 +122,13 @@ class Guards:
     def fence_of(self, tunnel: TunnelConfig) -> str:
         """`nftables`, `off`, or why there is none."""
         return self._fence_faults.get(tunnel.name, "nftables" if is_fenced(tunnel) else "off")
+
+    def expect(self, peers: Iterable[PeerConfig]) -> None:
+        """These are going to be guarded one by one: their fence is put once, with the first."""
+        for peer in peers:
+            tunnel = self._tunnels[peer.tunnel]
+            standing = self._standing.setdefault(tunnel.name, set())
+            standing.update(guarded_prefixes(peer, tunnel.config))
 
     # ---- one link's
 

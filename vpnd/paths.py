@@ -114,7 +114,9 @@ class PathWatch:
     async def _look(self) -> None:
         lookouts = {
             name: lookout(
-                each.config, [one.peer for one in self._links.values() if one.tunnel is each]
+                each.config,
+                [one.peer for one in self._links.values() if one.tunnel is each],
+                [other.config for other in self._tunnels.values()],
             )
             for name, each in self._tunnels.items()
         }

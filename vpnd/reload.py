@@ -247,13 +247,12 @@ def _try_out(node: Node, plan: Plan) -> None:
 
 async def _guard(node: Node, plan: Plan) -> None:
     """Set every guard route that the new configuration needs. Raises ControlError."""
-    guarded: list[PeerConfig] = []
+    node.guards.expect(plan.new.peers[name] for name in (*plan.changed, *plan.added))
     for name in (*plan.changed, *plan.added):
         peer = plan.new.peers[name]
-        guarded.append(peer)
         fault = await node.guards.guard(peer)
         if fault:
-            for each in guarded:
+            for each in (plan.new.peers[one] for one in (*plan.changed, *plan.added)):
                 await node.guards.unguard(each, node.tunnels[each.tunnel])
             raise not_guarded(name, fault)
 

@@ -159,3 +159,13 @@ def test_ranges() -> None:
 
     assert all(map(touch, ("10.2.3.4/32", "10.0.0.0/8", "0.0.0.0/0", "fd00:1::/32", "10.3.0.0/16")))
     assert not any(map(touch, ("10.4.0.0/16", "10.1.0.0/16", "11.0.0.0/8", "fe80::/10")))
+
+
+def test_what_is_behind_this_host_is_no_detour() -> None:
+    watched = [Watched(prefix=net("10.0.0.0/8"), interfaces=frozenset({TUNNEL}), metric=0)]
+    for behind, count in (("10.2.0.0/16", 0), ("10.3.0.0/16", 1)):
+        detours = find_detours(
+            watched, table=254, ways=[way("10.2.3.0/24")], rules=[MAIN], own=[], names=NAMES,
+            mark=None, behind=frozenset({net(behind)}),
+        )  # fmt: skip
+        assert len(texts(detours)) == count
