@@ -1,51 +1,83 @@
 """`vpnctl check`: everything that is wrong with the configuration, before anything is touched."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
-from cli.errors import Problem, UsageProblem, printable
+from cli.configuration import MAX_SHOWN
+from cli.errors import Problem, UsageProblem, hint, printable, report
 from cli.options import AsJson, Settings
 from cli.show import print_json
-from vpnd.api import DEFAULT_CONFIG_PATH, SCHEMA, ErrorDetail
+from vpnd.api import DEFAULT_CONFIG_PATH, SCHEMA, ErrorDetail, ExitCode
 
 if TYPE_CHECKING:
     from vpnd.config import Config
 
+_PATIENCE: Final = 60.0  # seconds; it takes one
 
-def check(context: typer.Context, as_json: AsJson = False) -> None:
-    """Check the configuration: all errors at once.
+
+def check(context: typer.Context, as_json: AsJson = False) -> int:
+    """Check the configuration: all errors at once, and what a restart would make of them.
 
     Needs no daemon. Exits 2 for a configuration that cannot be used.
     """
     from vpnd.config import load_config  # with pydantic and cryptography: 150 ms
     from vpnd.config_errors import ConfigErrors
+    from vpnd.start_config import foreseen, read_start
 
     path = Path(Settings.of(context).config or DEFAULT_CONFIG_PATH)
     try:
         config = load_config(path)
     except ConfigErrors as errors:
         details = [problem.detail() for problem in errors.problems]
+        restart = foreseen(read_start(path))
         if as_json:
-            print_json(_document(path, errors=details, notes=[]))
-        raise UsageProblem.of([_problem(detail, path) for detail in details]) from None
-    notes = [note.detail() for note in config.notes]
+            print_json(_document(path, errors=details, notes=[], restart=restart))
+        report(UsageProblem.of([_problem(detail, path) for detail in details]))
+        if path.exists() and not as_json:
+            for line in restart[:MAX_SHOWN]:
+                hint(f"at a restart: {line}")
+            if len(restart) > MAX_SHOWN:
+                hint(f"at a restart: … {len(restart) - MAX_SHOWN} more; --json has them all")
+        return ExitCode.USAGE
+    notes = [*(note.detail() for note in config.notes), *_notes_on_host(path)]
     if as_json:
-        print_json(_document(path, errors=[], notes=notes))
+        print_json(_document(path, errors=[], notes=notes, restart=[]))
     else:
         print(printable(_summary(config)))
         for note in map(Problem.of, notes):
             print(f"note: {printable(note.message)}" + (f" ({note.hint})" if note.hint else ""))
+    return ExitCode.DONE
 
 
-def _document(path: Path, *, errors: list[ErrorDetail], notes: list[ErrorDetail]) -> object:
+def _notes_on_host(path: Path) -> list[ErrorDetail]:
+    """What is in the way on this host: vpnd itself looks, which can ask the kernel."""
+    looked = subprocess.run(
+        [sys.executable, "-I", "-m", "vpnd", "--config", str(path), "--host-notes"],
+        capture_output=True,
+        timeout=_PATIENCE,
+        check=False,
+    )
+    if looked.returncode != ExitCode.DONE:
+        return []  # the configuration has changed in between
+    found: list[ErrorDetail] = json.loads(looked.stdout)
+    return found
+
+
+def _document(
+    path: Path, *, errors: list[ErrorDetail], notes: list[ErrorDetail], restart: list[str]
+) -> object:
     return {
         "schema": SCHEMA,
         "file": str(path),
         "valid": not errors,
         "errors": errors,
         "notes": notes,
+        "restart": restart,
     }
 
 

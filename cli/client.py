@@ -104,8 +104,10 @@ class Client:
         path = f"/v1/peers/{quote(peer, safe='')}"
         return cast(LinkStatus, self._object("PATCH", path, change))
 
-    def reload(self, *, dry_run: bool) -> ReloadResult:
+    def reload(self, *, dry_run: bool, remove_all_peers: bool = False) -> ReloadResult:
         request = ReloadRequest(dry_run=dry_run)
+        if remove_all_peers:
+            request["remove_all_peers"] = True
         return cast(ReloadResult, self._object("POST", "/v1/reload", request))
 
     def remove_peer(self, peer: str) -> PeerRemoved:

@@ -79,7 +79,7 @@ def _row(link: LinkStatus) -> dict[str, str]:
         "state": _state(link),
         "key id": key_id,
         "key age": duration(shown["age_seconds"] if shown else None),
-        "suite": str(link["suite"]),
+        "suite": str(link["suite"] or NOTHING),
         "keys from": _keys_from(link),
         "handshake": NOTHING if handshake is None else f"{duration(handshake)} ago",
         "received": size(wireguard["rx_bytes"]),

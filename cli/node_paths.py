@@ -32,8 +32,8 @@ class NodePaths:
 
         config = settings.config or DEFAULT_CONFIG_PATH
         try:
-            with open(config, "rb") as file:
-                node = tomllib.load(file).get("node", {})
+            with open(config, encoding="utf-8-sig", newline="") as file:
+                node = tomllib.loads(file.read()).get("node", {})
         except (OSError, ValueError, RecursionError) as failure:
             reason = getattr(failure, "strerror", None) or str(failure)
             if settings.config is not None and _is_no_file(failure):

@@ -157,6 +157,14 @@ def change(
         str | None,
         typer.Option("--endpoint", metavar="HOST:PORT", help="none: the peer comes to us."),
     ] = None,
+    tunnel: Annotated[
+        str | None,
+        typer.Option(
+            "--tunnel",
+            metavar="NAME",
+            help="Move the link to another tunnel; it begins anew there.",
+        ),
+    ] = None,
     keepalive: Annotated[
         str | None, typer.Option("--keepalive", metavar="SECONDS", help="0 for none.")
     ] = None,
@@ -183,6 +191,7 @@ def change(
         identity=identity,
         allow=allow,
         endpoint=endpoint,
+        tunnel=tunnel,
         keepalive=keepalive,
         local_identity=local_identity,
         wireguard_endpoint=wireguard_endpoint,
@@ -294,6 +303,7 @@ def _read_change(
     identity: list[str] | None = None,
     allow: list[str] | None = None,
     endpoint: str | None = None,
+    tunnel: str | None = None,
     keepalive: str | None = None,
     local_identity: list[str] | None = None,
     wireguard_endpoint: str | None = None,
@@ -328,6 +338,8 @@ def _read_change(
         change["wireguard_key"] = (
             None if unpinned else flags.read("--wireguard-key", fields.wireguard_key, wireguard_key)
         )
+    if tunnel is not None:
+        change["tunnel"] = flags.read("--tunnel", fields.name, tunnel) or ""
     if keepalive is not None:
         parse = number(0, 65_535, "seconds, 0 for none")
         change["keepalive"] = flags.read("--keepalive", parse, keepalive)

@@ -18,13 +18,22 @@ def reload(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would change; exit 2 if it cannot.")
     ] = False,
+    remove_all_peers: Annotated[
+        bool,
+        typer.Option(
+            "--remove-all-peers",
+            help="Take it that no peer's file is left; else that is an error, and changes nothing.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Take the configuration as it is on disk; links that are the same in it are not touched.
 
     A configuration with errors, or with a change that needs a restart, changes nothing.
     """
-    result = Client.of(Settings.of(context)).reload(dry_run=dry_run)
+    result = Client.of(Settings.of(context)).reload(
+        dry_run=dry_run, remove_all_peers=remove_all_peers
+    )
     if as_json:
         print_json(result)
     else:

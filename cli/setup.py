@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cli.errors import hint
+from cli.errors import UsageProblem, hint
 from cli.node_paths import DEFAULT_STATE_DIR
 from cli.options import AsJson, Settings
 from cli.show import print_json
@@ -26,6 +26,7 @@ Given = dict[str, str | list[str] | None]
 """The flags as typed, under the names of `NewNode`'s fields; None where not given."""
 
 PEERS_DIR: Final = "peers.d"
+DEFAULT_IDENTITY: Final = "default"
 
 
 def init(
@@ -138,6 +139,8 @@ class _Ready:
     made: tuple[Path, ...]
     ignored: tuple[str, ...]
     """Flags that ask for something else than what was there already."""
+    shared: bool = False
+    """Whether the tunnel is one of other identities' links, too."""
 
     def commands(self) -> list[list[str]]:
         """The far end's whole command, one for each tunnel that it may be meant for."""
@@ -177,6 +180,12 @@ class _Ready:
             )
         if self.made:
             remarks.append(f"made {', '.join(map(str, self.made))}; start vpnd now")
+        if self.shared:
+            remarks.append(
+                "its addresses are of a tunnel that other links use; a second link to the same "
+                "gateway needs a tunnel of its own: add [tunnels.NAME] to vpnd.toml, "
+                f"then init --identity {self.identity} --tunnel NAME"
+            )
         if self.ignored:
             remarks.append(
                 f"{self.path} was left as it is: {', '.join(self.ignored)} changed nothing; edit it"
@@ -199,6 +208,10 @@ def _make(path: Path, given: Given, endpoint: str | None) -> _Ready:
         told = told or node_files.remembered_endpoint(path)
     else:
         config = node_files.try_out(text)
+    # Before anything is made: a tunnel that is not there is no reason to make an identity
+    tunnels = _tunnels_for(
+        config, wanted.tunnel if exists and given["tunnel"] else None, wanted.identity
+    )
     state_dir = config.node.state_dir
     made = node_files.make_folder(path.parent)
     for_daemon = node_files.make_folder(
@@ -210,9 +223,6 @@ def _make(path: Path, given: Given, endpoint: str | None) -> _Ready:
     made += for_daemon
     if not exists:
         made += node_files.write_config(path, text)
-    tunnels = tuple(config.tunnels.values())
-    if given["tunnel"] is not None and wanted.tunnel in config.tunnels:
-        tunnels = (config.tunnels[wanted.tunnel],)
     return _Ready(
         path=path,
         name=config.node.name,
@@ -222,6 +232,45 @@ def _make(path: Path, given: Given, endpoint: str | None) -> _Ready:
         endpoint=told,
         made=tuple(made),
         ignored=_ignored(given, wanted, config, fingerprint),
+        shared=_is_shared(config, tunnels, wanted.identity),
+    )
+
+
+def _tunnels_for(
+    config: "Config", tunnel: str | None, identity: str | None
+) -> "tuple[TunnelConfig, ...]":
+    """The tunnels that the far end's line may be meant for; UsageProblem for one that is not there.
+
+    An identity besides the one in use is for links that name it: their tunnels. Before there is
+    such a link, the tunnels that no link of another identity has: an interface has one WireGuard
+    key, so that a second link to a gateway needs a tunnel of its own.
+    """
+    if tunnel is not None and (tunnel in config.tunnels or identity is not None):
+        if tunnel not in config.tunnels:
+            raise UsageProblem(
+                f"there is no tunnel {tunnel} in {config.path}",
+                f"add [tunnels.{tunnel}] to it first (interface, listen_port, addresses); "
+                f"there are: {', '.join(config.tunnels)}",
+            )
+        return (config.tunnels[tunnel],)
+    if identity is not None and identity != DEFAULT_IDENTITY:
+        peers = config.peers.values()
+        own = {peer.tunnel for peer in peers if identity in peer.local_identity}
+        taken = {peer.tunnel for peer in peers} - own
+        for names in (own, config.tunnels.keys() - taken):
+            if names:
+                return tuple(one for name, one in config.tunnels.items() if name in names)
+    return tuple(config.tunnels.values())
+
+
+def _is_shared(config: "Config", tunnels: "tuple[TunnelConfig, ...]", identity: str | None) -> bool:
+    """Whether the line of a further identity has the addresses of a tunnel of other links."""
+    if identity is None or identity == DEFAULT_IDENTITY:
+        return False
+    names = {tunnel.name for tunnel in tunnels}
+    return len(config.tunnels) == 1 or any(
+        peer.tunnel in names and identity not in peer.local_identity
+        for peer in config.peers.values()
     )
 
 

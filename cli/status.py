@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from cli.client import Client, Wakeups
+from cli.configuration import configuration_lines
 from cli.errors import DaemonUnreachable, UsageProblem, hint, printable
 from cli.links import is_protected, links_text
 from cli.node_paths import NodePaths
@@ -30,6 +31,8 @@ class _Look:
     document: NodeStatus | LinkStatus
     links: list[LinkStatus]
     heading: str
+    sound: bool = True
+    """Whether nothing on disk is wrong, and everything that is there runs."""
 
     def text(self) -> str:
         if not self.links:
@@ -53,7 +56,10 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")] = False,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Exit 4 unless active; without PEER, unless all are."),
+        typer.Option(
+            "--strict",
+            help="Exit 4 unless active; without PEER, unless all are and no file has an error.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> int:
@@ -78,6 +84,8 @@ def status(
         sys.stdout.write(seen.text())
     judged = seen.links if peer is not None or strict else []
     well = all(is_protected(link, strict=strict) for link in judged)
+    if strict and not seen.sound:
+        well = False
     return ExitCode.DONE if well else ExitCode.NOT_PROTECTED
 
 
@@ -86,7 +94,11 @@ def _look(client: Client, peer: str | None) -> _Look:
         link = asked_about(client, peer, client.link)
         return _Look(document=link, links=[link], heading="")
     node = client.status()
-    return _Look(document=node, links=node["links"], heading=_heading(node))
+    found = node.get("configuration")
+    sound = found is None or not (
+        found["state"] == "errors" or found["held"] or found["main_is_last_good"]
+    )
+    return _Look(document=node, links=node["links"], heading=_heading(node), sound=sound)
 
 
 def _kept_links(runtime_dir: str) -> list[str]:
@@ -105,8 +117,10 @@ def _kept_links(runtime_dir: str) -> list[str]:
 
 
 def _heading(node: NodeStatus) -> str:
-    """Who answers, and what is wrong with the node itself."""
-    lines = [f"{node['node']}, vpnd {node['version']}, up {duration(node['uptime_seconds'])}"]
+    """What is wrong on disk, who answers, and what is wrong with the node itself."""
+    found = node.get("configuration")
+    lines = [] if found is None else configuration_lines(found)
+    lines += [f"{node['node']}, vpnd {node['version']}, up {duration(node['uptime_seconds'])}"]
     for tunnel in node["tunnels"]:
         if tunnel["error"]:
             lines.append(f"tunnel {tunnel['tunnel']} has no interface: {tunnel['error']}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from test_tun_tunnel import new_psk, peer, spec
-from tun_site import Refused, Site
+from tun_site import Site
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel]
 
@@ -115,7 +115,7 @@ def test_routes_are_diffed(site: Site) -> None:
     site.call("open", **spec(1))
     for _ in range(2):
         site.call("set_routes", prefixes=PREFIXES)
-        assert routes(site) == {"10.20.0.0/16 dev wg0", "fd00:20::/48 dev wg0 metric 1024"}
+        assert routes(site) == {"10.20.0.0/16 dev wg0", "fd00:20::/48 dev wg0 metric 1"}
     # One that an address brings with it needs none of ours.
     site.call("set_routes", prefixes=["10.20.0.0/16", "10.7.0.0/24", "fd00:7::/64"])
     assert routes(site) == {"10.20.0.0/16 dev wg0"}
@@ -134,32 +134,77 @@ def test_routes_are_diffed(site: Site) -> None:
     assert "10.99.0.0/16" in site.run("ip", "route", "show", "dev", "wg0"), "not ours: stays"
 
 
-def test_a_foreign_route_is_refused_and_untouched(site: Site) -> None:
+def test_a_foreign_route_keeps_no_other_away_and_is_untouched(site: Site) -> None:
     site.call("open", **spec(1))
-    for family, prefix in (("-4", "10.20.0.0/16"), ("-6", "fd00:20::/48")):
+    for family, prefix, metric in (("-4", "10.20.0.0/16", 0), ("-6", "fd00:20::/48", 1)):
         route = [family, "route", "add", prefix, "dev", "eth0", "proto", "99"]
-        site.run("ip", *route)
+        site.run("ip", *route, "metric", str(metric))
         before = site.run("ip", family, "route", "show", prefix)
-        with pytest.raises(Refused) as refused:
-            site.call("set_routes", prefixes=["10.19.0.0/16", *PREFIXES])
-        assert refused.value.name == "NotOurs"
-        assert prefix in str(refused.value)
+        faults = site.call("set_routes", prefixes=["10.19.0.0/16", *PREFIXES])
+        assert list(faults) == [prefix]
+        assert f"has a route {prefix} with metric {metric} that vpnd did not make" in faults[prefix]
         assert site.run("ip", family, "route", "show", prefix) == before
-        assert routes(site) == set(), "none was added"
+        assert len(routes(site)) == 2, "the others were added"
         site.run("ip", *route[:2], "delete", *route[3:])
+        site.call("set_routes", prefixes=[])
 
 
-def test_a_foreign_guard_is_refused_and_untouched(site: Site) -> None:
+def test_a_foreign_guard_keeps_no_other_away_and_is_untouched(site: Site) -> None:
     for family, prefix in (("-4", "10.20.0.0/16"), ("-6", "fd00:20::/48")):
         route = ["unreachable", prefix, "metric", str(GUARD), "proto", "99"]
         site.run("ip", family, "route", "add", *route)
-        with pytest.raises(Refused) as refused:
-            site.call("set_guards", prefixes=["10.19.0.0/16", *PREFIXES])
-        assert refused.value.name == "NotOurs"
-        assert routes(site) == set(), "none was added"
-        site.call("remove_guards", prefixes=PREFIXES)
+        faults = site.call("set_guards", prefixes=["10.19.0.0/16", *PREFIXES])
+        assert list(faults) == [prefix]
+        assert len(routes(site)) == 2, "the others were added"
+        site.call("remove_guards", prefixes=["10.19.0.0/16", *PREFIXES])
         assert prefix in site.run("ip", family, "route", "show", "proto", "99")
         site.run("ip", family, "route", "delete", *route)
+
+
+def test_a_network_of_another_interface_goes_first(site: Site) -> None:
+    """Also after it was down, and one that comes later."""
+    site.call("open", **spec(1))
+    site.run("ip", "address", "add", "10.20.0.7/16", "dev", "eth0")
+    site.run("ip", "-6", "address", "add", "fd00:20::7/48", "dev", "eth0", "nodad")
+    try:
+        faults = site.call("set_routes", prefixes=["10.19.0.0/16", *PREFIXES])
+        assert sorted(faults) == PREFIXES
+        assert "is also the network of eth0 on this host" in faults["10.20.0.0/16"]
+        assert routes(site) == {"10.19.0.0/16 dev wg0"}
+        site.run("ip", "route", "del", "10.20.0.0/16", "dev", "eth0")  # as a link that is down
+        assert sorted(site.call("set_routes", prefixes=PREFIXES)) == PREFIXES
+        assert routes(site) == set()
+    finally:
+        site.run("ip", "address", "del", "10.20.0.7/16", "dev", "eth0")
+        site.run("ip", "-6", "address", "del", "fd00:20::7/48", "dev", "eth0")
+    assert site.call("set_routes", prefixes=PREFIXES) == {}
+    site.run("ip", "address", "add", "10.20.0.7/16", "dev", "eth0")
+    try:
+        assert list(site.call("set_routes", prefixes=PREFIXES)) == ["10.20.0.0/16"]
+        assert leaves_by(site, "10.20.1.1") == "eth0"
+    finally:
+        site.run("ip", "address", "del", "10.20.0.7/16", "dev", "eth0")
+
+
+def test_a_route_of_a_former_version_is_replaced(site: Site) -> None:
+    site.call("open", **spec(1))
+    site.run(
+        *[
+            "ip",
+            "-6",
+            "route",
+            "add",
+            "fd00:20::/48",
+            "dev",
+            "wg0",
+            "proto",
+            "157",
+            "metric",
+            "1024",
+        ]
+    )
+    site.call("set_routes", prefixes=PREFIXES)
+    assert routes(site) == {"10.20.0.0/16 dev wg0", "fd00:20::/48 dev wg0 metric 1"}
 
 
 def test_a_watch_is_told_of_links_addresses_and_our_routes_alone(site: Site) -> None:

@@ -22,6 +22,7 @@ class Driver:
     def __init__(self) -> None:
         self.tunnel: tun.Tunnel | None = None
         self._path = os.environ["PATH"]
+        self._fence = tun.KeptFence()
 
     @property
     def _tunnel(self) -> tun.Tunnel:
@@ -84,12 +85,23 @@ class Driver:
             for key, peer in (await self._tunnel.peers(**values)).items()
         }
 
-    async def set_routes(self, values: Values) -> None:
-        await self._tunnel.set_routes([ip_network(text) for text in values["prefixes"]])
+    async def set_routes(self, values: Values) -> Values:
+        done = await self._tunnel.set_routes([ip_network(text) for text in values["prefixes"]])
+        return _faults(done)
 
-    async def set_guards(self, values: Values) -> None:
+    async def set_guards(self, values: Values) -> Values:
         prefixes = [ip_network(text) for text in values["prefixes"]]
-        await tun.set_guard_routes(prefixes, table=values.get("table"), netns=values.get("netns"))
+        table, netns = values.get("table"), values.get("netns")
+        return _faults(await tun.set_guard_routes(prefixes, table=table, netns=netns))
+
+    async def put_fence(self, values: Values) -> bool:
+        """Whether somebody had changed the one that was put by this driver."""
+        spec = tun.FenceSpec(
+            interface="wg0",
+            ways=frozenset({"wg0"}),
+            guarded=frozenset(ip_network(text) for text in values["prefixes"]),
+        )
+        return (await self._fence.put(spec)).was_altered
 
     async def remove_guards(self, values: Values) -> None:
         prefixes = [ip_network(text) for text in values["prefixes"]]
@@ -117,6 +129,11 @@ class Driver:
 
     async def aclose(self, _: Values) -> None:
         await self._tunnel.aclose()
+
+
+def _faults(done: tun.RoutesSet) -> Values:
+    """Why there is no route, by prefix."""
+    return {str(prefix): reason for prefix, reason in done.faults.items()}
 
 
 def _psk(values: Values) -> tun.PresharedKey:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import errno
 import socket
+from dataclasses import dataclass
 
 from tun.errors import InterfaceMissing, NotOurs, TunError, tun_error
 from tun.kernel import HALF_MADE_GROUP
 from tun.model import ALIAS_PREFIX, BackendName, InterfaceAddress, TunnelSpec
+from tun.routing import networks_of_this_host
 from tun.rtnl import Link, Rtnl
 from tun.vrf import find_vrf
 
 __all__ = [
     "BACKENDS",
+    "Configured",
     "configure_link",
     "delete_link",
     "find_link",
@@ -25,6 +28,10 @@ __all__ = [
 
 BACKENDS: dict[str | None, BackendName] = {"wireguard": "kernel", "tun": "userspace"}
 """The backend behind a kind of link."""
+
+
+_YIELDING_METRIC = 2048
+"""Of a tunnel's network that another interface has as well: worse than the kernel's own."""
 
 
 def find_link(rtnl: Rtnl, spec: TunnelSpec) -> Link | None:
@@ -62,8 +69,18 @@ def is_half_made(link: Link) -> bool:
     return link.alias is None and link.group == HALF_MADE_GROUP and link.kind == "wireguard"
 
 
-def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> list[str]:
-    """Bring VRF, MTU, addresses and state to what is wanted; what differed, in words.
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """What came of bringing a link to its spec."""
+
+    changed: list[str]
+    """What differed, in words."""
+    faults: tuple[str, ...]
+    """What cannot be had, while the rest can: IPv6 addresses on a host without IPv6."""
+
+
+def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> Configured:
+    """Bring VRF, MTU, addresses and state to what is wanted.
 
     Addresses that somebody else added to the interface stay; those that we added once and that
     are not wanted any more go (where the kernel remembers who added one: Linux 5.18).
@@ -71,6 +88,7 @@ def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> list[str]:
     link = rtnl.link_at(index)
     if link is None:
         raise InterfaceMissing(f"the interface {spec.interface} is gone")
+    faults: list[str] = []
     try:
         # First: a change of VRF takes routes and IPv6 addresses away
         changed = _set_master(rtnl, spec, link)
@@ -80,13 +98,13 @@ def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> list[str]:
         is_up = link.is_up
         if not is_up:
             _without_link_local(rtnl, index)
-        changed += _set_addresses(rtnl, spec, index)
+        changed += _set_addresses(rtnl, spec, index, faults)
         if not is_up:
             rtnl.set_up(index)
             changed.append("down")
     except OSError as error:
         raise tun_error(error, f"configuring the interface {spec.interface}") from error
-    return changed
+    return Configured(changed, tuple(faults))
 
 
 def _set_master(rtnl: Rtnl, spec: TunnelSpec, link: Link) -> list[str]:
@@ -99,14 +117,25 @@ def _set_master(rtnl: Rtnl, spec: TunnelSpec, link: Link) -> list[str]:
     return [f"not in the VRF {spec.vrf}"]
 
 
-def _set_addresses(rtnl: Rtnl, spec: TunnelSpec, index: int) -> list[str]:
+def _set_addresses(rtnl: Rtnl, spec: TunnelSpec, index: int, faults: list[str]) -> list[str]:
     changed = []
     standing = rtnl.addresses(index)
-    present = {found.address for found in standing}
+    this = rtnl.link_at(index)
+    vrf = None if this is None else this.master
+    taken = {each.prefix for each in networks_of_this_host(rtnl) if each.vrf == vrf}
+    present = {found.address: found.metric for found in standing}
     for address in spec.addresses:
+        # Another interface has the network as well: it goes first, also after it was down
+        metric = _YIELDING_METRIC if address.network in taken else 0
+        if metric and present.get(address) == 0:
+            rtnl.delete_address(index, address)
+            del present[address]
         if address not in present:
-            _add_address(rtnl, index, address)
-            changed.append(f"address {address} missing")
+            fault = _add_address(rtnl, index, address, metric)
+            if fault:
+                faults.append(fault)
+            else:
+                changed.append(f"address {address} missing")
     for found in standing:
         if found.is_ours and found.address not in spec.addresses:
             rtnl.delete_address(index, found.address)
@@ -124,18 +153,21 @@ def _without_link_local(rtnl: Rtnl, index: int) -> None:
             raise
 
 
-def _add_address(rtnl: Rtnl, index: int, address: InterfaceAddress) -> None:
+def _add_address(rtnl: Rtnl, index: int, address: InterfaceAddress, metric: int) -> str:
+    """Add it; why it cannot be where only IPv6 is missing, else ''. Raises TunError."""
     try:
-        rtnl.add_address(index, address)
+        rtnl.add_address(index, address, metric)
     except OSError as error:
         if error.errno == errno.EEXIST:
-            return
+            return ""
         if address.version == 6 and error.errno in (errno.EACCES, errno.EOPNOTSUPP):
-            raise TunError(
+            no_ipv6 = TunError(
                 f"adding the address {address}: IPv6 is switched off on this host "
                 "(see `sysctl net.ipv6.conf.all.disable_ipv6`)"
-            ) from None
+            )
+            return str(no_ipv6)
         raise tun_error(error, f"adding the address {address}") from error
+    return ""
 
 
 def delete_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> None:

@@ -60,11 +60,12 @@ class NetlinkKind(Enum):
 
     ROUTE = b"route"
     GENERIC = b"generic"
+    NETFILTER = b"netfilter"
 
     @property
     def protocol(self) -> int:
         """The protocol of its sockets (linux/netlink.h)."""
-        return 0 if self is NetlinkKind.ROUTE else 16
+        return {NetlinkKind.ROUTE: 0, NetlinkKind.GENERIC: 16, NetlinkKind.NETFILTER: 12}[self]
 
 
 def open_in_namespace(name: str, kind: NetlinkKind) -> socket.socket:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, Self, TypeVar
 
 import trio
@@ -26,7 +26,7 @@ from tun.namespace import (
 )
 from tun.rtnl import Rtnl, open_rtnl, prepare_rtnl
 
-__all__ = ["HERE", "Netlink"]
+__all__ = ["HERE", "Netlink", "entered"]
 
 _T = TypeVar("_T")
 
@@ -34,10 +34,16 @@ _T = TypeVar("_T")
 class Netlink:
     """The links, addresses and routes of one namespace; ``Netlink.open`` makes one."""
 
-    def __init__(self, name: str | None = None, route: socket.socket | None = None) -> None:
-        """Take over the socket of a named one."""
+    def __init__(
+        self,
+        name: str | None = None,
+        route: socket.socket | None = None,
+        netfilter: socket.socket | TunError | None = None,
+    ) -> None:
+        """Take over the sockets of a named one; for nftables, perhaps why there is none."""
         self.name = name
         self._route = route
+        self._netfilter = netfilter
         self._id = None if route is None else id_of_socket(route)
         # On one socket one piece of work at a time; several where each opens its own
         self._limiter = trio.CapacityLimiter(4 if route is None else 1)
@@ -73,7 +79,7 @@ class Netlink:
         route = open_in_namespace(name, NetlinkKind.ROUTE)
         try:
             prepare_rtnl(route)
-            found = cls(name, route)
+            found = cls(name, route, cls._open_netfilter(name))
             found.require_name()
         except OSError as error:
             route.close()
@@ -82,6 +88,15 @@ class Netlink:
             route.close()
             raise NamespaceMissing(name) from None
         return found
+
+    @staticmethod
+    def _open_netfilter(name: str) -> socket.socket | TunError:
+        try:
+            return open_in_namespace(name, NetlinkKind.NETFILTER)
+        except NamespaceMissing as missing:
+            return InterfaceMissing(str(missing))
+        except TunError as error:  # a kernel without, or a helper of an earlier version
+            return error
 
     async def run(self, work: Callable[[Rtnl], _T]) -> _T:
         """Run `work` in a worker thread with an open socket; a cancelled call is finished first."""
@@ -95,12 +110,37 @@ class Netlink:
     async def generic_socket(self) -> socket.socket:
         """A new socket for generic netlink. Raises InterfaceMissing where the name of the
         namespace is another one's by now, TunError, OSError."""
-        return await trio.to_thread.run_sync(self._generic_socket)
+        return await trio.to_thread.run_sync(self._new_socket, NetlinkKind.GENERIC)
 
-    def _generic_socket(self) -> socket.socket:
+    async def netfilter_socket(self) -> socket.socket:
+        """A socket for nftables, of its own or one that is held: nobody is asked for another one.
+        Raises TunError, OSError."""
+        match self._netfilter:
+            case TunError() as reason:
+                raise reason
+            case None:
+                return await trio.to_thread.run_sync(self._new_socket, NetlinkKind.NETFILTER)
+            case held:
+                return _fresh(held)
+
+    async def run_raw(self, work: Callable[[socket.socket], _T]) -> _T:
+        """Run `work` in a worker thread with a socket for links and routes."""
+
+        def run() -> _T:
+            if self._route is None:
+                opened = open_here(NetlinkKind.ROUTE)
+                prepare_rtnl(opened)
+            else:
+                opened = _fresh(self._route)
+            with opened:
+                return work(opened)
+
+        return await trio.to_thread.run_sync(run, limiter=self._limiter)
+
+    def _new_socket(self, kind: NetlinkKind) -> socket.socket:
         if self.name is None:
-            return open_here(NetlinkKind.GENERIC)
-        opened = open_in_namespace(self.name, NetlinkKind.GENERIC)
+            return open_here(kind)
+        opened = open_in_namespace(self.name, kind)
         if id_of_socket(opened) != self._id:
             opened.close()
             raise self._renamed()
@@ -127,6 +167,8 @@ class Netlink:
         """Let go of the namespace."""
         if self._route is not None:
             self._route.close()
+        if isinstance(self._netfilter, socket.socket):
+            self._netfilter.close()
 
     def __enter__(self) -> Self:
         return self
@@ -135,4 +177,29 @@ class Netlink:
         self.close()
 
 
+def _fresh(held: socket.socket) -> socket.socket:
+    """A copy of a socket that is held, without what an earlier piece of work did not wait for."""
+    copy = held.dup()
+    copy.setblocking(False)
+    try:
+        while True:
+            copy.recv(65536)
+    except BlockingIOError:
+        return copy
+    except BaseException:
+        copy.close()
+        raise
+
+
 HERE: Final = Netlink()
+
+
+@asynccontextmanager
+async def entered(netns: str | Netlink | None) -> AsyncIterator[Netlink]:
+    """A namespace that is held already, or that of a name for as long as the block lasts; None is
+    this process's. Raises NamespaceMissing, NamespaceOutOfReach, TunError."""
+    if isinstance(netns, Netlink):
+        yield netns
+    else:
+        with await Netlink.open(netns) as netlink:
+            yield netlink

@@ -48,6 +48,7 @@ MAIN_TABLE = 254
 
 _IFF_UP = 1
 _NODAD = 0x02  # IFA_F_NODAD
+_PERMANENT = 0x80  # IFA_F_PERMANENT
 _UNICAST = 1
 _UNREACHABLE = 7
 _CLONED = 0x200  # RTM_F_CLONED: a cache entry, no route
@@ -134,6 +135,12 @@ class Address:
     index: int
     address: InterfaceAddress
     is_ours: bool
+    network: Prefix
+    """What the kernel has a route for because of it."""
+    metric: int
+    """Of that route; 0 is the kernel's own choice."""
+    is_lasting: bool
+    """Without an end, as neither DHCP nor a router's advertisement gives them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,9 +247,11 @@ class Rtnl:
         with _as_oserror():
             return list(_readable(self._iproute.addr("dump", **chosen), _address))
 
-    def add_address(self, index: int, address: InterfaceAddress) -> None:
-        """Add an address as ours, IPv6 without duplicate address detection."""
-        self._address("add", index, address, proto=OUR_PROTOCOL)
+    def add_address(self, index: int, address: InterfaceAddress, metric: int = 0) -> None:
+        """Add an address as ours, IPv6 without duplicate address detection; `metric` is that of
+        the route that comes with it, 0 leaves it to the kernel."""
+        more = {"rt_priority": metric} if metric else {}
+        self._address("add", index, address, proto=OUR_PROTOCOL, **more)
 
     def delete_address(self, index: int, address: InterfaceAddress) -> None:
         self._address("del", index, address)
@@ -355,8 +364,8 @@ def _text(value: Any) -> str | None:
 
 
 def default_metric(prefix: Prefix) -> int:
-    """The metric that the kernel gives to a route that is added without one."""
-    return 0 if prefix.version == 4 else 1024
+    """The metric of a route of ours where none is configured: the best one that there is."""
+    return 0 if prefix.version == 4 else 1
 
 
 def _link(message: Any) -> Link:
@@ -377,11 +386,16 @@ def _link(message: Any) -> Link:
 
 
 def _address(message: Any) -> Address:
-    host = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    length, far = message["prefixlen"], message.get_attr("IFA_ADDRESS")
+    host = message.get_attr("IFA_LOCAL") or far
+    flags = message.get_attr("IFA_FLAGS") or message["flags"]
     return Address(
         index=message["index"],
-        address=ip_interface(f"{host}/{message['prefixlen']}"),
+        address=ip_interface(f"{host}/{length}"),
         is_ours=message.get_attr("IFA_PROTO") == OUR_PROTOCOL,
+        network=ip_network(f"{far or host}/{length}", strict=False),
+        metric=message.get_attr("IFA_RT_PRIORITY") or 0,
+        is_lasting=bool(flags & _PERMANENT),
     )
 
 

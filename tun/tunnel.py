@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
 import trio
 
 from tun import kernel, userspace
+from tun.detours import Detours
 from tun.device import Device, DeviceChange, PeerChange
 from tun.errors import (
     BackendUnavailable,
@@ -19,9 +20,11 @@ from tun.errors import (
     ReadBackMismatch,
     TunError,
 )
+from tun.fence import FencePut, FenceSpec, KeptFence
 from tun.guard import remove_guard_routes, set_guard_routes
 from tun.interface import (
     BACKENDS,
+    Configured,
     configure_link,
     delete_link,
     find_link,
@@ -30,6 +33,7 @@ from tun.interface import (
 )
 from tun.keys import generate_keypair
 from tun.leftover import delete_device, delete_left_here
+from tun.lookout import Lookout, look_out
 from tun.model import (
     DEFAULT_MTU,
     BackendName,
@@ -46,7 +50,7 @@ from tun.model import (
     check_public_key,
 )
 from tun.netlink import HERE, Netlink
-from tun.routing import add_routes, set_routes_into
+from tun.routing import RoutesSet, add_routes, own_networks, set_routes_into, yielded
 from tun.rtnl import Link, Route, Rtnl, default_metric
 from tun.vrf import routing_table
 
@@ -71,6 +75,7 @@ class Tunnel:
         index: int,
         public_key: bytes,
         adopted: bool,
+        faults: tuple[str, ...],
     ) -> None:
         self.spec = spec
         self.backend: BackendName = device.backend
@@ -81,6 +86,10 @@ class Tunnel:
         self._device = device
         self._netlink = netlink
         self._index = index
+        self.faults = faults
+        """What of the spec cannot be had on this host, while the rest is in force."""
+        self._own: Mapping[Prefix, str] | None = None
+        """Networks of other interfaces, as they were when all routes were set last."""
         self._shown = (spec.listen_port, spec.fwmark or 0)
 
     async def add_peer(self, peer: PeerSpec) -> None:
@@ -225,13 +234,15 @@ class Tunnel:
             await self._device.apply(DeviceChange(listen_port=wanted[0], fwmark=wanted[1]))
             self._shown = wanted
 
-        def configure(rtnl: Rtnl) -> list[str]:
+        def configure(rtnl: Rtnl) -> Configured:
             link = rtnl.link_at(self._index)
             if link is not None and link.alias != spec.alias:
                 raise NotOurs(f"{link.name} is not ours any more: its alias was changed")
             return configure_link(rtnl, spec, self._index)
 
-        return changed + await self._netlink.run(configure)
+        configured = await self._netlink.run(configure)
+        self.faults = configured.faults
+        return changed + configured.changed
 
     async def packets(self) -> PacketCounts:
         """What was counted at the interface; raises InterfaceMissing, OSError."""
@@ -259,36 +270,41 @@ class Tunnel:
                 f"{self.spec.interface} has no such peer: it was removed by hand, or never there"
             ) from None
 
-    async def set_routes(self, prefixes: Iterable[Prefix]) -> frozenset[Prefix]:
+    async def set_routes(self, prefixes: Iterable[Prefix]) -> RoutesSet:
         """Make these the only routes of ours into the interface; changes only what differs.
-        Returns the prefixes that had none.
 
-        With ``routes = "none"`` in the spec there are none, whatever is given. Raises NotOurs
-        where a route that is not ours stands in the way; none was added then.
+        With ``routes = "none"`` in the spec there are none, whatever is given. A prefix that is
+        also the network of another interface gets none, nor one for which another's route stands
+        in the way: the answer says which.
         """
         wanted = list(prefixes) if self.spec.routes == "allowed-ips" else []
         spec = self.spec
 
-        def set_them(rtnl: Rtnl) -> frozenset[Prefix]:
+        def set_them(rtnl: Rtnl) -> RoutesSet:
             table = routing_table(rtnl, table=spec.table, vrf=spec.vrf)
+            self._own = own_networks(rtnl, self._index, table)
             return set_routes_into(rtnl, self._index, wanted, table=table, metric=spec.metric)
 
         return await self._netlink.run(set_them)
 
-    async def add_routes(self, prefixes: Iterable[Prefix]) -> None:
+    async def add_routes(self, prefixes: Iterable[Prefix]) -> Mapping[Prefix, str]:
         """Add routes for these prefixes and look at no others: what `set_routes` comes to for a
-        new peer, at a cost that does not grow with the peers. Raises NotOurs where any route
-        stands there already, also one of ours; none was added then.
+        new peer, at a cost that does not grow with the peers. Prefixes for which there is none
+        now, each with the reason: also where a route of ours stands there already.
         """
         if self.spec.routes != "allowed-ips":
-            return
+            return {}
         spec = self.spec
         connected = {address.network for address in spec.addresses}
         # For those the kernel has a route of its own
-        wanted = [prefix for prefix in prefixes if prefix not in connected]
+        wanted = {prefix for prefix in prefixes if prefix not in connected}
 
-        def add_them(rtnl: Rtnl) -> None:
+        def add_them(rtnl: Rtnl) -> Mapping[Prefix, str]:
             table = routing_table(rtnl, table=spec.table, vrf=spec.vrf)
+            if self._own is None:
+                self._own = own_networks(rtnl, self._index, table)
+            own = self._own
+            faults = {prefix: reason for prefix in wanted if (reason := yielded(prefix, own))}
             routes = [
                 Route(
                     prefix=prefix,
@@ -296,26 +312,36 @@ class Tunnel:
                     metric=default_metric(prefix) if spec.metric is None else spec.metric,
                     index=self._index,
                 )
-                for prefix in wanted
+                for prefix in wanted - faults.keys()
             ]
-            add_routes(rtnl, routes)
+            return faults | add_routes(rtnl, routes)
 
-        await self._netlink.run(add_them)
+        return await self._netlink.run(add_them)
 
-    async def set_guards(self, prefixes: Iterable[Prefix]) -> frozenset[Prefix]:
+    async def set_guards(self, prefixes: Iterable[Prefix]) -> RoutesSet:
         """`set_guard_routes` in the namespace that is held: nobody is asked for a way into it.
 
-        Raises InterfaceMissing where the namespace was deleted or made anew, NotOurs, TunError.
+        Raises InterfaceMissing where the namespace was deleted or made anew, TunError.
         """
         self._netlink.require_name()
         spec = self.spec
         return await set_guard_routes(prefixes, table=spec.table, vrf=spec.vrf, netns=self._netlink)
+
+    async def put_fence(self, fence: KeptFence, spec: FenceSpec) -> FencePut:
+        """`KeptFence.put` in the namespace that is held. Raises InterfaceMissing, TunError."""
+        self._netlink.require_name()
+        return await fence.put(spec, netns=self._netlink)
 
     async def remove_guards(self, prefixes: Iterable[Prefix]) -> None:
         """`remove_guard_routes` likewise. Raises InterfaceMissing, TunError."""
         self._netlink.require_name()
         spec = self.spec
         await remove_guard_routes(prefixes, table=spec.table, vrf=spec.vrf, netns=self._netlink)
+
+    async def look_out(self, lookouts: Iterable[Lookout]) -> Mapping[str, Detours]:
+        """`look_out` in the namespace that is held. Raises InterfaceMissing, TunError, OSError."""
+        self._netlink.require_name()
+        return await look_out(lookouts, self._netlink)
 
     async def delete(self) -> None:
         """Remove the interface, and with it its routes and its wireguard-go process.
@@ -453,7 +479,7 @@ async def _set_up(spec: TunnelSpec, link: Link, device: Device, netlink: Netlink
             await device.apply(DeviceChange(listen_port=spec.listen_port, fwmark=fwmark))
     if state.public_key is None and spec.mtu is None:
         spec = replace(spec, mtu=DEFAULT_MTU)
-    await netlink.run(lambda rtnl: configure_link(rtnl, spec, link.index))
+    configured = await netlink.run(lambda rtnl: configure_link(rtnl, spec, link.index))
     after = await device.read()
     if (after.public_key, after.listen_port) != (public_key, spec.listen_port):
         raise ReadBackMismatch(
@@ -467,4 +493,5 @@ async def _set_up(spec: TunnelSpec, link: Link, device: Device, netlink: Netlink
         index=link.index,
         public_key=public_key,
         adopted=state.public_key is not None,
+        faults=configured.faults,
     )

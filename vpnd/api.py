@@ -244,8 +244,38 @@ class TunnelStatus(TypedDict):
     routes: str
     netns: str | None
     """The network namespace that the interface is in; null is the daemon's."""
+    fence: str
+    """`nftables`, `off`, or why there is none."""
     error: str | None
     """Why there is no interface, with what to do."""
+
+
+class HeldPeerInfo(TypedDict):
+    """A peer that does not run, since something is wrong with its file."""
+
+    peer: str
+    file: str
+    reason: str
+    guarded: list[str]
+    """Prefixes of it that are kept from leaving in the clear."""
+
+
+class ConfigurationStatus(TypedDict):
+    """What is on disk, beside what runs."""
+
+    state: str
+    """`current`: they are the same; `differs`: a reload or a restart would change something;
+    `errors`: something on disk is wrong, and `errors` says what."""
+    errors: list[ErrorDetail]
+    error_count: int
+    """`errors` may be cut short."""
+    main_is_last_good: bool
+    """Whether the vpnd.toml that ran last runs, since the one on disk had errors at the start."""
+    held: list[HeldPeerInfo]
+    restart: list[str]
+    """What a restart would do, in words; empty if nothing would change."""
+    at: str
+    """When it was looked at; RFC 3339, UTC."""
 
 
 class NodeStatus(TypedDict):
@@ -264,6 +294,7 @@ class NodeStatus(TypedDict):
     links: list[LinkStatus]
     counters: dict[str, int]
     warnings: list[str]
+    configuration: NotRequired[ConfigurationStatus]
 
 
 class PeerInfo(TypedDict):
@@ -322,6 +353,7 @@ class PeerChange(TypedDict, total=False):
     identity: str | list[str]
     allowed_ips: list[str]
     endpoint: str | None
+    tunnel: str
     keepalive: int | None
     rekey_interval: int | None
     key_lifetime: int | None
@@ -337,6 +369,8 @@ class PeerChange(TypedDict, total=False):
 class ReloadRequest(TypedDict):
     dry_run: NotRequired[bool]
     """Only say what would change."""
+    remove_all_peers: NotRequired[bool]
+    """That no peer's file is left is meant so, and no mistake."""
 
 
 class KeyChange(TypedDict):

@@ -27,6 +27,7 @@ from vpnd.config_model import (
 from vpnd.config_source import Source
 from vpnd.external_check import check_external
 from vpnd.local_identity import check_identities
+from vpnd.way_check import check_ways, notes_on_ways
 
 _MIN_IPV6_MTU: Final = 1280
 _Place = tuple[IPv4Address | IPv6Address, str | None, str | None]
@@ -56,6 +57,7 @@ def check(draft: Draft) -> Iterator[ConfigProblem]:
     yield from check_identities(draft.peers, draft.sources, draft.identities)
     yield from _check_prefixes(draft)
     yield from _check_wireguard_keys(draft)
+    yield from check_ways(draft.tunnels, draft.peers, draft.sources)
     for peer in draft.peers.values():
         tunnel, source = draft.tunnels.get(peer.tunnel), draft.sources[peer.name]
         yield from _check_peer(peer, tunnel, source)
@@ -80,6 +82,7 @@ def _check_wireguard_keys(draft: Draft) -> Iterator[ConfigProblem]:
 
 def notes(draft: Draft) -> Iterator[ConfigProblem]:
     """What is allowed, and worth knowing: prefixes within others, and on several tunnels."""
+    yield from notes_on_ways(draft.tunnels, draft.peers, draft.sources)
     owners: dict[Prefix, list[PeerConfig]] = {}
     for peer in draft.peers.values():
         for prefix in peer.allowed_ips:

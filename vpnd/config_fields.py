@@ -27,7 +27,8 @@ from typing import Final, Literal
 
 from kex.errors import InvalidIdentity
 from kex.identity import Fingerprint
-from vpnd.config_errors import kind_of, printable, shown
+from vpnd.config_errors import kind_of, shown
+from vpnd.odd_characters import named
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -95,7 +96,7 @@ def text(value: object) -> str:
     for position, character in enumerate(value, 1):
         if not character.isprintable():
             raise FieldError(
-                f"holds the character {printable(character)} at position {position}",
+                f"holds the character {named(character)} at position {position}",
                 "remove control characters, line breaks and invisible characters",
             )
     return value

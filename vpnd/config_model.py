@@ -169,6 +169,12 @@ class TunnelSettings(Table):
     netns: Name | None = None
     """Network namespace (below /run/netns) that interface, routes and guards are in; None is the
     daemon's. WireGuard's UDP socket is in the daemon's."""
+    fence: (
+        Annotated[Literal["nftables", "off"], PlainValidator(fields.choice("nftables", "off"))]
+        | None
+    ) = None
+    """Whether nftables, too, hold what is guarded; None: where the routes are in the main table
+    and the kernel has nftables."""
     announce: Prefixes = ()
     """Prefixes behind this node, told to the peers of the tunnel for comparison only."""
 
@@ -307,6 +313,20 @@ class PeerConfig(_PeerTable):
     def fingerprint(self) -> Fingerprint:
         """The identity that this node's own exchanges are for."""
         return self.identity[0]
+
+
+def protected_within(peer: PeerConfig) -> tuple[Prefix, ...]:
+    """The protected prefixes of a peer that lie within its allowed IPs and are none of them: their
+    guard routes are more specific than its routes, so that they need routes of their own."""
+    return tuple(
+        prefix
+        for prefix in peer.protect or ()
+        if prefix not in peer.allowed_ips
+        and any(
+            prefix.version == wider.version and prefix.subnet_of(wider)  # type: ignore[arg-type]  # the same version
+            for wider in peer.allowed_ips
+        )
+    )
 
 
 def default_lifetime(rekey_interval: int) -> int:

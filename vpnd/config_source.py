@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from vpnd.config_errors import ConfigProblem, Location, dotted, printable, without_secrets
 from vpnd.file_trust import FileFault, read_public
+from vpnd.odd_characters import first_odd, wide_encoding, without_mark
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
@@ -58,20 +60,28 @@ def read_document(path: Path) -> Document:
     except FileFault as fault:
         return Document(Source(path), {}, (fault_problem(fault),))
     problems = [] if checked.fault is None else [fault_problem(checked.fault)]
+    wide = wide_encoding(checked.data)
+    if wide is not None:
+        problems.append(ConfigProblem(path, "", f"is {wide} text, not UTF-8", "save it as UTF-8"))
+        return Document(Source(path), {}, tuple(problems))
     try:
-        text = checked.data.decode("utf-8")
+        text = without_mark(checked.data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = checked.data.count(b"\n", 0, error.start) + 1
         reason = f"is not UTF-8 text (byte {error.start})"
         problems.append(ConfigProblem(path, "", reason, "save it as UTF-8", line))
         return Document(Source(path), {}, tuple(problems))
+    return read_text(path, text, problems)
+
+
+def read_text(path: Path, text: str, problems: Sequence[ConfigProblem] = ()) -> Document:
+    """The document that a file's text is; `problems` is what is wrong with the file itself."""
     source = Source(path, text)
     try:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # ValueError is wider than TOMLDecodeError: numbers too long for Python are one, too
-        problems.append(_syntax_problem(path, error))
-        return Document(source, {}, tuple(problems))
+        return Document(source, {}, (*problems, _syntax_problem(path, text, error)))
     return Document(source, values, tuple(problems))
 
 
@@ -80,12 +90,16 @@ def fault_problem(fault: FileFault) -> ConfigProblem:
     return ConfigProblem(fault.path, "", fault.reason, fault.hint)
 
 
-def _syntax_problem(path: Path, error: ValueError | RecursionError) -> ConfigProblem:
+def _syntax_problem(path: Path, text: str, error: ValueError | RecursionError) -> ConfigProblem:
     if isinstance(error, RecursionError):
         return ConfigProblem(path, "", "is nested too deeply to be a configuration")
     message = str(error)
     place = _AT_LINE.search(message)
     line = int(place[1]) if place is not None and place[1] else None
+    odd = first_odd(text, line)
+    if odd is not None:
+        reason = f"column {odd.column} holds {odd}, which TOML does not take there"
+        return ConfigProblem(path, "", reason, odd.hint, odd.line)
     reason = printable(without_secrets(_AT_LINE.sub("", message)), limit=200)
     hint = "strings stand in quotes, lists in [ ], and each key stands once"
     return ConfigProblem(path, "", f"is not valid TOML: {reason}", hint, line)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import structlog
@@ -28,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vpnd.api import MAX_REQUEST_BYTES, ErrorCode
 from vpnd.control_routes import control_app, internal_error, refusal
 from vpnd.control_socket import ControlSocket, ControlSocketError, caller_of, open_control_socket
+from vpnd.journal import Journal
 from vpnd.node_control import Caller, ControlError, NodeControl, no_such_peer
 
 __all__ = [
@@ -48,6 +50,8 @@ BODY_SECONDS: Final = 10.0
 SEND_SECONDS: Final = 10.0
 """A reader that takes nothing for so long is cut off."""
 STOP_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at the socket's file."""
 _DRAINED_BYTES: Final = 16 * MAX_REQUEST_BYTES
 
 _TURNED_AWAY_BYTES: Final = 4096
@@ -76,8 +80,11 @@ class ControlServer:
     for each request.
     """
 
-    def __init__(self, node: NodeControl, control_socket: ControlSocket) -> None:
+    def __init__(
+        self, node: NodeControl, control_socket: ControlSocket, journal: Journal | None = None
+    ) -> None:
         self._socket = control_socket
+        self._journal = journal
         self._stopping = trio.Event()
         self._context = WorkerContext(None)
         self._config = HypercornConfig()
@@ -126,10 +133,39 @@ class ControlServer:
         *,
         task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket.listener))
         with trio.CancelScope() as scope:
             task_status.started(scope)
-            await trio.serve_listeners(self._serve, [listener], handler_nursery=connections)
+            while True:
+                listener = trio.SocketListener(
+                    trio.socket.from_stdlib_socket(self._socket.listener)
+                )
+                serve = partial(trio.serve_listeners, handler_nursery=connections)
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(serve, self._serve, [listener])
+                    self._socket = await self._made_again()
+                    accepting.cancel_scope.cancel()
+
+    async def _made_again(self) -> ControlSocket:
+        """Wait until somebody takes the socket's file away (a cleaner of /run), and make it anew:
+        else nobody could reach a daemon that is well."""
+        told = ""
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            if not self._socket.lost():
+                continue
+            try:
+                made = self._socket.made_again()
+            except ControlSocketError as error:
+                if str(error) != told:
+                    self._record("control_socket_lost", "error", f"{error}; it is tried again")
+                told = str(error)
+                continue
+            self._record("control_socket_remade", "warning", f"{made.path} or its lock was gone")
+            return made
+
+    def _record(self, event: str, level: str, reason: str) -> None:
+        if self._journal is not None:
+            self._journal.record(event, level=level, reason=reason)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         """One connection. Whatever goes wrong in it ends with it."""

@@ -151,11 +151,16 @@ class _Routes:
         body = await request.body()
         asked = _json_object(body) if body else {}
         dry_run = asked.pop("dry_run", False)
-        if asked or not isinstance(dry_run, bool):
+        remove_all = asked.pop("remove_all_peers", False)
+        if asked or not (isinstance(dry_run, bool) and isinstance(remove_all, bool)):
             raise ControlError(
-                ErrorCode.BAD_REQUEST, "a reload takes dry_run alone: true or false", "{}"
+                ErrorCode.BAD_REQUEST,
+                "a reload takes dry_run and remove_all_peers alone: true or false",
+                "{}",
             )
-        return Answer(await self._node.reload(dry_run=dry_run, caller=_caller(request)))
+        more = {"remove_all": True} if remove_all else {}
+        caller = _caller(request)
+        return Answer(await self._node.reload(dry_run=dry_run, caller=caller, **more))
 
     async def events(self, request: Request) -> Response:
         asked = _asked_events(request.query_params.multi_items())

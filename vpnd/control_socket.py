@@ -40,6 +40,30 @@ class ControlSocket:
     _lock: int
     _inode: int
 
+    def lost(self) -> bool:
+        """Whether its file or its lock's was taken away, or something else put in its place."""
+        return _inode(self.path) != self._inode or not self._lock_is_there()
+
+    def _lock_is_there(self) -> bool:
+        return self._lock >= 0 and _inode(_lock_path(self.path)) == os.fstat(self._lock).st_ino
+
+    def made_again(self) -> ControlSocket:
+        """The same anew, with its folder and its lock, after it was lost; this one is to be closed
+        then. ControlSocketError where it cannot be had now."""
+        try:
+            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not self._lock_is_there():
+                lock = _take_lock(self.path)
+                os.close(self._lock)
+                self._lock = lock
+            _remove_stale(self.path, own=self._inode)
+            listener = _listen(self.path)
+        except (OSError, ValueError) as error:
+            raise _as_refusal(self.path, error) from None
+        made = ControlSocket(self.path, listener, self._lock, _inode(self.path))
+        self._lock = -1
+        return made
+
     def close(self) -> None:
         """Stop listening and remove the file, unless somebody else's stands there by now."""
         self.listener.close()
@@ -71,7 +95,7 @@ def open_control_socket(path: Path) -> ControlSocket:
             raise
     except (OSError, ValueError) as error:
         raise _as_refusal(path, error) from None
-    return ControlSocket(path, listener, lock, os.stat(path, follow_symlinks=False).st_ino)
+    return ControlSocket(path, listener, lock, _inode(path))
 
 
 def caller_of(connection: trio.socket.SocketType) -> Caller:
@@ -81,9 +105,21 @@ def caller_of(connection: trio.socket.SocketType) -> Caller:
     return Caller(pid=pid, uid=uid, gid=gid)
 
 
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _inode(path: Path) -> int:
+    """0 where there is nothing."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_ino
+    except OSError:
+        return 0
+
+
 def _take_lock(path: Path) -> int:
     lock = os.open(
-        path.with_name(path.name + ".lock"),
+        _lock_path(path),
         os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
         0o600,
     )
@@ -95,7 +131,8 @@ def _take_lock(path: Path) -> int:
     return lock
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, *, own: int = 0) -> None:
+    """Remove the socket of a daemon that is dead, or the one of this inode, which is ours."""
     try:
         found = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
@@ -104,6 +141,9 @@ def _remove_stale(path: Path) -> None:
         raise ControlSocketError(
             f"{path} is there and is not a socket", "move it away, or set control_socket"
         )
+    if found.st_ino == own:
+        path.unlink()
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         result = probe.connect_ex(bytes(path))
     # A full backlog (EAGAIN) means that somebody listens, too

@@ -7,8 +7,9 @@ another name or another namespace now: nobody would end the life of the keys tha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
-from tun import delete_leftover
+from tun import NamespaceMissing, delete_fence, delete_leftover
 from vpnd.config import Config
 from vpnd.file_trust import FileFault
 from vpnd.journal import Journal
@@ -33,6 +34,8 @@ class Leftovers:
         for spec in self.tunnels.left_over({name: each.spec for name, each in tunnels.items()}):
             try:
                 deleted = await delete_leftover(spec)
+                with suppress(NamespaceMissing):
+                    await delete_fence(spec.interface, netns=spec.netns)
                 self.tunnels.forget(spec.tunnel_name)
             except (*BackendErrors, FileFault) as error:
                 self._journal.record(

@@ -32,7 +32,7 @@ from kex.events import (
 from kex.identity import Fingerprint
 from tun import PeerStatus, Prefix, TunError
 from vpnd.clock import boottime
-from vpnd.config_model import PeerConfig
+from vpnd.config_model import PeerConfig, protected_within
 from vpnd.engine import Engine
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback_watch import FallbackWatch
@@ -292,6 +292,9 @@ class ManagedLink:
     def awaits_handshake(self) -> bool:
         return self.wireguard.watch.waiting is not None
 
+    def ways_changed(self) -> None:
+        self.report.refresh()
+
     def wireguard_host(self) -> str | None:
         status = self.wireguard.status
         return None if status is None or status.endpoint is None else status.endpoint[0]
@@ -301,7 +304,7 @@ class ManagedLink:
 
     def routed(self) -> tuple[Prefix, ...]:
         there = self.wireguard.comes or self.wireguard.public_key is not None
-        return self.peer.allowed_ips if there else ()
+        return (*self.peer.allowed_ips, *protected_within(self.peer)) if there else ()
 
     def observe(self, status: PeerStatus | None, now: float) -> None:
         if self._setting or not self.wireguard.is_news(now):

@@ -73,6 +73,10 @@ class Facts:
     unheard: bool = False
     """The peer begins again after each of our answers."""
     flow: Flow = Flow.SOUND
+    ways: str = ""
+    """Why not all of the link's prefixes lead into its interface, or its peer is out of reach."""
+    endpoint: str = ""
+    """Why nothing can be sent to the peer."""
     second_identity: bool = False
     adopted: bool = False
 
@@ -117,8 +121,15 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
         problem = facts.renewal_problem if unheard else ""
         return LinkState.INSTALLED, "; ".join(filter(None, (waits, problem, unheard)))
     if facts.flow is Flow.BOTH_LOST:
-        return LinkState.DOWN, facts.flow.value
-    troubles = (facts.flow.value, facts.external, facts.renewal_problem, facts.given_up, unheard)
+        return LinkState.DOWN, "; ".join(filter(None, (facts.ways, facts.flow.value)))
+    troubles = (
+        facts.ways,
+        facts.flow.value,
+        facts.external,
+        facts.renewal_problem,
+        facts.given_up,
+        unheard,
+    )
     if any(troubles):
         return LinkState.DEGRADED, "; ".join(filter(None, troubles))
     if facts.second_identity:
@@ -130,6 +141,8 @@ def _without_key(facts: Facts) -> tuple[LinkState, str]:
     if facts.closed_reason:
         return LinkState.CLOSED, "; ".join(filter(None, (facts.closed_reason, facts.given_up)))
     if facts.exchanging:
+        if facts.endpoint:
+            return LinkState.EXCHANGING, facts.endpoint
         so_far = f"{facts.waiting_reason} so far" if facts.waiting_reason else "first exchange"
         return LinkState.EXCHANGING, so_far
     if facts.answering:

@@ -12,7 +12,7 @@ import trio
 from kex.events import KeyEstablished, Role
 from tun import PeerSpec, PeerStatus, Prefix, PresharedKey, TunError, psk_mark
 from vpnd.clock import boottime, wall
-from vpnd.config_model import PeerConfig
+from vpnd.config_model import PeerConfig, protected_within
 from vpnd.file_trust import FileFault
 from vpnd.handshake import (
     ANSWER_MARGIN,
@@ -194,7 +194,9 @@ class WireGuardPeer:
             if self.comes:
                 # WireGuard shakes hands as soon as it has the peer, and what comes then is
                 # answered: the answers need a way by then. A renewal leaves routes alone
-                await self._tunnel.add_routes(self._peer.allowed_ips)
+                await self._tunnel.add_routes(
+                    (*self._peer.allowed_ips, *protected_within(self._peer))
+                )
             await self._set(event)
         finally:
             self.comes = False

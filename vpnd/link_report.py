@@ -331,6 +331,8 @@ class LinkReport:
             external=self._external.watch.standing,
             unheard=self._exchanges.unheard,
             flow=flow_of(self._wireguard.flow),
+            ways=self._tunnel.ways.trouble(self._peer),
+            endpoint=self._tunnel.ways.endpoints.get(self._peer.name, ""),
             second_identity=self.last is not None and self.last.identity != self._peer.identity[0],
             adopted=self.adopted,
         )

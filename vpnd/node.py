@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -31,18 +34,22 @@ from vpnd.api import (
     RekeyStarted,
     ReloadResult,
 )
-from vpnd.clock import boottime
-from vpnd.config import Config
+from vpnd.atomic_file import remove_durably
+from vpnd.clock import boottime, rfc3339, wall
+from vpnd.config import Config, HeldPeer
 from vpnd.config_model import PeerConfig, PeerRequest, TunnelConfig
+from vpnd.disk_watch import DiskWatch
 from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
-from vpnd.guards import guarded_prefixes, remove_guards, set_guards
+from vpnd.file_trust import FileFault
+from vpnd.guards import Guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import DROPPED, Journal
 from vpnd.keysource.base import KeySource
 from vpnd.keysource.registry import KeySources
+from vpnd.last_good import LastGood, write_last_good
 from vpnd.leftovers import Leftovers
 from vpnd.link import ManagedLink
 from vpnd.link_record import LinkRecords
@@ -50,18 +57,21 @@ from vpnd.ml_kem import ml_kem_provider
 from vpnd.node_control import (
     Caller,
     ControlError,
+    is_held,
     no_such_peer,
     no_such_source,
     not_guarded,
     not_taken,
 )
+from vpnd.paths import PathWatch
 from vpnd.pause_watch import PauseWatch
-from vpnd.peer_file import remove_peer_file, write_peer_file
+from vpnd.peer_file import remove_peer_file, restore_peer_file, write_peer_file
 from vpnd.source_journal import SourceJournal
+from vpnd.start_config import Start, last_good_of
 from vpnd.transport import Transport
 from vpnd.tunnels import ENTERING_SECONDS, BackendErrors, ManagedTunnel
 from vpnd.upkeep import Upkeep
-from vpnd.view import link_status, peer_info, tunnel_status
+from vpnd.view import held_status, link_status, peer_info, tunnel_status
 from vpnd.view_external import key_source, source_warnings
 
 GARBAGE: Final = (10_000, 10, 10)
@@ -86,12 +96,24 @@ class NoIdentity(Exception):
 class Node:
     """The daemon's parts, and the answers to its control socket (NodeControl)."""
 
-    def __init__(self, config: Config, transport: Transport, journal: Journal, feed: EventFeed):
+    def __init__(
+        self,
+        config: Config,
+        transport: Transport,
+        journal: Journal,
+        feed: EventFeed,
+        start: Start | None = None,
+    ):
         self.config = config
+        self._start = start
+        self._last_good = LastGood(str(config.path), None) if start is None else start.last_good
+        self._last_good_fault = ""
+        self.disk = DiskWatch(lambda: self.config, journal)
         self._transport = transport
         self._journal = journal
         self._feed = feed
         self._started_at = boottime()
+        self._started_wall = rfc3339(wall())
         self._pauses = PauseWatch()
         self._suites = {
             number: system_suite(number, ml_kem_provider(config.crypto.ml_kem))
@@ -104,12 +126,19 @@ class Node:
         self.sources = KeySources(config.key_sources, SourceJournal(journal))
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
-        self._upkeep = Upkeep(self, journal)
         self._leftovers = Leftovers(config, self._records, journal)
         self.tunnels: dict[str, ManagedTunnel] = {}
+        self.links: dict[str, ManagedLink] = {}
+        self.guards = Guards(
+            journal,
+            config=lambda: self.config,
+            tunnels=self.tunnels,
+            links=lambda: [(link.peer, link.tunnel) for link in self.links.values()],
+        )
+        self._upkeep = Upkeep(self.guards, self.tunnels, self.unchanging, journal)
+        self._paths = PathWatch(self.guards, self.tunnels, self.links, journal)
         for tunnel in config.tunnels.values():
             self.make_tunnel(tunnel)
-        self.links: dict[str, ManagedLink] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._tunnel_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
@@ -144,8 +173,9 @@ class Node:
         gc.set_threshold(*GARBAGE)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            # Guard routes come first: before any interface, and whatever becomes of it
-            await self._upkeep.guard_all()
+            # Guards come first: before any interface, and whatever becomes of it
+            await self.guards.guard_all()
+            self._tell_start()
             await self._leftovers.take_away(self.tunnels)
             for number, peer in enumerate(self.config.peers.values(), 1):
                 self.start_link(peer)
@@ -158,11 +188,17 @@ class Node:
             nursery.start_soon(self.sources.run)
             nursery.start_soon(self.engine.run)
             nursery.start_soon(self._upkeep.run)
+            nursery.start_soon(self._paths.run)
             for tunnel in self.tunnels.values():
                 self._tunnel_scopes[tunnel.name] = self._keep_running(tunnel.run)
             with trio.move_on_after(ENTERING_SECONDS):
                 for tunnel in self.tunnels.values():
                     await tunnel.wait_tried()
+            if self._start is not None:
+                for name, guards in self._start.stale.items():
+                    await self.guards.release(name, guards)
+            await self.keep_last_good()
+            nursery.start_soon(self.disk.run)
             # What lives as long as the daemon is not looked through for garbage again and again:
             # with 1,000 links that takes 60 ms each time
             gc.freeze()
@@ -176,6 +212,18 @@ class Node:
         await self._close_links()
         for tunnel in self.tunnels.values():
             await tunnel.aclose()
+
+    def _tell_start(self) -> None:
+        """What the start has found wrong on disk."""
+        if self._start is None:
+            return
+        for note in self._start.notes:
+            self._journal.record("last_good_unusable", level="warning", reason=str(note))
+        self.disk.tell_start(self._start.problems)
+        for held in self.config.held.values():
+            self._journal.record(
+                "peer_held", peer=held.name, level="error", reason=f"not started: {held.reason}"
+            )
 
     async def _close_links(self) -> None:
         """Take off what is not to run on without the daemon; what there was no time for is told."""
@@ -227,7 +275,7 @@ class Node:
         self.tunnels[config.name] = ManagedTunnel(
             config,
             self._journal,
-            guard_links=self._upkeep.guard_tunnel,
+            guard_links=self.guards.guard_tunnel,
             records=self._leftovers.tunnels,
         )
 
@@ -243,7 +291,9 @@ class Node:
     async def delete_tunnel(self, name: str) -> None:
         """Take a tunnel away that no link uses. Raises TunError, OSError, FileFault."""
         self._tunnel_scopes.pop(name).cancel()
-        await self.tunnels.pop(name).delete()
+        tunnel = self.tunnels.pop(name)
+        await self.guards.forget_tunnel(tunnel)
+        await tunnel.delete()
 
     def update_links(self, config: Config, identities: Mapping[str, Identity]) -> None:
         """Let every link, and the key exchange, go by another configuration: all or nothing.
@@ -277,17 +327,24 @@ class Node:
         self._journal.forget_link(name)
         return link
 
-    async def guard(self, peer: PeerConfig, *, told: str = "", entering: bool = False) -> str:
-        """Set the guard routes of a peer; what went wrong, or ''. It is told unless it was."""
-        tunnel = self.tunnels[peer.tunnel]
-        try:
-            await set_guards(tunnel, guarded_prefixes(peer, tunnel.config), entering=entering)
-        except BackendErrors as error:
-            reason = str(error)
-            if reason != told:
-                self._journal.record("guard_failed", peer=peer.name, level="error", reason=reason)
-            return reason
-        return ""
+    async def keep_last_good(self) -> None:
+        """Keep what runs now, for a start that finds something else on disk."""
+        config, before = self.config, self._last_good
+
+        def keep() -> LastGood:
+            good = last_good_of(config, before)
+            write_last_good(config.node.state_dir, good)
+            return good
+
+        fault = ""
+        with trio.CancelScope(shield=True):
+            try:
+                self._last_good = await trio.to_thread.run_sync(keep)
+            except FileFault as error:
+                fault = f"the last good configuration was not kept: {error}"
+        if fault and fault != self._last_good_fault:
+            self._journal.record("last_good_not_written", level="warning", reason=fault)
+        self._last_good_fault = fault
 
     def unchanging(self) -> AbstractAsyncContextManager[object]:
         """No peer comes, goes or changes meanwhile."""
@@ -331,6 +388,7 @@ class Node:
             links.append(self._link_status(link))
             if len(links) % AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
+        links += [held_status(held, self._started_wall) for held in self.config.held.values()]
         counters = {f"rejected: {reason}": count for reason, count in endpoint.rejected.items()}
         counters |= {
             "datagrams_accepted": endpoint.accepted,
@@ -351,15 +409,21 @@ class Node:
             longest_pause_ms=round(self._pauses.longest * 1e3, 1),
             longest_pause_cpu_ms=round(self._pauses.longest_cpu * 1e3, 1),
             listen=self._transport.local_names(),
-            tunnels=[tunnel_status(tunnel) for tunnel in self.tunnels.values()],
+            tunnels=[
+                tunnel_status(tunnel, self.guards.fence_of(tunnel.config))
+                for tunnel in self.tunnels.values()
+            ],
             links=links,
             counters=counters,
             warnings=[
                 *(str(note) for note in self.config.notes),
                 *self._transport.problems(),
-                *self._upkeep.warnings,
+                *self.guards.warnings,
+                *self._paths.warnings,
                 *source_warnings(self.sources.statuses()),
+                *filter(None, [self._last_good_fault]),
             ],
+            configuration=await self.disk.look(),
         )
 
     async def _refresh(self, tunnel: ManagedTunnel) -> None:
@@ -380,9 +444,13 @@ class Node:
         try:
             return self.links[name]
         except KeyError:
-            raise no_such_peer(name) from None
+            held = self.config.held.get(name)
+            raise no_such_peer(name) if held is None else is_held(name, held.reason) from None
 
     async def link(self, name: str) -> LinkStatus:
+        held = self.config.held.get(name)
+        if held is not None:
+            return held_status(held, self._started_wall)
         link = self._named(name)
         await self._refresh(link.tunnel)
         return self._link_status(self._named(name))
@@ -399,6 +467,13 @@ class Node:
                     f"there is a peer {request.name} already",
                     f"`vpnctl peer remove {request.name}` first, or choose another name",
                 )
+            held = self.config.held.get(request.name)
+            if held is not None:
+                raise is_held(request.name, held.reason)
+            # The tunnel by its name: the file holds, too, when there are several
+            tunnels = tuple(self.config.tunnels)
+            if request.tunnel is None and len(tunnels) == 1:
+                request = request.model_copy(update={"tunnel": tunnels[0]})
             config = self.config.with_peer(request)
             peer = config.peers[request.name]
             # In a thread, as all that waits for a disk; once begun it is finished
@@ -413,16 +488,24 @@ class Node:
                     await trio.to_thread.run_sync(
                         remove_peer_file, config.node.peers_dir, peer.name
                     )
-                    await self.unguard(peer, self.tunnels[peer.tunnel])
+                    await self.guards.unguard(peer, self.tunnels[peer.tunnel])
                 self.update_links(self.config, self.identities)
                 raise
-            self.config = config
+            await self.adopt(config, peer.file)
             self._journal.record("peer_added", peer=peer.name, uid=caller.uid)
             return self._link_status(link)
 
+    async def adopt(self, config: Config, file: Path) -> None:
+        """Go by a configuration whose one change, of a peer's file, has been made by the daemon."""
+        with suppress(OSError):
+            config = replace(config, folder=file.parent.stat().st_ino)
+        self.config = config
+        await self.keep_last_good()
+        self.disk.own_change(config, file)
+
     async def _bring_up(self, peer: PeerConfig, config: Config) -> ManagedLink:
         """Guard a new peer and start its link. Raises ControlError."""
-        fault = await self.guard(peer)
+        fault = await self.guards.guard(peer)
         if fault:
             raise not_guarded(peer.name, fault)
         try:
@@ -434,47 +517,72 @@ class Node:
 
     async def change_peer(self, name: str, change: Mapping[str, Any], caller: Caller) -> LinkStatus:
         async with self._changing:
-            self._named(name)
-            changed = await reload.change_peer(self, name, change)
+            if name in self.config.held:
+                changed = await self._repair(name, change)
+            else:
+                self._named(name)
+                changed = await reload.change_peer(self, name, change)
             self._journal.record(
                 "peer_changed", peer=name, uid=caller.uid, changes=", ".join(changed) or "nothing"
             )
         return await self.link(name)
 
-    async def reload(self, *, dry_run: bool, caller: Caller | None) -> ReloadResult:
+    async def _repair(self, name: str, change: Mapping[str, Any]) -> list[str]:
+        """Change the file of a peer that is held so that it is right, and start its link."""
+        held = self.config.held[name]
+        settings, kept = await reload.repaired_settings(held, change)
+        config = self.config.with_repaired_peer(name, settings)
+        await trio.to_thread.run_sync(
+            partial(write_peer_file, held.file.parent, name, settings, replace=True)
+        )
+        try:
+            await self._bring_up(config.peers[name], config)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(restore_peer_file, held.file, kept)
+            self.update_links(self.config, self.identities)
+            raise
+        await self.adopt(config, held.file)
+        await self.guards.release(name, held.guards)
+        return list(change)
+
+    async def reload(
+        self, *, dry_run: bool, caller: Caller | None, remove_all: bool = False
+    ) -> ReloadResult:
         """Take the configuration as it is on disk; `caller` is None for a signal.
 
         Raises ConfigErrors, ControlError: nothing was changed then.
         """
         async with self._changing:
-            return await reload.reload(self, self._journal, dry_run=dry_run, caller=caller)
+            return await reload.reload(
+                self, self._journal, dry_run=dry_run, caller=caller, remove_all=remove_all
+            )
+
+    async def _remove_held(self, held: HeldPeer, caller: Caller) -> PeerRemoved:
+        config = self.config.without_held(held.name)
+        await trio.to_thread.run_sync(remove_durably, held.file)
+        await self.adopt(config, held.file)
+        await self.guards.release(held.name, held.guards)
+        self._journal.record("peer_removed", peer=held.name, uid=caller.uid)
+        self._journal.forget_link(held.name)
+        return PeerRemoved(schema=SCHEMA, peer=held.name, removed=True)
 
     async def remove_peer(self, name: str, caller: Caller) -> PeerRemoved:
         async with self._changing:
+            if name in self.config.held:
+                return await self._remove_held(self.config.held[name], caller)
             self._named(name)
             config = self.config.without_peer(name)
+            file = self.config.peers[name].file
             await trio.to_thread.run_sync(remove_peer_file, config.node.peers_dir, name)
             self.config = config
             link = await self.drop_link(name)
             self.update_links(config, self.identities)
-            await self.unguard(link.peer, link.tunnel)
+            await self.guards.unguard(link.peer, link.tunnel)
+            await self.adopt(config, file)
             self._journal.record("peer_removed", peer=name, uid=caller.uid)
             self._journal.forget_link(name)  # what the record just now has counted
             return PeerRemoved(schema=SCHEMA, peer=name, removed=True)
-
-    async def unguard(self, gone: PeerConfig, tunnel: ManagedTunnel) -> None:
-        """Remove the guard routes of a peer, but for those that a link needs as well."""
-        needed = {
-            prefix
-            for link in self.links.values()
-            if link.tunnel.table == tunnel.table
-            for prefix in guarded_prefixes(link.peer, link.tunnel.config)
-        }
-        own = guarded_prefixes(gone, tunnel.config)
-        try:
-            await remove_guards(tunnel, [prefix for prefix in own if prefix not in needed])
-        except BackendErrors as error:
-            self._journal.record("guard_failed", peer=gone.name, level="error", reason=str(error))
 
     async def rekey(self, name: str, caller: Caller) -> RekeyStarted:
         link = self._named(name)

@@ -93,6 +93,15 @@ def no_such_peer(name: str) -> ControlError:
     )
 
 
+def is_held(name: str, reason: str) -> ControlError:
+    """For a peer that does not run, since something is wrong with its file."""
+    return ControlError(
+        ErrorCode.CONFLICT,
+        f"the peer {name} does not run: {reason}",
+        f"correct its file, and `vpnctl reload`; or `vpnctl peer remove {name}`",
+    )
+
+
 def no_such_source(name: str) -> ControlError:
     """For a name that is not that of a key source."""
     return ControlError(
@@ -142,9 +151,11 @@ class NodeControl(Protocol):
     async def change_peer(self, name: str, change: Mapping[str, Any], caller: Caller) -> LinkStatus:
         """Change keys of the peer's file, and its link; `no_such_peer`, and ConfigErrors."""
 
-    async def reload(self, *, dry_run: bool, caller: Caller | None) -> ReloadResult:
+    async def reload(
+        self, *, dry_run: bool, caller: Caller | None, remove_all: bool = False
+    ) -> ReloadResult:
         """Take the configuration as it is on disk; ConfigErrors, and `conflict` where that needs
-        a restart."""
+        a restart. `remove_all` says that all peers are meant to be gone."""
 
     async def remove_peer(self, name: str, caller: Caller) -> PeerRemoved:
         """End the link and remove the peer's file; `no_such_peer`."""

@@ -19,7 +19,7 @@ import trio
 
 from kex.identity import Identity
 from vpnd.api import SCHEMA, ConfigChange, ErrorCode, ErrorDetail, ReloadResult
-from vpnd.config import Config, complete_peer, load_config
+from vpnd.config import NOTHING_BEFORE, Before, Config, HeldPeer, complete_peer, load_config
 from vpnd.config_diff import described, diff, needs_restart
 from vpnd.config_errors import ConfigErrors
 from vpnd.config_model import PeerConfig, PeerSettings, validate
@@ -66,12 +66,15 @@ def make_plan(old: Config, new: Config, identities: Mapping[str, Identity]) -> P
 
 
 async def reload(
-    node: Node, journal: Journal, *, dry_run: bool, caller: Caller | None
+    node: Node, journal: Journal, *, dry_run: bool, caller: Caller | None, remove_all: bool = False
 ) -> ReloadResult:
     """Read the configuration anew and take it. Raises ConfigErrors, ControlError, and has changed
     nothing then."""
     old = node.config
-    new = await trio.to_thread.run_sync(load_config, old.path)
+    before = Before(frozenset([*old.peers, *old.held]), old.folder)
+    new = await trio.to_thread.run_sync(
+        partial(load_config, old.path, before=NOTHING_BEFORE if remove_all else before)
+    )
     restart = needs_restart(old, new)
     result = ReloadResult(
         schema=SCHEMA,
@@ -88,6 +91,10 @@ async def reload(
     result["problems"] = await apply(node, make_plan(old, new, identities))
     for tunnel in node.tunnels.values():
         tunnel.look_up_mtu()
+    # A configuration that was read has no errors: whoever was held runs now, or was taken out
+    for held in old.held.values():
+        await node.guards.release(held.name, held.guards)
+    await node.keep_last_good()
     journal.record(
         "reloaded",
         uid=None if caller is None else caller.uid,
@@ -160,7 +167,7 @@ async def change_peer(node: Node, name: str, change: Mapping[str, Any]) -> list[
     settings = validate(PeerSettings, values, Source(None))
     new = old.with_changed_peer(name, settings)
     changed = diff(old, new).peers.changed.get(name, ())
-    if not changed:
+    if not changed and settings == before:
         return []
     kept = await trio.Path(peer.file).read_bytes()
     # In a thread, as all that waits for a disk; once begun it is finished
@@ -173,13 +180,30 @@ async def change_peer(node: Node, name: str, change: Mapping[str, Any]) -> list[
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(restore_peer_file, peer.file, kept)
         raise
+    await node.adopt(new, peer.file)
     if problems:
         raise ControlError(
             ErrorCode.BACKEND_FAILED,
             f"changed, but: {'; '.join(problems)}",
             "it is tried again by itself; `vpnctl status` shows how the link is",
         )
-    return list(changed)
+    return list(changed) or list(change)
+
+
+async def repaired_settings(
+    held: HeldPeer, change: Mapping[str, Any]
+) -> tuple[PeerSettings, bytes]:
+    """What the file of a peer that is held says with a change, and what it holds now.
+
+    Raises ConfigErrors where it cannot be read, or is wrong with the change, too; FileFault where
+    there is none.
+    """
+    document = await trio.to_thread.run_sync(read_document, held.file)
+    if document.problems:
+        raise ConfigErrors(document.problems)
+    values = {key: value for key, value in document.values.items() if key not in change}
+    values |= {key: value for key, value in change.items() if value is not None}
+    return validate(PeerSettings, values, Source(None)), await trio.Path(held.file).read_bytes()
 
 
 async def apply(node: Node, plan: Plan) -> list[str]:
@@ -208,7 +232,7 @@ async def _apply(node: Node, plan: Plan, problems: list[str]) -> None:
     gone = await _change(node, plan, new_tunnels, problems)
     problems += await _bring_up_to_date(node, plan)
     for peer, tunnel in gone:
-        await node.unguard(peer, tunnel)
+        await node.guards.unguard(peer, tunnel)
 
 
 def _try_out(node: Node, plan: Plan) -> None:
@@ -223,14 +247,13 @@ def _try_out(node: Node, plan: Plan) -> None:
 
 async def _guard(node: Node, plan: Plan) -> None:
     """Set every guard route that the new configuration needs. Raises ControlError."""
-    guarded: list[PeerConfig] = []
+    node.guards.expect(plan.new.peers[name] for name in (*plan.changed, *plan.added))
     for name in (*plan.changed, *plan.added):
         peer = plan.new.peers[name]
-        guarded.append(peer)
-        fault = await node.guard(peer)
+        fault = await node.guards.guard(peer)
         if fault:
-            for each in guarded:
-                await node.unguard(each, node.tunnels[each.tunnel])
+            for each in (plan.new.peers[one] for one in (*plan.changed, *plan.added)):
+                await node.guards.unguard(each, node.tunnels[each.tunnel])
             raise not_guarded(name, fault)
 
 

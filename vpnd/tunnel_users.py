@@ -39,6 +39,9 @@ class TunnelUser(Protocol):
     def tunnel_lost(self) -> None:
         """There is no interface any more."""
 
+    def ways_changed(self) -> None:
+        """What is known of the ways to the peer and to its prefixes has changed."""
+
     def wireguard_host(self) -> str | None:
         """The address of the peer's WireGuard, as far as it is known."""
 

@@ -18,7 +18,6 @@ from tun import (
     HandshakeStamp,
     InterfaceMissing,
     KeyChanged,
-    NotOurs,
     PeerMissing,
     PeerSpec,
     PeerStatus,
@@ -37,6 +36,7 @@ from vpnd.tunnel_flow import InterfaceFlow
 from vpnd.tunnel_mtu import AutoMtu
 from vpnd.tunnel_record import TunnelRecords
 from vpnd.tunnel_users import TunnelUser, TunnelUsers
+from vpnd.tunnel_ways import TunnelWays
 
 RETRY_SECONDS: Final = 5.0
 ENTERING_SECONDS: Final = 5.0
@@ -97,6 +97,7 @@ class ManagedTunnel:
         self.error: str | None = "not opened yet"
         self._routes: frozenset[Prefix] = frozenset()
         """What routes were set for last."""
+        self.ways = TunnelWays()
         self._routes_error = self._restore_error = ""
 
     @property
@@ -395,15 +396,18 @@ class ManagedTunnel:
             if self._tunnel is None:
                 return frozenset()
             try:
-                missing = await self._tunnel.set_routes(prefixes)
+                done = await self._tunnel.set_routes(prefixes)
             except BackendErrors as error:
                 if str(error) != self._routes_error:
                     self._trouble("routes_failed", error)
                 self._routes_error = str(error)
                 return frozenset()
             self._routes_error = ""
-            gone, self._routes = missing & self._routes, frozenset(prefixes)
-            return gone
+            changed = self._note_faults(done.faults)
+            gone, self._routes = done.missing & self._routes, frozenset(prefixes)
+        if changed:
+            await self.users.tell(lambda user: user.ways_changed())
+        return gone
 
     async def add_routes(self, prefixes: Iterable[Prefix]) -> None:
         """Routes into the interface for a peer that comes next."""
@@ -412,16 +416,27 @@ class ManagedTunnel:
             if self._tunnel is None:
                 return
             try:
-                await self._tunnel.add_routes(wanted)
-            except NotOurs:
-                pass  # some stand already: all have to be looked at
+                faults = await self._tunnel.add_routes(wanted)
             except BackendErrors as error:
                 self._trouble("routes_failed", error)
                 return
-            else:
+            if not faults:
                 self._routes |= wanted
                 return
-        await self.set_routes()
+        await self.set_routes()  # some stand already: all have to be looked at
+
+    def _note_faults(self, faults: Mapping[Prefix, str]) -> bool:
+        """Keep why routes could not be set, and record what is new; whether anything is."""
+        before, self.ways.routes = self.ways.routes, faults
+        for prefix, reason in faults.items():
+            if before.get(prefix) != reason:
+                self._journal.record(
+                    "routes_failed", level="error", tunnel=self.name, reason=reason
+                )
+        interface = () if self._tunnel is None else self._tunnel.faults
+        changed = before != faults or self.ways.interface != interface
+        self.ways.interface = interface
+        return changed
 
     # ---- what somebody else changed
 

@@ -1,7 +1,9 @@
 """What somebody else did to interfaces, routes and guards is noticed, told, and put right.
 
-    something changed ──▶ guard routes ──▶ interfaces (VRF, MTU, addresses, state, port) ──▶ routes
+    something changed ──▶ guards ──▶ interfaces (VRF, MTU, addresses, state, port) ──▶ routes
     (or 30 s are over)
+    a guard route was deleted ──▶ put back at once, however often
+    a fence was changed       ──▶ put back at once
 
 Only what is ours is touched. Peers on an interface, and its key, show in its dumps: vpnd.tunnels.
 """
@@ -9,19 +11,19 @@ Only what is ours is touched. Peers on an interface, and its key, show in its du
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from tun import ChangeWatch, NotOurs, Prefix
-from vpnd.guards import guarded_prefixes, set_guards
-from vpnd.tunnels import RETRY_SECONDS, BackendErrors
+from tun import Changes, ChangeWatch, FenceWatch
+from vpnd.tunnels import RETRY_SECONDS
 
 if TYPE_CHECKING:
-    from vpnd.config import Config
-    from vpnd.config_model import PeerConfig
+    from collections.abc import Awaitable, Callable
+
+    from vpnd.guards import Guards
     from vpnd.journal import Journal
-    from vpnd.node import Node
     from vpnd.tunnels import ManagedTunnel
 
 CHECK_SECONDS: Final = 30.0
@@ -38,36 +40,19 @@ CALM_AT_MOST: Final = 5.0
 class Upkeep:
     """Looks after what the daemon has set up, while it runs."""
 
-    def __init__(self, node: Node, journal: Journal) -> None:
-        self._node = node
+    def __init__(
+        self,
+        guards: Guards,
+        tunnels: Mapping[str, ManagedTunnel],
+        unchanging: Callable[[], AbstractAsyncContextManager[object]],
+        journal: Journal,
+    ) -> None:
+        """Within `unchanging` no peer comes, goes or changes."""
+        self._guards = guards
+        self._tunnels = tunnels
+        self._unchanging = unchanging
         self._journal = journal
-        self._faults: dict[str, str] = {}
-        """Of each peer whose guard routes could not be set: why."""
-        self._guarded: dict[str, tuple[Config, Mapping[str, frozenset[Prefix]]]] = {}
-
-    @property
-    def warnings(self) -> list[str]:
-        return [f"{peer}: {fault}" for peer, fault in self._faults.items()]
-
-    async def guard(self, peer: PeerConfig, *, entering: bool = False) -> None:
-        """Set the guard routes of a peer; what fails is tried again by itself: what stands in the
-        way of one guard must not keep other links down."""
-        told = self._faults.get(peer.name, "")
-        fault = await self._node.guard(peer, told=told, entering=entering)
-        self._faults.pop(peer.name, None)
-        if fault:
-            self._faults[peer.name] = fault
-
-    async def guard_all(self) -> None:
-        """Set the guard routes of all peers, as the first thing: none is expected to stand. Those
-        in another namespace come when its tunnel's task enters it."""
-        for tunnel in tuple(self._node.tunnels.values()):
-            await self._guards(tunnel)
-
-    async def guard_tunnel(self, name: str) -> None:
-        """Enter the namespace of a tunnel, and set the guard routes of all of its peers, where
-        none is expected to stand."""
-        await self._guards(self._node.tunnels[name], entering=True)
+        self._changed = trio.Event()
 
     async def run(self) -> None:
         """Check until cancelled."""
@@ -75,83 +60,58 @@ class Upkeep:
             try:
                 with ChangeWatch() as watch:
                     await self._watch(watch)
-            except OSError as error:
-                self._journal.record(
-                    "changes_unseen", level="error", reason=error.strerror or str(error)
-                )
-            await self._checked()
+            except* OSError as errors:
+                reason = "; ".join(str(error) for error in errors.exceptions)
+                self._journal.record("changes_unseen", level="error", reason=reason)
+            await self._surviving(self._check)
             await trio.sleep(RETRY_SECONDS)
 
     async def _watch(self, watch: ChangeWatch) -> None:
-        """Check after each change, and now and then. Raises OSError where none is told any more."""
-        while True:
-            with trio.move_on_after(RETRY_SECONDS if self._faults else CHECK_SECONDS):
+        """Act on changes. Raises a group of OSError where none is told any more."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._check_calmly)
+            nursery.start_soon(self._keep_fences)
+            while True:
+                changes = await watch.wait_changed()
+                self._changed.set()
+                if changes.deleted_guards:
+                    await self._put_back(changes)
+
+    async def _put_back(self, changes: Changes) -> None:
+        async def put_back() -> None:
+            await self._guards.put_back(changes.deleted_guards)
+
+        await self._surviving(put_back)
+
+    async def _keep_fences(self) -> None:
+        try:
+            watch = FenceWatch()
+        except OSError:
+            return  # without nftables there is no fence
+        with watch:
+            while True:
                 await watch.wait_changed()
+                await self._surviving(self._guards.check_fences)
+
+    async def _check_calmly(self) -> None:
+        while True:
+            with trio.move_on_after(RETRY_SECONDS if self._guards.is_faulty else CHECK_SECONDS):
+                await self._changed.wait()
+            self._changed = trio.Event()
             began = trio.current_time()
-            await self._checked()
+            await self._surviving(self._check)
             calm = CALM_SHARE * (trio.current_time() - began)
             await trio.sleep(min(max(CALM_SECONDS, calm), CALM_AT_MOST))
 
-    async def _checked(self) -> None:
+    async def _check(self) -> None:
+        async with self._unchanging():
+            await self._guards.check()
+        for tunnel in tuple(self._tunnels.values()):
+            await tunnel.restore()
+
+    async def _surviving(self, task: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._check()
+            await task()
         except Exception as error:
             # A bug: the links go on
             self._journal.record("internal_error", level="error", reason="upkeep", exc_info=error)
-
-    async def _check(self) -> None:
-        async with self._node.unchanging():
-            for name in self._faults.keys() - self._node.config.peers.keys():
-                del self._faults[name]
-            for tunnel in tuple(self._node.tunnels.values()):
-                if tunnel.config.netns is not None and tunnel.open is None:
-                    continue  # its own task sets them as it enters, and knows what is wrong
-                missing = await self._guards(tunnel)
-                if missing:
-                    self._journal.record(
-                        "put_right",
-                        level="warning",
-                        tunnel=tunnel.name,
-                        reason="guard routes were missing: " + ", ".join(sorted(map(str, missing))),
-                    )
-        for tunnel in tuple(self._node.tunnels.values()):
-            await tunnel.restore()
-
-    async def _guards(self, tunnel: ManagedTunnel, *, entering: bool = False) -> frozenset[Prefix]:
-        """Set what is missing of a tunnel's guard routes, all in one look: what nobody knew to be
-        missing."""
-        peers = self._peers_of(tunnel)
-        try:
-            missing = await set_guards(
-                tunnel, {prefix for own in peers.values() for prefix in own}, entering=entering
-            )
-        except NotOurs:
-            for name in peers:  # one of them has the trouble
-                await self.guard(self._node.config.peers[name], entering=entering)
-            return frozenset()
-        except BackendErrors as error:
-            for name in peers:
-                if self._faults.get(name) != str(error):
-                    self._journal.record(
-                        "guard_failed", peer=name, level="error", reason=str(error)
-                    )
-                self._faults[name] = str(error)
-            return frozenset()
-        for name in peers.keys() & self._faults.keys():
-            del self._faults[name]
-            missing -= peers[name]  # they were known to be
-        return missing
-
-    def _peers_of(self, tunnel: ManagedTunnel) -> Mapping[str, frozenset[Prefix]]:
-        """The guarded prefixes of a tunnel's peers. Worked out anew for another configuration
-        only: for a thousand peers it takes a while."""
-        config = self._node.config
-        known, found = self._guarded.get(tunnel.name, (None, {}))
-        if known is not config:
-            found = {
-                peer.name: frozenset(guarded_prefixes(peer, tunnel.config))
-                for peer in config.peers.values()
-                if peer.tunnel == tunnel.name
-            }
-            self._guarded[tunnel.name] = (config, found)
-        return found

@@ -9,14 +9,18 @@ from kex.link import Link
 from tun import PeerStatus
 from vpnd.api import (
     SCHEMA,
+    ExternalKeysInfo,
+    HeldPeerInfo,
     KeyInfo,
     LastError,
+    LinkState,
     LinkStatus,
     PeerInfo,
     TunnelStatus,
     WireGuardInfo,
 )
 from vpnd.clock import boottime, rfc3339, wall_of
+from vpnd.config import HeldPeer
 from vpnd.config_model import PeerConfig
 from vpnd.handshake import KeyInForce, WatchedKey
 from vpnd.link import ManagedLink
@@ -58,6 +62,7 @@ def link_status(link: ManagedLink, counters: dict[str, int]) -> LinkStatus:
         allowed_ips=[str(prefix) for prefix in link.peer.allowed_ips],
         warnings=[
             *report.warnings,
+            *link.tunnel.ways.warnings(link.peer),
             *filter(None, [link.wireguard.record_fault, link.external.watch.record_fault]),
         ],
     )
@@ -66,7 +71,51 @@ def link_status(link: ManagedLink, counters: dict[str, int]) -> LinkStatus:
     return status
 
 
-def tunnel_status(tunnel: ManagedTunnel) -> TunnelStatus:
+def held_status(held: HeldPeer, since: str) -> LinkStatus:
+    """A peer that does not run."""
+    return LinkStatus(
+        schema=SCHEMA,
+        peer=held.name,
+        state=LinkState.DOWN.value,
+        reason=f"not started: {held.reason}",
+        since=since,
+        adopted=False,
+        identity="",
+        suite=0,
+        tunnel="",
+        key_in_force=None,
+        key_installed=None,
+        next_renewal_seconds=None,
+        expires_seconds=None,
+        endpoint=None,
+        wireguard=WireGuardInfo(
+            public_key="",
+            peer_public_key=None,
+            endpoint=None,
+            last_handshake_seconds=None,
+            rx_bytes=0,
+            tx_bytes=0,
+        ),
+        external_keys=ExternalKeysInfo(mode="off", mixed=[]),
+        last_error=None,
+        counters={},
+        allowed_ips=[],
+        warnings=[],
+    )
+
+
+def held_info(held: HeldPeer) -> HeldPeerInfo:
+    """The same with what is guarded."""
+    prefixes = {prefix for each in held.guards for prefix in each.prefixes}
+    return HeldPeerInfo(
+        peer=held.name,
+        file=str(held.file),
+        reason=held.reason,
+        guarded=[str(each) for each in sorted(prefixes, key=lambda one: (one.version, one))],
+    )
+
+
+def tunnel_status(tunnel: ManagedTunnel, fence: str) -> TunnelStatus:
     opened = tunnel.open
     return TunnelStatus(
         tunnel=tunnel.name,
@@ -79,6 +128,7 @@ def tunnel_status(tunnel: ManagedTunnel) -> TunnelStatus:
         mtu=tunnel.mtu,
         routes=tunnel.config.routes,
         netns=tunnel.config.netns,
+        fence=fence,
         error=tunnel.error,
     )
 

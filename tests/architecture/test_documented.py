@@ -75,9 +75,9 @@ def test_every_exit_code_is_explained(code: ExitCode) -> None:
 
 
 FAILURES = {
-    "TunError", "BackendUnavailable", "InterfaceMissing", "KeyChanged", "MalformedAnswer",
-    "NamespaceOutOfReach", "NotOurs", "PeerMissing", "ReadBackMismatch", "ControlSocketError",
-    "NoIdentity",
+    "TunError", "BackendUnavailable", "FenceUnavailable", "InterfaceMissing", "KeyChanged",
+    "MalformedAnswer", "NamespaceOutOfReach", "NotOurs", "PeerMissing", "ReadBackMismatch",
+    "ControlSocketError", "NoIdentity",
 }  # fmt: skip
 """Exceptions whose text is shown to a user as it is."""
 ENOUGH = 10

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 
 from vpnd.api import (
     SCHEMA,
+    ConfigurationStatus,
     ErrorBody,
     ErrorDetail,
     Event,
@@ -99,6 +100,7 @@ class FakeDaemon:
     def __init__(self, socket_path: Path) -> None:
         self.socket_path = socket_path
         self.links: list[LinkStatus] = []
+        self.configuration: ConfigurationStatus | None = None
         self.events: list[Event] = []
         self.asked_events: list[dict[str, str]] = []
         """How it was asked for them."""
@@ -183,6 +185,12 @@ class FakeDaemon:
         return next((each for each in self.key_sources if each["name"] == name), None)
 
     def _node(self) -> NodeStatus:
+        status = self._plain_node()
+        if self.configuration is not None:
+            status["configuration"] = self.configuration
+        return status
+
+    def _plain_node(self) -> NodeStatus:
         return NodeStatus(
             schema=self.schema,
             node="fra1",

@@ -95,6 +95,41 @@ def test_init_makes_a_second_identity_for_a_second_link(node: Node, vpnctl: Vpnc
     assert node.names() == ["default", "second"]
 
 
+def test_the_line_of_a_second_identity_has_the_prefixes_of_its_own_tunnel(
+    node: Node, vpnctl: Vpnctl
+) -> None:
+    def allowed(*more: str) -> list[str]:
+        ended = vpnctl("init", "--identity", "second", *more)
+        assert ended.code == 0, ended
+        return [shlex.split(line)[-1] for line in ended.stdout.splitlines()]
+
+    shared = "a second link to the same gateway needs a tunnel of its own"
+    assert shared in "".join(vpnctl("init", "--identity", "second").hints)
+    ended = vpnctl("init", "--identity", "third", "--tunnel", "second")
+    ended.assert_refused(2)
+    assert "there is no tunnel second" in ended.errors[0]
+    assert node.names() == ["default", "second"]  # nothing was made for it
+    main = vpnctl.config.read_text()
+    vpnctl.config.write_text(
+        f'{main}\n[tunnels.second]\ninterface = "wg2"\nlisten_port = 4\n'
+        'addresses = ["10.9.0.1/24"]\n'
+    )
+    assert len(allowed()) == 2  # no link yet: nobody knows which one
+    peer = vpnctl.config.parent / "peers.d" / "ams1.toml"
+    peer.write_text(
+        f'identity = "{Fingerprint(1, bytes(32)).text()}"\ntunnel = "backbone"\n'
+        'allowed_ips = ["10.30.0.0/16"]\n'
+    )
+    assert allowed() == ["10.9.0.1/32"]
+    assert shared not in "".join(vpnctl("init", "--identity", "second").hints)
+    assert allowed("--tunnel", "backbone") == ["10.255.0.1/32"]
+    peer.with_name("ams2.toml").write_text(
+        f'identity = "{Fingerprint(1, bytes([1]) * 32).text()}"\ntunnel = "second"\n'
+        'local_identity = "second"\nallowed_ips = ["10.31.0.0/16"]\n'
+    )
+    assert allowed() == ["10.9.0.1/32"]
+
+
 def test_a_peers_file_names_an_identity_that_is_not_there(node: Node, vpnctl: Vpnctl) -> None:
     peer = vpnctl.config.parent / "peers.d" / "ams1.toml"
     text = Fingerprint(1, bytes(32)).text()

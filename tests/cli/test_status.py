@@ -6,14 +6,14 @@ import signal
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import IO
+from typing import IO, cast
 
 import pytest
 
 from cli.client import Client, Wakeups
 from tests.cli.conftest import PROGRAM, Vpnctl
 from tests.cli.fake_daemon import FakeDaemon, error, key, link
-from vpnd.api import SCHEMA, Event
+from vpnd.api import SCHEMA, ConfigurationStatus, Event
 from vpnd.clock import boottime
 from vpnd.link_record import LinkRecord, LinkRecords
 
@@ -339,3 +339,53 @@ def test_without_the_daemon_it_says_how_long_the_links_run_on(vpnctl: Vpnctl) ->
         r"ams1: runs on without the daemon, for 5 min \d+ s at most", ended.hints[0]
     )
     assert not any("lon1" in hint for hint in ended.hints)
+
+
+def configuration(state: str, **more: object) -> ConfigurationStatus:
+    values: dict[str, object] = {
+        "state": state, "errors": [], "error_count": 0, "main_is_last_good": False, "held": [],
+        "restart": [], "at": STAMP, **more,
+    }  # fmt: skip
+    return cast(ConfigurationStatus, values)
+
+
+def test_what_is_wrong_on_disk_is_told_before_anything_else(
+    vpnctl: Vpnctl, daemon: FakeDaemon
+) -> None:
+    daemon.links = [link("lon1")]
+    daemon.configuration = configuration("current")
+    sound = vpnctl("status", "--strict")
+    assert sound.code == 0
+    assert sound.stdout.startswith("fra1, vpnd ")
+    file = "/etc/vpnd/peers.d/ams1.toml"
+    daemon.configuration = configuration(
+        "errors",
+        errors=[{"file": file, "line": 3, "key": "keepalve", "reason": "unknown key", "hint": "?"}],
+        error_count=12,
+        held=[
+            {"peer": "ams1", "file": file, "reason": "x", "guarded": ["10.20.0.0/16", "fd00::/48"]}
+        ],
+        restart=["ams1 would not run"],
+    )
+    ended = vpnctl("status")
+    assert ended.code == 0
+    assert ended.stdout.splitlines()[:7] == [
+        "what is on disk is not what runs: 12 errors",
+        f"  {file}:3: keepalve: unknown key (?)",
+        "  … 11 more: vpnctl check",
+        "  not running: ams1; guarded: 10.20.0.0/16, fd00::/48",
+        "  at a restart: ams1 would not run",
+        "",
+        "fra1, vpnd 0.1.0, up 2 h 1 min",
+    ]
+    assert vpnctl("status", "--strict").code == 4
+    assert vpnctl("status", "--json").document["configuration"] == daemon.configuration
+    # A change that nobody has reloaded yet is no error
+    daemon.configuration = configuration("differs", restart=["peer ams1 would be added"])
+    ended = vpnctl("status", "--strict")
+    assert ended.code == 0
+    assert ended.stdout.startswith("what is on disk is not what runs: vpnctl reload --dry-run\n")
+    daemon.configuration = configuration("current", main_is_last_good=True)
+    ended = vpnctl("status", "--strict")
+    assert ended.code == 4
+    assert "the last good vpnd.toml" in ended.stdout

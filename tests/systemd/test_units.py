@@ -88,6 +88,17 @@ def test_the_service_manager_waits_for_as_long_as_a_stop_may_take() -> None:
     assert allowed >= longest + TO_SPARE
 
 
+def test_a_vpnd_toml_that_is_gone_keeps_neither_guards_nor_daemon_away() -> None:
+    """Any one of several conditions is enough, where each begins with | (systemd.unit(5))."""
+    for unit in ("vpnd.service", "vpnd-guard.service"):
+        text = (UNITS / unit).read_text()
+        conditions = re.findall(r"^Condition\w+=(.*)$", text, re.MULTILINE)
+        assert conditions == ["|/etc/vpnd/vpnd.toml", "|/var/lib/vpnd/last-good.json"]
+    # A mount that fails would keep a unit away that requires it
+    required = parsed("vpnd-guard.service")["Unit"]["RequiresMountsFor"].split()
+    assert "/etc/vpnd" not in required
+
+
 def parsed(unit: str) -> ConfigParser:
     parser = ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case

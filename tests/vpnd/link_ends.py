@@ -48,6 +48,7 @@ from vpnd.link import ManagedLink
 from vpnd.link_external import Asked
 from vpnd.link_record import LinkRecords
 from vpnd.transport import Transport
+from vpnd.tunnel_ways import TunnelWays
 from vpnd.tunnels import Installed, ManagedTunnel
 
 
@@ -158,6 +159,7 @@ class Device:
         self.dumps = NoDumps()
         self.open = _Opened(public_key)
         self.error: str | None = None
+        self.ways = TunnelWays()
         self.peers: dict[bytes, PeerSpec] = {}
         self.config = TunnelConfig(name=name, interface="wg-none", listen_port=51820)
         self.stamps = itertools.count(1)

@@ -492,7 +492,10 @@ def test_refused(site: Site, change: Change, key: str, reason: str) -> None:
 ALLOWED: list[tuple[str, Change]] = [
     (
         "default route with a word about it",
-        lambda site: site.peers["ams1"].update(allowed_ips=["0.0.0.0/0", "::/0"], protect=[]),
+        lambda site: (
+            site.main["tunnels"]["backbone"].update(fwmark=51820),
+            site.peers["ams1"].update(allowed_ips=["0.0.0.0/0", "::/0"], protect=[]),
+        )[0],
     ),
     (
         "no routes with a word about it",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import stat
 import sys
@@ -47,7 +48,9 @@ from vpnd.control import (
 )
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.file_trust import FileFault
+from vpnd.journal import Journal
 from vpnd.node_control import HTTP_STATUS, NodeControl, no_such_peer, no_such_source
+from vpnd.state_lock import state_locked
 
 SECRET = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0MDA="
 LON1 = {
@@ -70,6 +73,7 @@ class MemoryNode:
         """When set, `status` waits for it."""
         self.asked = trio.Event()
         self.padding = ""
+        self.removed_all = False
 
     async def status(self) -> NodeStatus:
         if self.raises is not None:
@@ -135,7 +139,10 @@ class MemoryNode:
         self.changes.append(dict(change))
         return _link(name)
 
-    async def reload(self, *, dry_run: bool, caller: Caller | None) -> ReloadResult:
+    async def reload(
+        self, *, dry_run: bool, caller: Caller | None, remove_all: bool = False
+    ) -> ReloadResult:
+        self.removed_all = remove_all
         if caller is not None:
             self.callers.append(caller)
         return ReloadResult(schema=SCHEMA, dry_run=dry_run, changes=[], restart=[], problems=[])
@@ -302,7 +309,10 @@ async def test_a_reload_is_for_real_unless_it_is_asked_for_dry(running: Running)
     assert (await running.ask("POST", "/v1/reload")).json()["dry_run"] is False
     assert (await running.ask("POST", "/v1/reload", {})).json()["dry_run"] is False
     assert (await running.ask("POST", "/v1/reload", {"dry_run": True})).json()["dry_run"] is True
-    for body in ({"dry_run": "yes"}, {"dryrun": True}):
+    assert not running.node.removed_all
+    await running.ask("POST", "/v1/reload", {"remove_all_peers": True})
+    assert running.node.removed_all
+    for body in ({"dry_run": "yes"}, {"dryrun": True}, {"remove_all_peers": "yes"}):
         assert (await running.ask("POST", "/v1/reload", body)).status == 400
 
 
@@ -973,3 +983,57 @@ async def test_a_test_of_a_source_that_cannot_be(running: Running, body: dict[st
     answer = await running.ask("POST", "/v1/keysources/kme/test", body)
     assert (answer.status, answer.error()["code"]) == (400, "bad_request")
     assert running.node.changes == []
+
+
+@pytest.mark.parametrize("gone", ["socket", "lock", "both", "folder", "replaced"])
+async def test_a_socket_that_a_cleaner_takes_away_is_made_again(
+    tmp_path: Path, nursery: trio.Nursery, gone: str
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    path = folder / "control.sock"
+    lock = folder / "control.sock.lock"
+    feed = EventFeed()
+    server = ControlServer(MemoryNode(), open_control_socket(path), Journal(feed))
+    await nursery.start(server.run)
+    running = Running(MemoryNode(), server, path)
+    with feed.subscribe() as events:
+        match gone:
+            case "socket":
+                path.unlink()
+            case "lock":
+                lock.unlink()
+            case "both":
+                path.unlink()
+                lock.unlink()
+            case "folder":
+                shutil.rmtree(folder)
+            case "replaced":
+                path.unlink()
+                path.write_text("not a socket")
+        with trio.fail_after(30):
+            async for event in events:
+                if event["event"] == "control_socket_lost":
+                    assert gone == "replaced"
+                    assert "is not a socket" in event["reason"]
+                    path.unlink()
+                if event["event"] == "control_socket_remade":
+                    break
+    assert (await running.ask("GET", "/v1/status")).status == 200
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(ControlSocketError, match="another vpnd answers"):
+        open_control_socket(path)
+    server.stop()
+
+
+def test_one_daemon_a_state_directory(tmp_path: Path) -> None:
+    with (
+        state_locked(tmp_path),
+        pytest.raises(ControlSocketError, match="another vpnd runs with the state directory"),
+        state_locked(tmp_path),
+    ):
+        pass
+    with state_locked(tmp_path):  # given back
+        pass
+    with state_locked(tmp_path / "missing"):  # a start ends for other reasons then
+        pass
