@@ -145,6 +145,8 @@ async def require_all_inside(lab: Lab) -> None:
     guards = [line for line in routes.splitlines() if line.startswith(f"unreachable {lan}")]
     assert len(guards) == 1
     assert GUARD in guards[0]
+    assert lan in (await inside.run(["nft", "list", "table", "inet", "vpnd-wg0"])).stdout
+    assert "vpnd-wg0" not in (await outside.run(["nft", "list", "tables"])).stdout
     underlay = str(lab.site("ams").address())
     reached = await inside.run(["ip", "route", "get", underlay], check=False)
     assert reached.returncode != 0, f"{underlay} can be reached from the namespace"

@@ -141,10 +141,9 @@ def _without_key(facts: Facts) -> tuple[LinkState, str]:
     if facts.closed_reason:
         return LinkState.CLOSED, "; ".join(filter(None, (facts.closed_reason, facts.given_up)))
     if facts.exchanging:
-        if facts.endpoint:
-            return LinkState.EXCHANGING, facts.endpoint
         so_far = f"{facts.waiting_reason} so far" if facts.waiting_reason else "first exchange"
-        return LinkState.EXCHANGING, so_far
+        # Why nothing could be sent comes first: no answer is what follows from it
+        return LinkState.EXCHANGING, "; ".join(filter(None, (facts.endpoint, so_far)))
     if facts.answering:
         return LinkState.EXCHANGING, "the peer's exchange"
     if not facts.has_endpoint:

@@ -60,3 +60,13 @@ def test_state_and_reason(facts: Facts, state: LinkState, words: str) -> None:
     assert found is state
     assert words in reason
     assert reason or state is LinkState.ACTIVE
+
+
+def test_prefixes_that_lead_elsewhere_degrade_a_link() -> None:
+    facts = Facts(has_key=True, in_force=True, ways="10.2.0.0/16 leads to eth0")
+    assert judge(facts) == (LinkState.DEGRADED, "10.2.0.0/16 leads to eth0")
+
+
+def test_why_nothing_can_be_sent_comes_before_the_answer_that_is_missing() -> None:
+    facts = Facts(exchanging=True, waiting_reason="no answer", endpoint="there is no route")
+    assert judge(facts) == (LinkState.EXCHANGING, "there is no route; no answer so far")
