@@ -1,5 +1,6 @@
 """`vpnctl check`: everything that is wrong with the configuration, before anything is touched."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from cli.errors import Problem, UsageProblem, printable
 from cli.options import AsJson, Settings
 from cli.show import print_json
 from vpnd.api import DEFAULT_CONFIG_PATH, SCHEMA, ErrorDetail
+from vpnd.file_trust import DOES_NOT_EXIST, current_user
 
 if TYPE_CHECKING:
     from vpnd.config import Config
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 def check(context: typer.Context, as_json: AsJson = False) -> None:
     """Check the configuration: all errors at once.
 
-    Needs no daemon. Exits 2 for a configuration that cannot be used.
+    Needs no daemon. Exits 2 for a configuration that cannot be used. What this user may not read
+    is not checked, and is named.
     """
     from vpnd.config import load_config  # with pydantic and cryptography: 150 ms
     from vpnd.config_errors import ConfigErrors
@@ -28,30 +31,33 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
     except ConfigErrors as errors:
         details = [problem.detail() for problem in errors.problems]
         if as_json:
-            print_json(_document(path, errors=details, notes=[]))
+            print_json(_document(path, errors=details, notes=[], unread=()))
         raise UsageProblem.of([_problem(detail, path) for detail in details]) from None
     notes = [note.detail() for note in config.notes]
     if as_json:
-        print_json(_document(path, errors=[], notes=notes))
+        print_json(_document(path, errors=[], notes=notes, unread=config.unread))
     else:
         print(printable(_summary(config)))
         for note in map(Problem.of, notes):
             print(f"note: {printable(note.message)}" + (f" ({note.hint})" if note.hint else ""))
 
 
-def _document(path: Path, *, errors: list[ErrorDetail], notes: list[ErrorDetail]) -> object:
+def _document(
+    path: Path, *, errors: list[ErrorDetail], notes: list[ErrorDetail], unread: Sequence[Path]
+) -> object:
     return {
         "schema": SCHEMA,
         "file": str(path),
         "valid": not errors,
         "errors": errors,
         "notes": notes,
+        "unread": [str(each) for each in unread],
     }
 
 
 def _problem(detail: ErrorDetail, path: Path) -> Problem:
     problem = Problem.of(detail)
-    if detail.get("file") == str(path.absolute()) and not path.exists():
+    if detail.get("file") == str(path.absolute()) and detail["reason"] == DOES_NOT_EXIST:
         return Problem(problem.message, "vpnctl init makes one; another one is named by --config")
     return problem
 
@@ -59,5 +65,8 @@ def _problem(detail: ErrorDetail, path: Path) -> Problem:
 def _summary(config: "Config") -> str:
     peers = ", ".join(config.peers) or "none yet"
     tunnels = ", ".join(config.tunnels) or "none"
+    if config.unread:
+        good = f"nothing wrong in what can be read as {current_user()}"
+        return f"{config.path}: {good}; tunnels: {tunnels}; peers: {peers}"
     text = f"{config.path}: good; tunnels: {tunnels}; peers: {peers}"
     return text if config.own else f"{text}; no identity yet (vpnctl init makes one)"

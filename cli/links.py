@@ -1,11 +1,24 @@
-"""Links as a person reads them: one line, or a table with what stands in the way below it."""
+"""Links as a person reads them: one line, or a table, and notes on what stands in the way."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 from cli.errors import printable
-from cli.show import NOTHING, duration, size, table
+from cli.show import NOTHING, duration, size, table, table_lines
 from vpnd.api import LinkState, LinkStatus
+
+FALLS_AWAY: Final = (
+    "suite", "endpoint", "keys from", "sent", "received", "key age", "handshake", "key id",
+)  # fmt: skip
+"""Columns that a narrow terminal goes without, first the one that tells least of a link's health;
+`vpnctl peer show` has them all."""
+
+_URGENCY: Final = (
+    LinkState.CLOSED, LinkState.DOWN, LinkState.EXCHANGING, LinkState.INSTALLED,
+    LinkState.DEGRADED, LinkState.ACTIVE,
+)  # fmt: skip
 
 
 def is_over_limit(link: LinkStatus) -> bool:
@@ -35,14 +48,49 @@ def link_line(link: LinkStatus) -> str:
     return printable(text)
 
 
-def links_text(links: Sequence[LinkStatus]) -> str:
-    """The table of one link or more; below it why one is not active, and every warning."""
-    notes = "".join(f"{printable(note)}\n" for link in links for note in link_notes(link))
+def link_text(link: LinkStatus) -> str:
+    """All there is to say of one link: a narrow terminal gets a line for each thing."""
+    notes = "".join(f"{printable(note)}\n" for note in link_notes(link))
+    heads, rows = _table([link])
+    return table(heads, rows) + (f"\n{notes}" if notes else "")
+
+
+def link_lines(links: Sequence[LinkStatus]) -> list[str]:
+    """One link or more as a table, a line each, with the heads first."""
+    heads, rows = _table(links)
+    return table_lines(heads, rows, falls_away=FALLS_AWAY)
+
+
+def trouble_first(links: Iterable[LinkStatus]) -> list[LinkStatus]:
+    """What needs an operator's eyes comes first, else in the order they have."""
+    return sorted(links, key=_urgency)
+
+
+def summary(links: Sequence[LinkStatus]) -> str:
+    """How many links there are, and in which states: `12 links: 1 down, 11 active`."""
+    counts = Counter(link["state"] for link in links)
+    parts = [f"{count} {state}" for state, count in sorted(counts.items(), key=_state_urgency)]
+    if over := sum(map(is_over_limit, links)):
+        parts.append(f"{over} over the limit of a fallback")
+    return f"{len(links)} link{'' if len(links) == 1 else 's'}: {', '.join(parts)}"
+
+
+def _urgency(link: LinkStatus) -> tuple[int, bool]:
+    if is_over_limit(link):
+        return -1, False
+    return _state_urgency((link["state"], 0)), not link["warnings"]
+
+
+def _state_urgency(counted: tuple[str, int]) -> int:
+    state, _ = counted
+    return _URGENCY.index(state) if state in _URGENCY else 0  # a state of a later version
+
+
+def _table(links: Sequence[LinkStatus]) -> tuple[list[str], list[list[str]]]:
     rows = [_row(link) for link in links]
     # A column for key sources only where some link has one: a terminal is 80 columns wide
     heads = [head for head in rows[0] if head != "keys from" or any(row[head] for row in rows)]
-    drawn = table(heads, [[row[head] for head in heads] for row in rows])
-    return drawn + (f"\n{notes}" if notes else "")
+    return heads, [[row[head] for head in heads] for row in rows]
 
 
 def link_notes(link: LinkStatus) -> list[str]:

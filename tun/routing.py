@@ -78,6 +78,6 @@ def _refusal(error: OSError, route: Route) -> Exception:
         return NotOurs(
             f"table {route.table} has a route {route.prefix} with metric {route.metric} that "
             f"vpnd did not make (see `ip route show {route.prefix} table {route.table}`): "
-            "delete it, or choose another table or metric for the tunnel"
+            "choose another table or metric for the tunnel"
         )
     return tun_error(error, f"adding the route {route.prefix} to table {route.table}")

@@ -124,6 +124,8 @@ class IdentityInfo(TypedDict):
     """The fingerprint's text form, `vpnd1…`."""
     name: NotRequired[str]
     """What it is called here; the first of several is the one in use."""
+    in_use: NotRequired[bool]
+    """Whether own exchanges use it, unless a peer's file names another one (`local_identity`)."""
 
 
 class KeyInfo(TypedDict):

@@ -61,6 +61,8 @@ class Config:
     """Where keys from outside come from, by name."""
     notes: tuple[ConfigProblem, ...] = field(default=(), compare=False)
     """What is allowed, and worth knowing."""
+    unread: tuple[Path, ...] = field(default=(), compare=False)
+    """Files and folders that this user may not read: nothing is known of them."""
 
     @property
     def own(self) -> tuple[Fingerprint, ...]:
@@ -75,7 +77,7 @@ class Config:
         """The same with one more peer; ConfigErrors with all that speaks against it."""
         source = Source(None)
         if request.name in self.peers:
-            hint = f"remove it first, or edit {self.peers[request.name].file}"
+            hint = f"`vpnctl peer set {request.name}` changes it; another peer needs another name"
             raise ConfigErrors(
                 [source.problem(("name",), f"there is a peer {request.name} already", hint)]
             )
@@ -160,6 +162,7 @@ class _Loader:
         self.path = path
         self.problems: list[ConfigProblem] = []
         self.notes: list[ConfigProblem] = []
+        self.unread: list[Path] = []
         self._check_folder(path.parent, sticky_allowed=True)
         document = read_document(path)
         self.problems += document.problems
@@ -198,6 +201,7 @@ class _Loader:
             crypto=crypto,
             key_sources=MappingProxyType(key_sources),
             notes=(*self.notes, *notes(draft)),
+            unread=tuple(dict.fromkeys(self.unread)),
         )
 
     def _node(self) -> NodeConfig | None:
@@ -263,6 +267,8 @@ class _Loader:
                 # `vpnctl check` by an ordinary user: he cannot know, and the daemon will look
                 noted = isinstance(fault, (FileUnreadable, FileNoted))
                 target = self.notes if noted else self.problems
+                if isinstance(fault, FileUnreadable):
+                    self.unread.append(fault.path)
                 at: Location = ("key_sources", name, key)
                 target.append(self.main.problem(at, f"{fault.path} {fault.reason}", fault.hint))
 
@@ -342,6 +348,8 @@ class _Loader:
             # `vpnctl check` by an ordinary user: he cannot know, and the daemon will look
             target = self.notes if isinstance(fault, FileUnreadable) else self.problems
             target.append(fault_problem(fault))
+            if isinstance(fault, FileUnreadable):
+                self.unread.append(fault.path)
         return {name: identity.fingerprint for name, identity in stored.identities.items()}
 
     def _valid(

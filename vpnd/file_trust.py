@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+DOES_NOT_EXIST: Final = "does not exist"
 DAEMON_USER: Final = "vpnd"
 """The user that the packaged daemon runs as."""
 
@@ -45,6 +46,11 @@ class CheckedFile:
 
     data: bytes
     fault: FileFault | None
+
+
+def current_user() -> str:
+    """Who runs this program: `nobody (uid 65534)`."""
+    return _user(os.geteuid())
 
 
 def trusted_uids() -> frozenset[int]:
@@ -168,10 +174,12 @@ def _read(path: Path, handle: int, limit: int) -> bytes:
 
 def _as_fault(path: Path, error: OSError | ValueError) -> FileFault:
     if isinstance(error, FileNotFoundError):
-        return FileMissing(path, "does not exist")
+        return FileMissing(path, DOES_NOT_EXIST)
     if isinstance(error, PermissionError):
         return FileUnreadable(
-            path, "may not be read by this user", "run the command as root or as the daemon's user"
+            path,
+            f"cannot be read as {current_user()}",
+            "run the command as root or as the daemon's user",
         )
     if isinstance(error, OSError):
         return FileFault(path, f"cannot be read: {error.strerror or 'unknown error'}")

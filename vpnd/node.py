@@ -342,8 +342,13 @@ class Node:
             node=self.config.node.name,
             version=version("vpnd"),
             identities=[
-                IdentityInfo(suite=own.fingerprint.suite, text=own.fingerprint.text(), name=name)
-                for name, own in self.identities.items()
+                IdentityInfo(
+                    suite=own.fingerprint.suite,
+                    text=own.fingerprint.text(),
+                    name=name,
+                    in_use=index == 0,
+                )
+                for index, (name, own) in enumerate(self.identities.items())
             ],
             pid=os.getpid(),
             uptime_seconds=round(boottime() - self._started_at, 1),
@@ -396,7 +401,8 @@ class Node:
                 raise ControlError(
                     ErrorCode.PEER_EXISTS,
                     f"there is a peer {request.name} already",
-                    f"`vpnctl peer remove {request.name}` first, or choose another name",
+                    f"`vpnctl peer set {request.name}` changes it while its link runs; another "
+                    "peer needs another name",
                 )
             config = self.config.with_peer(request)
             peer = config.peers[request.name]
