@@ -235,15 +235,16 @@ def test_root_hands_the_folders_to_the_daemons_user(node: Node) -> None:
 
 def test_id_is_read_from_disk_without_a_daemon(node: Node) -> None:
     node.first_init()
-    assert node.vpnctl("id").stdout == f"{node.fingerprint().text()}\n"
+    text = node.fingerprint().text()
+    assert node.vpnctl("id").stdout.split("\n")[1].split() == ["default", "1", "yes", text]
     assert node.vpnctl("id", "--json").document == {
         "schema": SCHEMA,
-        "identities": [{"suite": 1, "text": node.fingerprint().text(), "name": "default"}],
+        "identities": [{"suite": 1, "text": text, "name": "default", "in_use": True}],
     }
 
 
 def test_id_is_the_daemons_where_there_is_one(node: Node, daemon: FakeDaemon) -> None:
-    assert node.vpnctl("id").stdout == f"{IDENTITY}\n"
+    assert node.vpnctl("id").stdout.split("\n")[1].split() == ["–", "1", "yes", IDENTITY]
 
 
 def test_id_as_a_qr_code(node: Node) -> None:
@@ -267,6 +268,54 @@ def test_id_that_others_can_read_is_refused(node: Node) -> None:
     node.first_init()
     node.identity.chmod(0o644)
     node.vpnctl("id").assert_refused(1)
+
+
+def test_what_this_user_may_not_read_is_not_called_missing(node: Node) -> None:
+    """Run as another user, and not by root: to root every file can be read."""
+    node.first_init()
+    for folder in (node.vpnctl.home, *node.vpnctl.home.parents[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    if os.geteuid() == 0:
+        nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    else:
+        nobody = []
+        node.state.chmod(0)
+    uid = os.geteuid() if os.geteuid() else 65534
+
+    def asked(*arguments: str) -> Ended:
+        done = subprocess.run(
+            [*nobody, PROGRAM, *arguments],
+            env=node.vpnctl.environment, cwd="/", capture_output=True, encoding="utf-8",
+            check=False, timeout=60,
+        )  # fmt: skip
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    try:
+        checked = asked("check")
+        assert checked.code == 0
+        assert "no identity" not in checked.stdout
+        assert "nothing wrong in what can be read as" in checked.stdout
+        assert f"uid {uid})" in checked.stdout.splitlines()[1]
+        document = asked("check", "--json").document
+        assert document["unread"] == [str(node.state)]
+        for command in (
+            ("id",),
+            ("id", "use", "default"),
+            ("id", "remove", "x"),
+            ("id", "new", "x"),
+        ):
+            ended = asked(*command)
+            ended.assert_refused(1)
+            assert "cannot be read as" in ended.errors[0]
+            assert "there is no" not in ended.stderr
+        node.config.parent.chmod(0o700 if nobody else 0)
+        ended = asked("check")
+        ended.assert_refused(2)
+        assert "cannot be read as" in ended.errors[0]
+        assert not any("init" in hint for hint in ended.hints)
+    finally:
+        node.config.parent.chmod(0o755)
+        node.state.chmod(0o700)
 
 
 PEER = 'identity = "{}"\nallowed_ips = ["{}"]\n'
