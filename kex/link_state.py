@@ -151,6 +151,7 @@ class LinkState:
             interval=self.config.interval,
             # An address that was only learnt may be a hole in a NAT that closes: not counted on
             can_start=self.config.address is not None,
+            allows=self.config.allows,
         )
 
     def conflict(self, peer: Announcement, others: Container[bytes]) -> str:

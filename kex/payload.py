@@ -32,7 +32,7 @@ MAX_INTERVAL = 24 * 3600
 """Seconds."""
 MAX_DETAIL_LENGTH = 200
 """Bytes of a Reject's detail."""
-_ANNOUNCED = frozenset({"minor", "wg", "port", "prefixes", "mode", "interval", "starts"})
+_ANNOUNCED = frozenset({"minor", "wg", "port", "prefixes", "allows", "mode", "interval", "starts"})
 _P_I = _ANNOUNCED | {"keys"}
 _P_R = _ANNOUNCED | {"mixed", "suite"}
 _REASON = frozenset({"code", "detail", "failed"})
@@ -53,6 +53,8 @@ class Announcement:
     can_start: bool
     """Whether this end knows an address at which it can reach the other."""
     minor: int = MINOR_VERSION
+    allows: tuple[Prefix, ...] | None = None
+    """What this end takes from the other, for comparison alone; None where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +98,17 @@ def listing(keys: tuple[ExternalKey, ...]) -> tuple[ExternalListing, ...]:
 
 
 def encode_initiator(payload: InitiatorPayload, length: int) -> bytes:
-    """P_i, `length` bytes. Raises ValueError where it does not fit."""
+    """P_i, `length` bytes. Raises ValueError where it does not fit.
+
+    What it allows is left out where there is no room for it.
+    """
     fields = _announcement_fields(payload.announcement)
     fields["keys"] = [
         [r.source_type, r.source, r.sae, list(r.key_ids), r.bits, entry.present]
         for entry in payload.external
         for r in (entry.reference,)
     ]
-    return _pad(fields, length)
+    return _pad_with_allows(fields, payload.announcement, length)
 
 
 def encode_responder(payload: ResponderPayload, length: int) -> bytes:
@@ -111,7 +116,7 @@ def encode_responder(payload: ResponderPayload, length: int) -> bytes:
     fields = _announcement_fields(payload.announcement)
     fields["mixed"] = payload.mixed
     fields["suite"] = payload.suite
-    return _pad(fields, length)
+    return _pad_with_allows(fields, payload.announcement, length)
 
 
 def encode_refusal(refusal: Refusal, length: int) -> bytes:
@@ -173,29 +178,38 @@ def _announcement_fields(announcement: Announcement) -> dict[str, Any]:
         "minor": announcement.minor,
         "wg": announcement.wireguard_key,
         "port": announcement.wireguard_port,
-        "prefixes": [[p.prefixlen, p.network_address.packed] for p in announcement.prefixes],
+        "prefixes": _prefix_list(announcement.prefixes),
         "mode": int(announcement.mode),
         "interval": announcement.interval,
         "starts": announcement.can_start,
     }
 
 
+def _prefix_list(prefixes: tuple[Prefix, ...]) -> list[list[int | bytes]]:
+    return [[prefix.prefixlen, prefix.network_address.packed] for prefix in prefixes]
+
+
 def _announcement(fields: Mapping[str, Any]) -> Announcement:
     key = _typed(fields, "wg", bytes)
     if len(key) != WIREGUARD_KEY_LENGTH:
         raise PacketRejected("payload: WireGuard key")
-    prefixes = _typed(fields, "prefixes", list)
-    if len(prefixes) > MAX_PREFIXES:
-        raise PacketRejected("payload: too many prefixes")
     return Announcement(
         minor=_integer(fields, "minor", 0, MAX_MINOR_VERSION),
         wireguard_key=key,
         wireguard_port=_integer(fields, "port", 0, 65535),
-        prefixes=tuple(_prefix(entry) for entry in prefixes),
+        prefixes=_prefixes(fields, "prefixes"),
+        allows=_prefixes(fields, "allows") if "allows" in fields else None,
         mode=ExternalMode(_integer(fields, "mode", 0, max(ExternalMode))),
         interval=_integer(fields, "interval", 1, MAX_INTERVAL),
         can_start=_typed(fields, "starts", bool),
     )
+
+
+def _prefixes(fields: Mapping[str, Any], name: str) -> tuple[Prefix, ...]:
+    entries = _typed(fields, name, list)
+    if len(entries) > MAX_PREFIXES:
+        raise PacketRejected("payload: too many prefixes")
+    return tuple(_prefix(entry) for entry in entries)
 
 
 def _prefix(entry: object) -> Prefix:
@@ -227,6 +241,16 @@ def _listing(entry: object) -> ExternalListing:
     except ValueError as error:
         raise PacketRejected("payload: external key") from error
     return ExternalListing(reference, present)
+
+
+def _pad_with_allows(fields: Mapping[str, Any], announcement: Announcement, length: int) -> bytes:
+    allows = announcement.allows
+    if allows is None or len(allows) > MAX_PREFIXES:
+        return _pad(fields, length)
+    try:
+        return _pad({**fields, "allows": _prefix_list(allows)}, length)
+    except ValueError:
+        return _pad(fields, length)
 
 
 def _pad(fields: Mapping[str, Any], length: int) -> bytes:

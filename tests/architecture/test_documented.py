@@ -222,7 +222,7 @@ TELL_REASONS = (
     "vpnd/ask_sources.py", "vpnd/external_policy.py", "vpnd/fallback_watch.py", "vpnd/link.py",
     "vpnd/link_exchanges.py", "vpnd/link_external.py", "vpnd/link_judge.py", "vpnd/link_peer.py",
     "vpnd/link_report.py", "vpnd/listener.py", "vpnd/keysource/certificate_watch.py",
-    "vpnd/resolver.py", "vpnd/view_external.py",
+    "vpnd/prefixes_differ.py", "vpnd/resolver.py", "vpnd/view_external.py",
 )  # fmt: skip
 """Where the reasons of links and the warnings are made: every text in there is one, but for what
 is raised."""

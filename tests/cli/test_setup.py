@@ -77,6 +77,43 @@ def test_the_line_is_the_far_ends_whole_command(node: Node) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_behind_is_announced_and_stands_in_the_line(node: Node) -> None:
+    ended = node.first_init("--behind", "10.10.0.0/16,10.11.0.0/16", "--behind", "fd00:10::/48")
+    allowed = "10.255.0.1/32,10.10.0.0/16,10.11.0.0/16,fd00:10::/48"
+    assert shlex.split(ended.stdout)[-2:] == ["--allow", allowed]
+    (tunnel,) = load_config(node.config).tunnels.values()
+    assert [str(each) for each in tunnel.announce] == allowed.split(",")[1:]
+    # By the file from then on, also where it was edited
+    assert node.init().stdout == ended.stdout
+    text = node.config.read_text()
+    node.config.write_text(text.replace('"10.11.0.0/16"', '"10.12.0.0/16"'))
+    again = node.init("--behind", "10.10.0.0/16")
+    assert shlex.split(again.stdout)[-1] == allowed.replace("10.11", "10.12")
+    assert any("--behind changed nothing" in hint for hint in again.hints)
+
+
+def test_without_a_network_behind_it_the_line_says_so(node: Node) -> None:
+    assert any("--behind" in hint for hint in node.first_init().hints)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--behind", "10.10.0.1/16"),
+        ("--behind", "10.10.0.0"),
+        ("--behind", "10.10.0.0/16,,"),
+        ("--behind", ",".join(f"10.{n}.0.0/16" for n in range(16))),
+    ],
+)
+def test_networks_that_cannot_be_announced_make_no_files(
+    node: Node, flags: tuple[str, str]
+) -> None:
+    ended = node.init("--name", "fra1", "--address", "10.255.0.1/24", *flags)
+    ended.assert_refused(2)
+    assert not node.config.exists()
+    assert not node.identity.exists()
+
+
 def test_the_line_works_at_the_far_end(node: Node, daemon: FakeDaemon) -> None:
     line = node.first_init("--endpoint", "fra1.example.net:51821").stdout
     program, *arguments = shlex.split(line)
