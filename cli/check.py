@@ -1,6 +1,6 @@
 """`vpnctl check`: everything that is wrong with the configuration, before anything is touched."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,13 +33,34 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
         if as_json:
             print_json(_document(path, errors=details, notes=[], unread=()))
         raise UsageProblem.of([_problem(detail, path) for detail in details]) from None
-    notes = [note.detail() for note in config.notes]
+    notes = [note.detail() for note in config.notes] + list(_forwarding(config))
     if as_json:
         print_json(_document(path, errors=[], notes=notes, unread=config.unread))
     else:
         print(printable(_summary(config)))
         for note in map(Problem.of, notes):
             print(f"note: {printable(note.message)}" + (f" ({note.hint})" if note.hint else ""))
+
+
+def _forwarding(config: "Config") -> Iterator[ErrorDetail]:
+    """Whether this host forwards what the tunnels are to carry for others."""
+    from tun import TunError, forwarding
+    from vpnd.forwarding import families_forwarded, hint_for, not_forwarded
+
+    for tunnel in config.tunnels.values():
+        peers = (peer for peer in config.peers.values() if peer.tunnel == tunnel.name)
+        families = families_forwarded(tunnel, peers)
+        if not families:
+            continue
+        behind = () if tunnel.vrf is not None else tunnel.announce
+        try:
+            found = forwarding(tunnel.netns, tunnel.interface, behind)
+        except (TunError, OSError) as unknown:
+            reason = f"tunnel {tunnel.name}: whether this host forwards is not known: {unknown}"
+            yield ErrorDetail(reason=reason, hint="vpnctl status tells, once the tunnel is up")
+            continue
+        for text in not_forwarded(tunnel, families, found):
+            yield ErrorDetail(reason=text, hint=hint_for((*found.ipv4_off, *found.ipv6_off)))
 
 
 def _document(

@@ -14,6 +14,7 @@ from tun.errors import (
     ReadBackMismatch,
     TunError,
 )
+from tun.forwarding import Forwarding, forwarding
 from tun.guard import GUARD_METRIC, guard_routes, remove_guard_routes, set_guard_routes
 from tun.keys import KeyPair, PrivateKey, generate_keypair
 from tun.leftover import delete_leftover
@@ -44,6 +45,7 @@ __all__ = [
     "BackendUnavailable",
     "ChangeWatch",
     "Endpoint",
+    "Forwarding",
     "HandshakeStamp",
     "InterfaceAddress",
     "InterfaceMissing",
@@ -64,6 +66,7 @@ __all__ = [
     "Tunnel",
     "TunnelSpec",
     "delete_leftover",
+    "forwarding",
     "generate_keypair",
     "guard_routes",
     "open_tunnel",

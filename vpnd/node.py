@@ -38,6 +38,7 @@ from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
+from vpnd.forwarding import ForwardingWatch
 from vpnd.guards import guarded_prefixes, remove_guards, set_guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
@@ -105,6 +106,7 @@ class Node:
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
         self._upkeep = Upkeep(self, journal)
+        self._forwarding = ForwardingWatch(journal)
         self._leftovers = Leftovers(config, self._records, journal)
         self.tunnels: dict[str, ManagedTunnel] = {}
         for tunnel in config.tunnels.values():
@@ -322,9 +324,14 @@ class Node:
 
     # ---- control
 
+    async def look_at_forwarding(self) -> None:
+        """Whether hosts behind this node can use its tunnels."""
+        await self._forwarding.look(self.config, self.tunnels)
+
     async def status(self) -> NodeStatus:
         for tunnel in tuple(self.tunnels.values()):
             await self._refresh(tunnel)
+        await self.look_at_forwarding()
         endpoint = self.engine.endpoint.statistics()
         links: list[LinkStatus] = []
         for link in tuple(self.links.values()):
@@ -362,6 +369,7 @@ class Node:
                 *(str(note) for note in self.config.notes),
                 *self._transport.problems(),
                 *self._upkeep.warnings,
+                *self._forwarding.warnings,
                 *source_warnings(self.sources.statuses()),
             ],
         )

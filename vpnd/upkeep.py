@@ -103,6 +103,7 @@ class Upkeep:
                     )
         for tunnel in tuple(self._node.tunnels.values()):
             await tunnel.restore()
+        await self._node.look_at_forwarding()
 
     async def _guards(self, tunnel: ManagedTunnel, *, entering: bool = False) -> frozenset[Prefix]:
         """Set what is missing of a tunnel's guard routes, all in one look: what nobody knew to be
