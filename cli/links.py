@@ -41,8 +41,8 @@ def is_protected(link: LinkStatus, *, strict: bool = False) -> bool:
 def link_line(link: LinkStatus) -> str:
     """One link in one line, for after a command that changed it."""
     text = f"{link['peer']}: {_state(link)}"
-    if key := link["key_in_force"] or link["key_installed"]:
-        text += f", key id {key['key_id']}"
+    if (shown := _key_ids(link)) != NOTHING:
+        text += f", key id {shown}"
     if link["state"] != LinkState.ACTIVE and link["reason"]:
         text += f": {link['reason']}"
     return printable(text)
@@ -103,6 +103,12 @@ def link_notes(link: LinkStatus) -> list[str]:
         notes.append(f"{peer} {link['state']}{how_long}: {link['reason'] or 'no reason given'}")
         if error := link["last_error"]:
             notes.append(f"{peer} last error at {error['at']}: {error['message']}")
+    if alive := link.get("keys_alive"):
+        until = f"until {_clock(alive['until'])}" if alive["until"] else "up to the next exchange"
+        notes.append(
+            f"{peer} sessions of {len(alive['key_ids'])} keys may be alive {until}: "
+            f"{', '.join(alive['key_ids'])}"
+        )
     if fallback := link["external_keys"].get("fallback"):
         over = "over its limit since" if fallback["over_limit"] else "limit at"
         extended = fallback["extended_seconds"]
@@ -115,17 +121,13 @@ def link_notes(link: LinkStatus) -> list[str]:
 
 
 def _row(link: LinkStatus) -> dict[str, str]:
-    force, installed, wireguard = link["key_in_force"], link["key_installed"], link["wireguard"]
-    shown = force or installed
-    key_id = force["key_id"] if force else NOTHING
-    if installed and (force is None or installed["key_id"] != force["key_id"]):
-        # The newer key waits for WireGuard's next handshake; both ends show the same mark.
-        key_id += f" → {installed['key_id']}"
+    wireguard = link["wireguard"]
+    shown = link["key_in_force"] or link["key_installed"]
     handshake = wireguard["last_handshake_seconds"]
     return {
         "peer": link["peer"],
         "state": _state(link),
-        "key id": key_id,
+        "key id": _key_ids(link),
         "key age": duration(shown["age_seconds"] if shown else None),
         "suite": str(link["suite"]),
         "keys from": _keys_from(link),
@@ -134,6 +136,16 @@ def _row(link: LinkStatus) -> dict[str, str]:
         "sent": size(wireguard["tx_bytes"]),
         "endpoint": wireguard["endpoint"] or link["endpoint"] or NOTHING,
     }
+
+
+def _key_ids(link: LinkStatus) -> str:
+    """The key in force, or those of which it is one; behind an arrow the newer one that waits for
+    WireGuard's next handshake. Both ends show the same mark."""
+    force, installed, alive = link["key_in_force"], link["key_installed"], link.get("keys_alive")
+    ids = alive["key_ids"] if alive else [force["key_id"]] if force else []
+    shown = " or ".join(ids) or NOTHING
+    waits = installed is not None and installed["key_id"] not in ids
+    return f"{shown} → {installed['key_id']}" if installed and waits else shown
 
 
 def _keys_from(link: LinkStatus) -> str:
@@ -169,6 +181,14 @@ def external_lines(link: LinkStatus) -> list[tuple[str, str]]:
 
 def _state(link: LinkStatus) -> str:
     return f"{link['state']} (adopted)" if link["adopted"] else link["state"]
+
+
+def _clock(stamp: str) -> str:
+    """The time of day of an RFC 3339 stamp: `12:34:56 UTC`."""
+    try:
+        return f"{datetime.fromisoformat(stamp).astimezone(UTC):%H:%M:%S} UTC"
+    except (ValueError, TypeError):
+        return stamp
 
 
 def _seconds_since(stamp: str) -> float | None:

@@ -137,6 +137,15 @@ class KeyInfo(TypedDict):
     age_seconds: float
 
 
+class KeysAlive(TypedDict):
+    """Keys of which it is not known which one WireGuard's session was made with."""
+
+    key_ids: list[str]
+    """The oldest first."""
+    until: str | None
+    """RFC 3339, UTC: when such a session is dead at the latest; null: the next exchange decides."""
+
+
 class WireGuardInfo(TypedDict):
     public_key: str
     """Base64, of this node's interface; empty while there is none."""
@@ -220,6 +229,8 @@ class LinkStatus(TypedDict):
     role: NotRequired[str]
     """In the last exchange: initiator or responder."""
     key_in_force: KeyInfo | None
+    """Null where there is none, and where it is not known which one is: see `keys_alive`."""
+    keys_alive: NotRequired[KeysAlive | None]
     key_installed: KeyInfo | None
     next_renewal_seconds: float | None
     expires_seconds: float | None

@@ -55,6 +55,22 @@ def test_table_tells_state_keys_and_traffic_of_each_link(
     )
 
 
+def test_keys_of_which_one_is_in_force_are_named(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    either = {"key_ids": ["0badc0de", "feedbeef"], "until": "2020-01-02T03:04:05Z"}
+    newest = key("feedbeef", 3.0, in_force=False)
+    daemon.links = [link("ams1", key_in_force=None, key_installed=newest, keys_alive=either)]
+    shown = vpnctl("status").stdout
+    assert re.search(r"^ams1 +active +0badc0de or feedbeef  3 s ", shown, re.M)
+    assert (
+        "\nams1 sessions of 2 keys may be alive until 03:04:05 UTC: 0badc0de, feedbeef\n" in shown
+    )
+    daemon.links[0]["key_installed"] = key("cafecafe", 3.0, in_force=False)
+    daemon.links[0]["keys_alive"] = {"key_ids": either["key_ids"], "until": None}  # type: ignore[typeddict-item]
+    shown = vpnctl("status", "ams1").stdout
+    assert "0badc0de or feedbeef → cafecafe" in shown
+    assert "may be alive up to the next exchange" in shown
+
+
 def test_table_in_a_pipe_has_no_colours_and_a_line_for_each_link(
     vpnctl: Vpnctl, daemon: FakeDaemon
 ) -> None:
