@@ -10,7 +10,7 @@ from cli.errors import Problem, UsageProblem, printable
 from cli.options import AsJson, Settings
 from cli.show import print_json
 from vpnd.api import DEFAULT_CONFIG_PATH, SCHEMA, ErrorDetail
-from vpnd.file_trust import DOES_NOT_EXIST, current_user
+from vpnd.file_trust import current_user
 
 if TYPE_CHECKING:
     from vpnd.config import Config
@@ -44,7 +44,8 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
 
 def _forwarding(config: "Config") -> Iterator[ErrorDetail]:
     """Whether this host forwards what the tunnels are to carry for others."""
-    from tun import TunError, forwarding
+    from tun.errors import TunError
+    from tun.forwarding import forwarding
     from vpnd.forwarding import families_forwarded, hint_for, not_forwarded
 
     for tunnel in config.tunnels.values():
@@ -78,9 +79,20 @@ def _document(
 
 def _problem(detail: ErrorDetail, path: Path) -> Problem:
     problem = Problem.of(detail)
-    if detail.get("file") == str(path.absolute()) and detail["reason"] == DOES_NOT_EXIST:
+    if detail.get("file") == str(path.absolute()) and _is_missing(path):
         return Problem(problem.message, "vpnctl init makes one; another one is named by --config")
     return problem
+
+
+def _is_missing(path: Path) -> bool:
+    """As opposed to a file that this user may not look for."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _summary(config: "Config") -> str:

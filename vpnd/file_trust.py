@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-DOES_NOT_EXIST: Final = "does not exist"
 DAEMON_USER: Final = "vpnd"
 """The user that the packaged daemon runs as."""
 
@@ -174,7 +173,7 @@ def _read(path: Path, handle: int, limit: int) -> bytes:
 
 def _as_fault(path: Path, error: OSError | ValueError) -> FileFault:
     if isinstance(error, FileNotFoundError):
-        return FileMissing(path, DOES_NOT_EXIST)
+        return FileMissing(path, "does not exist")
     if isinstance(error, PermissionError):
         return FileUnreadable(
             path,

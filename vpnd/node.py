@@ -38,7 +38,7 @@ from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
-from vpnd.forwarding import ForwardingWatch
+from vpnd.forwarding_watch import ForwardingWatch
 from vpnd.guards import guarded_prefixes, remove_guards, set_guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
@@ -380,7 +380,7 @@ class Node:
             return
         with trio.move_on_after(LOOK_SECONDS):
             try:
-                await tunnel.dumps.refresh()
+                await tunnel.dumps.refresh_for_status()
             except BackendErrors:
                 return  # the tunnel's own task meets it, too, and deals with it
 
