@@ -5,7 +5,9 @@ import os
 import shlex
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -307,11 +309,19 @@ def test_id_that_others_can_read_is_refused(node: Node) -> None:
     node.vpnctl("id").assert_refused(1)
 
 
-def test_what_this_user_may_not_read_is_not_called_missing(node: Node) -> None:
+@pytest.fixture
+def open_home() -> Iterator[Path]:
+    """A folder that other users can look into: pytest's own are closed to them, again and again."""
+    with TemporaryDirectory(prefix="vpnctl-test-") as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield path
+
+
+def test_what_this_user_may_not_read_is_not_called_missing(open_home: Path) -> None:
     """Run as another user, and not by root: to root every file can be read."""
+    node = Node(Vpnctl(open_home))
     node.first_init()
-    for folder in (node.vpnctl.home, *node.vpnctl.home.parents[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
     if os.geteuid() == 0:
         nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     else:
@@ -366,7 +376,8 @@ def test_check_of_a_good_configuration_shows_what_overlaps(node: Node) -> None:
     (peers / "branch.toml").write_text(PEER.format(narrow, "10.7.0.0/16"))
     ended = node.vpnctl("check")
     assert ended.code == 0, ended
-    summary, note = ended.stdout.splitlines()
+    # And whether this host forwards, which depends on the host
+    summary, note = [line for line in ended.stdout.splitlines() if "forward" not in line]
     assert summary == f"{node.config}: good; tunnels: backbone; peers: branch, hub"
     assert note.startswith("note: ")
     assert "10.7.0.0/16 lies within 10.0.0.0/8 at peer hub" in note
