@@ -190,7 +190,8 @@ class _Loader:
         draft = Draft(self.main, node, tunnels, peers, sources, own, declared | key_sources)
         self.problems += check(draft)
         if self.problems or node is None:
-            raise ConfigErrors(_in_order(self.problems))
+            # A folder that cannot be read is met twice
+            raise ConfigErrors(_in_order(list(dict.fromkeys(self.problems))))
         return Config(
             path=self.path,
             node=node,

@@ -107,7 +107,7 @@ async def test_both_ends_warn_and_a_change_is_seen_at_once(tmp_path: Path) -> No
             with ams.engine.driving() as (endpoint, now):
                 endpoint.update_link(config, now)
             ams.link.take(right, own)
-            assert ams.link.report.warnings == ()
+            assert not ams.link.report.warnings
             await fra.renew()
             with trio.fail_after(30):
                 while fra.link.report.warnings:
