@@ -76,6 +76,10 @@ class LinkState:
     failures: int = 0
     """Exchanges of ours in a row that gave no key."""
     refusals: int = 0
+    unanswered: int = 0
+    """Exchanges of ours in a row to which nothing was heard at all."""
+    silent_until: float | None = None
+    """Until when nothing is sent, so that routers on the way forget this flow."""
     skip_external: bool = False
     retransmit_at: float | None = None
     retransmit_interval: float = 0.0
@@ -177,7 +181,8 @@ class LinkState:
             self.owe(StartReason.REQUESTED, now)  # the peer was told of one that is gone
         self.key = LinkKey(key_id, now, now + self.config.lifetime)
         self.peer = peer
-        self.failures = self.refusals = 0
+        self.failures = self.refusals = self.unanswered = 0
+        self.silent_until = None
         self.skip_external = False  # it was for the exchange after the one that was refused
         self.schedule_renewal(node, now)
         node.emit(KeyConfirmed(self.name, key_id, role, self.key.expires_at))
@@ -215,5 +220,13 @@ _TIMES = (
     "exchange_deadline",
     "responder_deadline",
     "requested_at",
+    "silent_until",
 )
-_COUNTS = ("failures", "refusals", "retransmit_interval", "cookie_until", "retry_reason")
+_COUNTS = (
+    "failures",
+    "refusals",
+    "unanswered",
+    "retransmit_interval",
+    "cookie_until",
+    "retry_reason",
+)
