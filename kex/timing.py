@@ -25,9 +25,9 @@ RETRY_FIRST = 1.0
 RETRY_LAST = 30.0
 """Between exchanges that are refused: 1 s, doubling to 30 s."""
 SILENCE_AFTER = 12
-"""Exchanges in a row to which nothing was heard, three minutes, before one keeps silent for a while: a
-router on the way may have an entry for this flow, made before its port forwarding was, which each
-repetition keeps alive."""
+"""Exchanges in a row to which nothing was heard, three minutes, before this end keeps silent for a
+while: a router on the way may have an entry for this flow, made before its port forwarding was,
+which each repetition keeps alive."""
 SILENCE_SHORT = 35.0
 """Longer than Linux keeps an entry without an answer: nf_conntrack_udp_timeout, 30 s."""
 SILENCE_LONG = 185.0

@@ -96,7 +96,8 @@ def test_the_far_end_is_heard_in_a_silence() -> None:
     while network["left"].endpoint.link("right").silent_until is None:
         times_of_sending(network, 1)
     left = network["left"].endpoint.link("right")
-    assert left.silent_until is not None and left.silent_until > network.now
+    assert left.silent_until is not None
+    assert left.silent_until > network.now
     run_exchange(network, "right", "left")
     left = network["left"].endpoint.link("right")
     assert left.silent_until is None
