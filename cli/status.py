@@ -16,6 +16,7 @@ from cli.node_paths import NodePaths
 from cli.options import AsJson, Settings
 from cli.peer_names import asked_about, complete_peer
 from cli.show import duration, print_json, print_json_line
+from cli.strangers import strangers_text
 from vpnd.api import ExitCode, LinkStatus, NodeStatus
 
 WATCH_SECONDS: Final = 1.0
@@ -30,8 +31,13 @@ class _Look:
     document: NodeStatus | LinkStatus
     links: list[LinkStatus]
     heading: str
+    strangers: str = ""
 
     def text(self) -> str:
+        shown = self._links_text()
+        return f"{shown}\n{self.strangers}" if self.strangers else shown
+
+    def _links_text(self) -> str:
         if not self.links:
             return (
                 f"{self.heading}no peers yet: "
@@ -86,7 +92,9 @@ def _look(client: Client, peer: str | None) -> _Look:
         link = asked_about(client, peer, client.link)
         return _Look(document=link, links=[link], heading="")
     node = client.status()
-    return _Look(document=node, links=node["links"], heading=_heading(node))
+    return _Look(
+        document=node, links=node["links"], heading=_heading(node), strangers=strangers_text(node)
+    )
 
 
 def _kept_links(runtime_dir: str) -> list[str]:

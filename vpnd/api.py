@@ -248,6 +248,25 @@ class TunnelStatus(TypedDict):
     """Why there is no interface, with what to do."""
 
 
+class CallerInfo(TypedDict):
+    """Somebody who calls this node and is not answered. Nothing of it is proved."""
+
+    address: str
+    """The source of the last call."""
+    identity: str | None
+    """The fingerprint that it claims to have; null where it asks for an identity that is not this
+    node's."""
+    called: str | None
+    """This node's identity that it asks for."""
+    calls: int
+    """Exchanges that it has begun, while it kept calling."""
+    first_at: str
+    last_at: str
+    """RFC 3339, UTC."""
+    reason: str
+    hint: str
+
+
 class NodeStatus(TypedDict):
     schema: int
     node: str
@@ -264,6 +283,9 @@ class NodeStatus(TypedDict):
     links: list[LinkStatus]
     counters: dict[str, int]
     warnings: list[str]
+    callers: NotRequired[list[CallerInfo]]
+    """Who called in the last 10 minutes and is not answered: 64 at most, the most frequent
+    first."""
 
 
 class PeerInfo(TypedDict):

@@ -15,6 +15,7 @@ from typing import Final
 import trio
 
 from kex.address import Address
+from kex.callers import Caller
 from kex.endpoint import Endpoint
 from kex.errors import PacketRejected
 from kex.events import Event
@@ -52,6 +53,7 @@ class Engine:
         """Whether a datagram of the batch under way was accepted."""
         self._junk_at = -math.inf
         self._next_start = -math.inf
+        self._handle_caller: Callable[[Caller], None] | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -61,6 +63,10 @@ class Engine:
     def handle_events(self, link: str, handler: Handler) -> None:
         """Give the events of a link to `handler`, which must not block."""
         self._handlers[link] = handler
+
+    def handle_callers(self, handler: Callable[[Caller], None]) -> None:
+        """Tell `handler`, which must not block, of who calls and is not answered."""
+        self._handle_caller = handler
 
     def forget(self, link: str) -> None:
         self._handlers.pop(link, None)
@@ -113,6 +119,7 @@ class Engine:
 
     def _received(self) -> bool:
         """The datagrams that came together have all been taken; whether it was junk again."""
+        self._tell_callers()
         if self._to_flush:
             self._to_flush = False
             self._flush()
@@ -138,6 +145,11 @@ class Engine:
                 self._journal.record(
                     "internal_error", level="error", reason="timer", exc_info=error
                 )
+
+    def _tell_callers(self) -> None:
+        while (caller := self._endpoint.next_caller()) is not None:
+            if self._handle_caller is not None:
+                self._handle_caller(caller)
 
     def _tell(self, handler: Handler, event: Event) -> None:
         try:

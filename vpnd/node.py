@@ -58,6 +58,7 @@ from vpnd.node_control import (
 from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, write_peer_file
 from vpnd.source_journal import SourceJournal
+from vpnd.strangers import Strangers
 from vpnd.transport import Transport
 from vpnd.tunnels import ENTERING_SECONDS, BackendErrors, ManagedTunnel
 from vpnd.upkeep import Upkeep
@@ -114,6 +115,8 @@ class Node:
         self._tunnel_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._changing = trio.Lock()
+        self._strangers = Strangers(self, journal)
+        self.engine.handle_callers(self._strangers.called)
 
     def _load_identities(self) -> Mapping[str, Identity]:
         stored = load_identities(self.config.node.state_dir, suite_of=self._suites.__getitem__)
@@ -327,8 +330,9 @@ class Node:
             await self._refresh(tunnel)
         endpoint = self.engine.endpoint.statistics()
         links: list[LinkStatus] = []
+        strangers = self._strangers.warnings()
         for link in tuple(self.links.values()):
-            links.append(self._link_status(link))
+            links.append(self._link_status(link, strangers))
             if len(links) % AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         counters = {f"rejected: {reason}": count for reason, count in endpoint.rejected.items()}
@@ -359,6 +363,7 @@ class Node:
                 *self._upkeep.warnings,
                 *source_warnings(self.sources.statuses()),
             ],
+            callers=self._strangers.listed(),
         )
 
     async def _refresh(self, tunnel: ManagedTunnel) -> None:
@@ -371,9 +376,14 @@ class Node:
             except BackendErrors:
                 return  # the tunnel's own task meets it, too, and deals with it
 
-    def _link_status(self, link: ManagedLink) -> LinkStatus:
+    def _link_status(
+        self, link: ManagedLink, strangers: Mapping[str, list[str]] | None = None
+    ) -> LinkStatus:
         counters = dict(self._journal.link_counters.get(link.name, {}))
-        return link_status(link, counters)
+        status = link_status(link, counters)
+        told = self._strangers.warnings() if strangers is None else strangers
+        status["warnings"] += told.get(link.name, [])
+        return status
 
     def _named(self, name: str) -> ManagedLink:
         try:
