@@ -55,6 +55,8 @@ def link_notes(link: LinkStatus) -> list[str]:
         notes.append(f"{peer} {link['state']}{how_long}: {link['reason'] or 'no reason given'}")
         if error := link["last_error"]:
             notes.append(f"{peer} last error at {error['at']}: {error['message']}")
+            if todo := error.get("hint"):
+                notes.append(f"{peer} what to do: {todo}")
     if fallback := link["external_keys"].get("fallback"):
         over = "over its limit since" if fallback["over_limit"] else "limit at"
         extended = fallback["extended_seconds"]

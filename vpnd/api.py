@@ -199,6 +199,8 @@ class LastError(TypedDict):
     message: str
     at: str
     """RFC 3339, UTC."""
+    hint: NotRequired[str]
+    """What to do; may be empty."""
 
 
 class LinkStatus(TypedDict):

@@ -20,6 +20,7 @@ from kex.endpoint import Endpoint
 from kex.errors import PacketRejected
 from kex.events import Event
 from vpnd.clock import boottime
+from vpnd.deliveries import Deliveries
 from vpnd.journal import Journal
 from vpnd.transport import Transport
 
@@ -59,6 +60,11 @@ class Engine:
     def endpoint(self) -> Endpoint:
         """To read only: calls that change it go through `driving`."""
         return self._endpoint
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """What is known of datagrams that did not arrive."""
+        return self._transport.deliveries
 
     def handle_events(self, link: str, handler: Handler) -> None:
         """Give the events of a link to `handler`, which must not block."""

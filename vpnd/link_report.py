@@ -13,6 +13,7 @@ from kex.events import (
     KeyConfirmed,
     KeyEstablished,
     LinkExpired,
+    RejectCode,
     RejectSent,
     Role,
 )
@@ -20,6 +21,7 @@ from kex.identity import Fingerprint
 from vpnd.api import LinkState
 from vpnd.clock import boottime, wall
 from vpnd.config_model import PeerConfig
+from vpnd.deliveries import Trouble
 from vpnd.external_policy import modes_differ
 from vpnd.journal import Journal
 from vpnd.link_exchanges import LinkExchanges
@@ -43,6 +45,7 @@ class Problem:
     code: str
     message: str
     at_wall: float
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +110,39 @@ class LinkReport:
             to=str(event.address),
             attempt=event.attempt,
         )
+        self._exchanges.begun(event.address, self._undelivered)
+        self._undelivered()
+
+    def _undelivered(self) -> None:
+        """Something became known of what an exchange of this end has sent."""
+        trouble = self._exchanges.trouble()
+        if trouble is not None:
+            self.problem = Problem(trouble.code, trouble.reason, wall(), trouble.hint)
+        self.refresh()
 
     def failed(self, event: ExchangeFailed) -> None:
+        why = self._why(event)
         self._journal.record(
             "exchange_failed",
             peer=self._peer.name,
             level="info" if event.code in EXPECTED else "warning",
-            reason=_reason_of(event),
-            code=event.code.value,
+            reason=why.reason,
+            code=why.code,
             exchange=event.exchange_id.hex(),
         )
 
     def gave_no_key(self, event: ExchangeFailed) -> None:
         """The link goes on without the key that the exchange should have given."""
-        reason = _reason_of(event)
-        self.problem = Problem(event.code.value, reason, wall())
-        self._renewal_problem = f"last exchange: {reason}"
-        self._waiting_reason = reason
+        why = self._why(event)
+        self.problem = Problem(why.code, why.reason, wall(), why.hint)
+        self._renewal_problem = f"last exchange: {why.reason}"
+        self._waiting_reason = why.reason
+
+    def _why(self, event: ExchangeFailed) -> Trouble:
+        """Why an exchange gave no key. Where nothing was heard, what is known of that."""
+        if event.code is FailureCode.NO_ANSWER:
+            return self._exchanges.nothing_heard()
+        return Trouble(event.code.value, _reason_of(event), "")
 
     def refused(self, event: RejectSent) -> None:
         code = f"refused_{event.code.name.lower()}"
@@ -262,6 +281,7 @@ class LinkReport:
         watch, now = self._wireguard.watch, boottime()
         state = self._exchanges.state
         error = self._tunnel.error
+        trouble = None if state is None or state.exchange is None else self._exchanges.trouble()
         return Facts(
             fault=self.fault,
             tunnel_error="" if error is None else f"tunnel {self._tunnel.name}: {error}",
@@ -275,7 +295,7 @@ class LinkReport:
             exchanging=state is not None and state.exchange_due and state.address is not None,
             answering=state is not None and state.responding is not None,
             has_endpoint=self._peer.endpoint is not None,
-            waiting_reason=self._waiting_reason,
+            waiting_reason=self._waiting_reason if trouble is None else trouble.reason,
             renewal_problem=self._renewal_problem,
             external=self._external.watch.standing,
             second_identity=self.last is not None and self.last.identity != self._peer.identity[0],
@@ -285,5 +305,7 @@ class LinkReport:
 
 def _reason_of(event: ExchangeFailed) -> str:
     """The peer's own words are quoted as such: they prove nothing."""
-    refused = event.code is FailureCode.REFUSED
-    return f'refused, the peer says "{event.detail}"' if refused else event.detail
+    if event.code is not FailureCode.REFUSED:
+        return event.detail
+    known = next((code.name.lower() for code in RejectCode if code == event.reject), event.reject)
+    return f'refused ({known}), the peer says "{event.detail}"'
