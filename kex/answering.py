@@ -198,6 +198,7 @@ def installed(link: LinkState, node: Node, now: float) -> None:
         link.retry_at = None
     else:
         link.owe(StartReason.UNANSWERED, now)
+    link.saw_peer(responding.peer, responding.source.host, now)
     link.installed(node, responding.key.key_id, responding.peer, Role.RESPONDER, now)
 
 

@@ -298,6 +298,7 @@ def installed(link: LinkState, node: Node, now: float) -> None:
     link.learnt_address = own.address
     link.retry_at = None
     established = own.established
+    link.saw_peer(established.peer, None, now)
     link.installed(node, established.key.key_id, established.peer, Role.INITIATOR, now)
 
 

@@ -19,6 +19,7 @@ from kex.link_config import LinkConfig
 from kex.node import Node
 from kex.payload import Announcement
 from kex.responder import Responding
+from kex.twins import NOBODY, Twins
 from kex.wire import Fragment
 
 
@@ -64,6 +65,8 @@ class LinkState:
     """What the peer said in the last exchange."""
     adopted_wireguard_key: bytes | None = None
     """The peer's, while it has said nothing since the daemon's start."""
+    twins: Twins = NOBODY
+    """Whether two hosts seem to use the peer's identity."""
     announced: Announcement | None = None
     """What this end said last."""
     session_at: float | None = None
@@ -155,6 +158,7 @@ class LinkState:
             interval=self.config.interval,
             # An address that was only learnt may be a hole in a NAT that closes: not counted on
             can_start=self.config.address is not None,
+            twins=self.twins.named,
         )
 
     def conflict(self, peer: Announcement, others: Container[bytes]) -> str:
@@ -186,6 +190,11 @@ class LinkState:
         self.skip_external = False  # it was for the exchange after the one that was refused
         self.schedule_renewal(node, now)
         node.emit(KeyConfirmed(self.name, key_id, role, self.key.expires_at))
+
+    def saw_peer(self, peer: Announcement, host: str | None, now: float) -> None:
+        """An exchange with the peer is complete, begun from `host` where it was the peer's."""
+        key, interval = peer.wireguard_key, self.interval
+        self.twins = self.twins.after(key, host, interval=interval, now=now)
 
     def schedule_renewal(self, node: Node, now: float) -> None:
         """When the next exchange is due: docs/protocol.md §7."""
@@ -226,6 +235,7 @@ _COUNTS = (
     "failures",
     "refusals",
     "unanswered",
+    "twins",
     "retransmit_interval",
     "cookie_until",
     "retry_reason",

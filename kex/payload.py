@@ -32,7 +32,7 @@ MAX_INTERVAL = 24 * 3600
 """Seconds."""
 MAX_DETAIL_LENGTH = 200
 """Bytes of a Reject's detail."""
-_ANNOUNCED = frozenset({"minor", "wg", "port", "prefixes", "mode", "interval", "starts"})
+_ANNOUNCED = frozenset({"minor", "wg", "port", "prefixes", "mode", "interval", "starts", "twins"})
 _P_I = _ANNOUNCED | {"keys"}
 _P_R = _ANNOUNCED | {"mixed", "suite"}
 _REASON = frozenset({"code", "detail", "failed"})
@@ -53,6 +53,8 @@ class Announcement:
     can_start: bool
     """Whether this end knows an address at which it can reach the other."""
     minor: int = MINOR_VERSION
+    twins: bool = False
+    """Whether two hosts seem to use the identity of the other end (kex.twins)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ def _failed(entries: object) -> tuple[int, ...]:
 
 
 def _announcement_fields(announcement: Announcement) -> dict[str, Any]:
-    return {
+    fields = {
         "minor": announcement.minor,
         "wg": announcement.wireguard_key,
         "port": announcement.wireguard_port,
@@ -178,6 +180,7 @@ def _announcement_fields(announcement: Announcement) -> dict[str, Any]:
         "interval": announcement.interval,
         "starts": announcement.can_start,
     }
+    return fields | {"twins": True} if announcement.twins else fields
 
 
 def _announcement(fields: Mapping[str, Any]) -> Announcement:
@@ -195,6 +198,7 @@ def _announcement(fields: Mapping[str, Any]) -> Announcement:
         mode=ExternalMode(_integer(fields, "mode", 0, max(ExternalMode))),
         interval=_integer(fields, "interval", 1, MAX_INTERVAL),
         can_start=_typed(fields, "starts", bool),
+        twins="twins" in fields and _typed(fields, "twins", bool),
     )
 
 

@@ -13,7 +13,7 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from kex.address import Address
 
@@ -44,6 +44,13 @@ class Returned:
     """The MTU in bytes where a datagram was too long."""
     sender: str
     """Who sent it; '' where that is not known."""
+
+
+class Told(NamedTuple):
+    """What there is to say, and what to do about it."""
+
+    reason: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,89 +197,89 @@ class Deliveries:
 # ---- in words: the reason, and what to do
 
 
-def not_sent(address: Address, why: int, guard: str) -> tuple[str, str]:
+def not_sent(address: Address, why: int, guard: str) -> Told:
     """Nothing left this host."""
     host = address.host
     look = f"`ip route get {host}` shows the route"
     if why == NO_SOCKET:
         family = "IPv6" if ":" in host else "IPv4"
-        return (
+        return Told(
             f"could not be sent to {address}: no socket here sends to {family}",
             "`node.listen` with an address of that family, or an endpoint of the other one",
         )
     if guard and why in _NO_WAY:
-        return (
+        return Told(
             f"could not be sent to {address}: the guard route {guard} is in the way",
             "an endpoint must not be inside what is guarded: take it out of allowed_ips or "
             "protect, or give it a route of its own",
         )
     name = errno.errorcode.get(why, str(why))
     if why == errno.EPERM:
-        return (
+        return Told(
             f"could not be sent to {address}: a firewall of this host forbids it ({name})",
             f"let UDP to port {address.port} out: `nft list ruleset`",
         )
     if why == errno.ENETUNREACH:
-        return (f"could not be sent to {address}: this host has no route there ({name})", look)
+        return Told(f"could not be sent to {address}: this host has no route there ({name})", look)
     if why == errno.EHOSTUNREACH:
-        return (
+        return Told(
             f"could not be sent to {address}: a route of this host says unreachable, or nobody on "
             f"its network has that address ({name})",
             look,
         )
     if why in (errno.EACCES, errno.EINVAL):
-        return (
+        return Told(
             f"could not be sent to {address}: a route of this host forbids it, or it is no address "
             f"to send to from here ({name})",
             look,
         )
     if why == errno.EMSGSIZE:
-        return (
+        return Told(
             f"could not be sent to {address}: too long for the way there ({name})",
             "a smaller `node.max_datagram`",
         )
-    return (
+    return Told(
         f"could not be sent to {address}: {os.strerror(why)} ({name})",
         "it is tried again by itself; if it stays, look after this host's network",
     )
 
 
-def sent_back(address: Address, message: Returned) -> tuple[str, str]:
+def sent_back(address: Address, message: Returned) -> Told:
     """A datagram left, and ICMP says why it did not arrive."""
     by = message.sender or "somebody"
     kind = (message.type, message.code)
     if kind == ((1, 4) if message.ipv6 else (3, 3)):
-        return (
+        return Told(
             f"no answer: port {address.port} of {address.host} is closed (ICMP from {by})",
             "does vpnd run there, and listen at that port? does a firewall there map it?",
         )
     if kind in (_PROHIBITED_6 if message.ipv6 else _PROHIBITED_4):
-        return (
+        return Told(
             f"no answer: {address} is forbidden (ICMP from {by})",
             f"a firewall at {by} has to let UDP to that port pass",
         )
     if kind == ((2, 0) if message.ipv6 else (3, 4)):
-        return (
+        return Told(
             f"no answer: {by} takes {message.info} bytes at the most on the way to {address} "
             "(ICMP)",
             f"`node.max_datagram` of {max(0, message.info - 48)} or less, at both ends",
         )
     if message.type == (3 if message.ipv6 else 11):
-        return (
+        return Told(
             f"no answer: {by} gave up, the way to {address} has too many hops (ICMP)",
             f"a loop of routes on the way: `traceroute {address.host}`",
         )
-    return (
+    return Told(
         f"no answer: {address} cannot be reached, says {by} (ICMP type {message.type}, code "
         f"{message.code})",
         f"is the far gateway up? `traceroute {address.host}` shows how far it goes",
     )
 
 
-def unheard(address: Address | None) -> tuple[str, str]:
+def unheard(address: Address | None) -> Told:
     """What was sent has left this host, and nothing came."""
     where = "the peer" if address is None else str(address)
-    return (
+    return Told(
         f"no answer: nothing was heard from {where}",
         "is UDP open there, and does vpnd run? `vpnctl status` there lists this node where it "
         "calls in vain; a node never answers a stranger",

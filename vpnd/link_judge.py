@@ -32,6 +32,8 @@ class Facts:
     renewal_problem: str = ""
     external: str = ""
     """What of the external keys is not as configured: a fallback, a source that is missing."""
+    twins: str = ""
+    """Who sees two hosts with one identity, if anybody does."""
     second_identity: bool = False
     adopted: bool = False
 
@@ -54,9 +56,11 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
     if facts.doubtful:
         return LinkState.DEGRADED, UNCERTAIN
     if not facts.in_force:
-        return LinkState.INSTALLED, "waits for WireGuard's first handshake"
-    if facts.external or facts.renewal_problem:
-        return LinkState.DEGRADED, "; ".join(filter(None, (facts.external, facts.renewal_problem)))
+        waits = "waits for WireGuard's first handshake"
+        return LinkState.INSTALLED, "; ".join(filter(None, (waits, facts.twins)))
+    if facts.twins or facts.external or facts.renewal_problem:
+        reasons = (facts.twins, facts.external, facts.renewal_problem)
+        return LinkState.DEGRADED, "; ".join(filter(None, reasons))
     if facts.second_identity:
         return LinkState.DEGRADED, "the peer used its second identity"
     return LinkState.ACTIVE, "adopted after a restart" if facts.adopted else ""

@@ -90,6 +90,7 @@ class LinkReport:
         self._closed_reason = ""
         self._waiting_reason = ""
         self._renewal_problem = ""
+        self._told_twins = ""
 
     def take(self, peer: PeerConfig) -> None:
         """Go by this configuration from now on."""
@@ -214,6 +215,14 @@ class LinkReport:
             role=event.role.value,
             **self._external.watch.sources_of(event.key_id),
         )
+        before, self._told_twins = self._told_twins, self._twins()
+        if self._told_twins and not before:
+            self._journal.record(
+                "identity_shared",
+                peer=self._peer.name,
+                level="error",
+                reason=self._told_twins,
+            )
 
     def install_failed(self, event: KeyEstablished, reason: str) -> None:
         self.problem = Problem("install_failed", reason, wall())
@@ -277,6 +286,20 @@ class LinkReport:
                 key_id=self._wireguard.watch.newest_id,
             )
 
+    def _twins(self) -> str:
+        """Whether two hosts seem to use one identity, the peer's or this node's; '' if not."""
+        state, peer = self._exchanges.state, self._peer.name
+        if state is None:
+            return ""
+        if state.twins.named_at(boottime()):
+            between = " and ".join(state.twins.between)
+            if between:
+                return f"two hosts use the identity of {peer}? it calls from {between} in turn"
+            return f"two hosts use the identity of {peer}? its WireGuard key changes to and fro"
+        if state.peer is not None and state.peer.twins:
+            return f"two hosts use this node's identity? {peer} hears from both in turn"
+        return ""
+
     def _facts(self) -> Facts:
         watch, now = self._wireguard.watch, boottime()
         state = self._exchanges.state
@@ -298,6 +321,7 @@ class LinkReport:
             waiting_reason=self._waiting_reason if trouble is None else trouble.reason,
             renewal_problem=self._renewal_problem,
             external=self._external.watch.standing,
+            twins=self._twins(),
             second_identity=self.last is not None and self.last.identity != self._peer.identity[0],
             adopted=self.adopted,
         )

@@ -14,6 +14,7 @@ from kex.callers import Caller
 from kex.identity import Fingerprint
 from vpnd.api import CallerInfo
 from vpnd.clock import boottime, rfc3339, wall_of
+from vpnd.deliveries import Told
 
 if TYPE_CHECKING:
     from vpnd.journal import Journal
@@ -70,37 +71,37 @@ class Strangers:
             hint=hint,
         )
 
-    def _words(self, caller: Caller, expected_at: Mapping[str, str]) -> tuple[str, str]:
+    def _words(self, caller: Caller, expected_at: Mapping[str, str]) -> Told:
         """What there is to say of a caller, and what to do."""
         host, times = caller.address.host, _times(caller.calls)
         if caller.claimed is None or caller.called is None:
-            return (
+            return Told(
                 f"{host} calls ({times}) an identity that is not this node's (any more)",
                 "`vpnctl id` prints the one that has to be pinned there",
             )
         claimed, called = caller.claimed.text(), caller.called.text()
         if caller.claimed in self._own():
-            return (
+            return Told(
                 f"{host} calls ({times}) as this node itself, {claimed}",
                 "a copy of this host, or an endpoint that leads back here: a copy needs an "
                 "identity of its own",
             )
         peer = self._peer_with(caller.claimed)
         if peer is not None:
-            return (
+            return Told(
                 f"{peer} at {host} calls ({times}) {called}, an identity of this node that its "
                 "link does not use",
                 f"`local_identity` in the file of {peer}, or the identity that is pinned there",
             )
         expected = expected_at.get(host)
         if expected is not None:
-            return (
+            return Told(
                 f"{claimed} at {host} calls ({times}), where {expected} is expected with another "
                 "identity",
                 f"ask the operator of {expected} whether that is its new one: "
                 f"vpnctl peer set {expected} --identity {claimed}",
             )
-        return (
+        return Told(
             f"{claimed} at {host} calls ({times}) and is no peer here",
             f"if its operator confirms it: vpnctl peer add NAME --identity {claimed} --allow …",
         )

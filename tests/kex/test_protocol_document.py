@@ -331,6 +331,8 @@ def test_each_key_of_a_payload(name: str, key: str) -> None:
     without = {other: value for other, value in good.items() if other != key}
     if key == "failed":
         assert taken(name, without).failed == ()
+    elif key == "twins":
+        assert taken(name, without).announcement.twins is False
     else:
         refused(name, without)
 

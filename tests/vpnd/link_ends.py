@@ -166,6 +166,8 @@ class Device:
     async def install(self, spec: PeerSpec, *, instead_of: bytes | None) -> Installed:
         await trio.lowlevel.checkpoint()
         before = self.peers.get(spec.public_key)
+        if instead_of is not None:
+            self.peers.pop(instead_of, None)
         self.peers[spec.public_key] = spec
         return Installed(
             was_present=before is not None, stamp_before=None if before is None else self.stamp
