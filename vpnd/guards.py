@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,6 +20,9 @@ from tun import (
 from vpnd.config_model import PeerConfig, TunnelConfig
 from vpnd.tunnels import ENTERING_SECONDS, ManagedTunnel
 
+if TYPE_CHECKING:
+    from vpnd.config import Config
+
 
 def guarded_prefixes(peer: PeerConfig, tunnel: TunnelConfig) -> tuple[Prefix, ...]:
     """The prefixes of one link that get an `unreachable` route under them.
@@ -29,6 +34,20 @@ def guarded_prefixes(peer: PeerConfig, tunnel: TunnelConfig) -> tuple[Prefix, ..
     guarded = {prefix for prefix in own if prefix.prefixlen > 0}
     guarded.update(peer.protect or ())
     return tuple(sorted(guarded, key=lambda prefix: (prefix.version, prefix)))
+
+
+def guard_over(host: str, config: Config) -> str:
+    """The guard route of the daemon's own namespace that a numeric address is in, with whose it is;
+    '' for none. The most specific one: that is the one which is in the way."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    found = [
+        (prefix.prefixlen, f"{prefix} of {peer.name}")
+        for peer in config.peers.values()
+        if config.tunnels[peer.tunnel].netns is None
+        for prefix in guarded_prefixes(peer, config.tunnels[peer.tunnel])
+        if prefix.version == address.version and address in prefix
+    ]
+    return max(found, default=(0, ""))[1]
 
 
 async def set_guards(

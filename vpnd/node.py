@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import ipaddress
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -39,7 +38,7 @@ from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
-from vpnd.guards import guarded_prefixes, remove_guards, set_guards
+from vpnd.guards import guard_over, guarded_prefixes, remove_guards, set_guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
 from vpnd.keysource.base import KeySource
@@ -118,7 +117,7 @@ class Node:
         self._changing = trio.Lock()
         self._strangers = Strangers(self, journal)
         self.engine.handle_callers(self._strangers.called)
-        transport.deliveries.guard_over = self._guard_over
+        transport.deliveries.guard_over = lambda host: guard_over(host, self.config)
 
     def _load_identities(self) -> Mapping[str, Identity]:
         stored = load_identities(self.config.node.state_dir, suite_of=self._suites.__getitem__)
@@ -367,18 +366,6 @@ class Node:
             ],
             callers=self._strangers.listed(),
         )
-
-    def _guard_over(self, host: str) -> str:
-        """The guard route of this namespace that an address is in, in words; '' for none."""
-        address = ipaddress.ip_address(host.partition("%")[0])
-        for peer in self.config.peers.values():
-            tunnel = self.config.tunnels[peer.tunnel]
-            if tunnel.netns is not None:
-                continue
-            for prefix in guarded_prefixes(peer, tunnel):
-                if prefix.version == address.version and address in prefix:
-                    return f"{prefix} of {peer.name}"
-        return ""
 
     async def _refresh(self, tunnel: ManagedTunnel) -> None:
         """Fresh counters and handshakes: a status that is seconds old misleads."""

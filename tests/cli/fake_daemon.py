@@ -14,6 +14,7 @@ from typing import Any
 
 from vpnd.api import (
     SCHEMA,
+    CallerInfo,
     ErrorBody,
     ErrorDetail,
     Event,
@@ -98,6 +99,7 @@ class FakeDaemon:
     def __init__(self, socket_path: Path) -> None:
         self.socket_path = socket_path
         self.links: list[LinkStatus] = []
+        self.callers: list[CallerInfo] = []
         self.events: list[Event] = []
         self.requests: list[tuple[str, str, Any]] = []
         self.asked = threading.Event()
@@ -194,6 +196,7 @@ class FakeDaemon:
             links=self.links,
             counters={},
             warnings=[],
+            callers=self.callers,
         )
 
     def _add(self, request: PeerRequest) -> tuple[int, Any]:
