@@ -36,18 +36,37 @@ def guarded_prefixes(peer: PeerConfig, tunnel: TunnelConfig) -> tuple[Prefix, ..
     return tuple(sorted(guarded, key=lambda prefix: (prefix.version, prefix)))
 
 
-def guard_over(host: str, config: Config) -> str:
-    """The guard route of the daemon's own namespace that a numeric address is in, with whose it is;
-    '' for none. The most specific one: that is the one which is in the way."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    found = [
-        (prefix.prefixlen, f"{prefix} of {peer.name}")
-        for peer in config.peers.values()
-        if config.tunnels[peer.tunnel].netns is None
-        for prefix in guarded_prefixes(peer, config.tunnels[peer.tunnel])
-        if prefix.version == address.version and address in prefix
-    ]
-    return max(found, default=(0, ""))[1]
+class GuardNames:
+    """Which guard route of the daemon's own namespace an address is in. Looked up for each link
+    that cannot send, so there is an index, made anew for another configuration only."""
+
+    def __init__(self) -> None:
+        self._config: Config | None = None
+        self._names: dict[tuple[int, int], dict[int, str]] = {}
+        """By IP version and prefix length, the longest first, and by the first address."""
+
+    def over(self, host: str, config: Config) -> str:
+        """The most specific guard over a numeric address, with whose it is; '' for none."""
+        if config is not self._config:
+            self._config, self._names = config, _guard_names(config)
+        address = ipaddress.ip_address(host.partition("%")[0])
+        for (version, length), names in self._names.items():
+            if version == address.version:
+                rest = address.max_prefixlen - length
+                name = names.get(int(address) >> rest << rest)
+                if name is not None:
+                    return name
+        return ""
+
+
+def _guard_names(config: Config) -> dict[tuple[int, int], dict[int, str]]:
+    found: dict[tuple[int, int], dict[int, str]] = {}
+    for peer in config.peers.values():
+        tunnel = config.tunnels[peer.tunnel]
+        for prefix in guarded_prefixes(peer, tunnel) if tunnel.netns is None else ():
+            of_length = found.setdefault((prefix.version, prefix.prefixlen), {})
+            of_length.setdefault(int(prefix.network_address), f"{prefix} of {peer.name}")
+    return dict(sorted(found.items(), key=lambda entry: -entry[0][1]))
 
 
 async def set_guards(

@@ -38,7 +38,7 @@ from vpnd.engine import Engine
 from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
-from vpnd.guards import guard_over, guarded_prefixes, remove_guards, set_guards
+from vpnd.guards import GuardNames, guarded_prefixes, remove_guards, set_guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import Journal
 from vpnd.keysource.base import KeySource
@@ -117,7 +117,8 @@ class Node:
         self._changing = trio.Lock()
         self._strangers = Strangers(self, journal)
         self.engine.handle_callers(self._strangers.called)
-        transport.deliveries.guard_over = lambda host: guard_over(host, self.config)
+        guards = GuardNames()
+        transport.deliveries.guard_over = lambda host: guards.over(host, self.config)
 
     def _load_identities(self) -> Mapping[str, Identity]:
         stored = load_identities(self.config.node.state_dir, suite_of=self._suites.__getitem__)

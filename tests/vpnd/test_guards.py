@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.vpnd.config_files import LON1, Site
-from vpnd.guards import guard_over
+from vpnd.guards import GuardNames
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,7 @@ def test_the_guard_over_an_address(tmp_path: Path, host: str, guard: str) -> Non
         "allowed_ips": ["10.20.7.0/24"],
         "protect": ["10.20.7.0/24", "192.0.2.0/24"],
     }
-    assert guard_over(host, site.load()) == guard
+    guards = GuardNames()
+    config = site.load()
+    assert guards.over(host, config) == guard
+    assert "lon1" not in guards.over(host, config.without_peer("lon1"))
