@@ -103,6 +103,8 @@ def link_notes(link: LinkStatus) -> list[str]:
         notes.append(f"{peer} {link['state']}{how_long}: {link['reason'] or 'no reason given'}")
         if error := link["last_error"]:
             notes.append(f"{peer} last error at {error['at']}: {error['message']}")
+            if todo := error.get("hint"):
+                notes.append(f"{peer} what to do: {todo}")
     if alive := link.get("keys_alive"):
         until = f"until {_clock(alive['until'])}" if alive["until"] else "up to the next exchange"
         notes.append(

@@ -20,6 +20,7 @@ from cli.node_paths import NodePaths
 from cli.options import AsJson, Settings
 from cli.peer_names import asked_about, complete_peer
 from cli.show import clipped, duration, print_json, print_json_line, terminal_size
+from cli.strangers import stranger_lines
 from vpnd.api import ErrorCode, ExitCode, LinkStatus, NodeStatus
 
 WATCH_SECONDS: Final = 1.0
@@ -42,6 +43,8 @@ class _Look:
     """Those in trouble first."""
     heading: tuple[str, ...]
     """About the node; nothing where one link was asked for."""
+    strangers: tuple[str, ...] = ()
+    """Who calls this node in vain."""
     sound: bool = True
     """Whether nothing on disk is wrong, and everything that is there runs."""
 
@@ -72,7 +75,8 @@ class _Look:
         return ["no peers yet: vpnctl peer add NAME --identity … --endpoint … --allow …"]
 
     def _notes(self) -> list[str]:
-        return [printable(note) for link in self.links for note in link_notes(link)]
+        notes = [printable(note) for link in self.links for note in link_notes(link)]
+        return [*notes, *self.strangers]
 
 
 def _first(lines: Sequence[str], room: int, what: str) -> list[str]:
@@ -140,7 +144,13 @@ def _look(client: Client, peer: str | None) -> _Look:
         found["state"] == "errors" or found["held"] or found["main_is_last_good"]
     )
     links = trouble_first(node["links"])
-    return _Look(document=node, links=links, heading=_heading(node), sound=sound)
+    return _Look(
+        document=node,
+        links=links,
+        heading=_heading(node),
+        strangers=tuple(stranger_lines(node)),
+        sound=sound,
+    )
 
 
 def _kept_links(runtime_dir: str) -> list[str]:

@@ -236,6 +236,7 @@ def installed(link: LinkState, node: Node, now: float) -> None:
     _settle(link, node, responding.answer, responding.source)
     link.learn(responding.source, proved=responding.proved)
     link.answered_at = now
+    link.saw_peer(responding.peer, responding.source.host, now)
     link.installed(node, responding.key.key_id, responding.peer, Role.RESPONDER, now)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from kex import answering, cookies, initiating, noise, reassembly, responder, wire
 from kex.address import Address
+from kex.callers import Caller, Callers
 from kex.claims import Claims, installing
 from kex.errors import KexError, PacketRejected
 from kex.events import Event, IdentityLearned, RejectCode, StartReason, WireGuardKeyYielded
@@ -36,6 +37,7 @@ from kex.wire import Fragment, MessageType
 HELLO_CACHE_SECONDS = 10.0
 HELLO_CACHE_ENTRIES = 256
 _TO_RESPONDER = (MessageType.INIT_HELLO, MessageType.INIT_CONF, MessageType.IDENTITY_QUERY)
+_BEGIN = (MessageType.INIT_HELLO, MessageType.IDENTITY_QUERY)
 
 
 _Pair = tuple[Fingerprint, Fingerprint]
@@ -91,6 +93,7 @@ class Endpoint:
         self._rejected: Counter[str] = Counter()
         self._accepted = 0
         self._cookie_replies = 0
+        self._callers = Callers()
         self._index_identities()
 
     def _index_identities(self) -> None:
@@ -269,7 +272,7 @@ class Endpoint:
         if suite is None:
             raise PacketRejected("suite")
         if fragment.type in _TO_RESPONDER:
-            local = self._addressed_untrusted(fragment)
+            local = self._addressed_untrusted(fragment, suite, source, now)
             if fragment.type is MessageType.IDENTITY_QUERY:
                 self._answer_query_untrusted(fragment, local, source)
                 return
@@ -297,11 +300,15 @@ class Endpoint:
                 self._answer_untrusted(suite, fragment.type, body, link, exchange, now)
         self._note(link)
 
-    def _addressed_untrusted(self, fragment: Fragment) -> Fingerprint:
+    def _addressed_untrusted(
+        self, fragment: Fragment, suite: Suite, source: Address, now: float
+    ) -> Fingerprint:
         """The identity of ours that a question is for: mac1 says it."""
         for own, key in self._mac_keys.get((fragment.type, fragment.suite), ()):
             if wire.mac1_matches(key, fragment):
                 return own
+        if fragment.index == 0 and fragment.type in _BEGIN and _could_begin(suite, fragment):
+            self._callers.note(source, fragment.exchange_id, now)
         raise PacketRejected("mac1")
 
     def _answered_untrusted(self, fragment: Fragment) -> tuple[Link, Exchange]:
@@ -422,7 +429,9 @@ class Endpoint:
         initiator = Fingerprint.of(suite.number, state.remote_public_key)
         name = self._pairs.get((local, initiator))
         if name is None:
+            self._callers.note(source, fragment.exchange_id, now, called=local, claimed=initiator)
             raise PacketRejected("unknown peer")
+        self._callers.answered(source)
         fragments, number, keys = responder.answer_init_hello(
             suite,
             state,
@@ -660,6 +669,21 @@ class Endpoint:
         """The oldest event that was not taken yet; None when there is none."""
         return self._node.events.popleft() if self._node.events else None
 
+    def next_caller(self) -> Caller | None:
+        """Somebody to tell of who calls and is not answered; None when there is none. What is
+        handed out is bounded, however many call."""
+        return self._callers.untold.popleft() if self._callers.untold else None
+
+    def callers(self, now: float) -> Sequence[Caller]:
+        """Who has called lately and was not answered, the most frequent first."""
+        self._callers.expire(now)
+        listed = (
+            caller
+            for caller in self._callers.callers.values()
+            if caller.claimed is None or (caller.called, caller.claimed) not in self._pairs
+        )
+        return sorted(listed, key=lambda caller: -caller.calls)
+
     # ---- what else comes in
 
     def external_keys(
@@ -800,6 +824,7 @@ class Endpoint:
         twin._hellos = dict(self._hellos)
         twin._load = self._load.copy()
         twin._rejected = Counter()
+        twin._callers = self._callers.copy()
         return twin
 
     def state(self, *, with_times: bool = True) -> Hashable:
@@ -844,6 +869,14 @@ def _claimed(
         if pair[1] in held:
             raise ValueError(f"link {config.name}: the peer has an identity of this node")
     return claimed
+
+
+def _could_begin(suite: Suite, fragment: Fragment) -> bool:
+    """Whether a datagram has a length that one of a node which begins an exchange can have."""
+    hello = fragment.type is MessageType.INIT_HELLO
+    length = suite.message1_length if hello else suite.public_key_length
+    size = len(fragment.chunk)
+    return wire.could_be_cut(length, index=fragment.index, count=fragment.count, size=size)
 
 
 @dataclass(frozen=True, slots=True)

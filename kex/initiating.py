@@ -60,7 +60,7 @@ def start(link: LinkState, node: Node, reason: StartReason, now: float) -> None:
     else:
         begun = _begun(node, begun, public_key)
     link.skip_external = False
-    link.retry_at = link.renew_at = None
+    link.retry_at = link.renew_at = link.silent_until = None
     node.emit(ExchangeStarted(link.name, begun.exchange_id, reason, begun.address, begun.attempt))
     _await_answer(link, node, begun, now)
 
@@ -142,6 +142,7 @@ def identity_learnt(link: LinkState, node: Node, public_key: bytes, now: float) 
     """The peer's public key came, and fits its fingerprint: write InitHello."""
     if link.exchange is None or link.exchange.phase is not Phase.IDENTITY:
         raise PacketRejected("phase")
+    link.unanswered = 0
     _await_answer(link, node, _begun(node, link.exchange, public_key), now)
 
 
@@ -314,6 +315,7 @@ def installed(link: LinkState, node: Node, now: float) -> None:
     if not link.in_doubt:  # else the link's identities have changed since CO1: the debt stays
         link.retry_at = None
     established = own.established
+    link.saw_peer(established.peer, None, now)
     link.installed(node, established.key.key_id, established.peer, Role.INITIATOR, now)
 
 
@@ -395,9 +397,12 @@ def _fail(
     failed = _named_failed(exchange, refusal)
     node.emit(ExchangeFailed(link.name, exchange.exchange_id, code, detail, reject, failed))
     order.after_failure(link, exchange, code)
+    link.unanswered = link.unanswered + 1 if code is FailureCode.NO_ANSWER else 0
     if code in (FailureCode.NO_ANSWER, FailureCode.INIT_CONF_UNANSWERED):
         link.unanswered_from(exchange.address)
-        link.owe(StartReason.UNANSWERED, now)
+        silence = timing.silence(link.unanswered, has_key=link.key is not None)
+        link.silent_until = now + silence if silence else None
+        link.owe(StartReason.UNANSWERED, now + silence)
         return
     link.refusals += 1
     pause = timing.retry_pause(link.refusals)

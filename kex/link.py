@@ -155,6 +155,8 @@ class Link(LinkState):
         Raises NotPossible where no address is known. The watch is heard once in 30 s.
         """
         if reason is StartReason.HANDSHAKE_OVERDUE:
+            if self.silent_until is not None and now < self.silent_until:
+                return  # an exchange is owed, and begins when the silence is over
             asked = self.requested_at
             if asked is not None and now < asked + timing.REQUEST_SPACING:
                 return

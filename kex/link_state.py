@@ -20,6 +20,7 @@ from kex.node import Node
 from kex.payload import Announcement, Traffic
 from kex.responder import Responding
 from kex.token_bucket import TokenBucket
+from kex.twins import NOBODY, Twins
 from kex.wire import Fragment
 
 KEPT_NUMBERS = 8
@@ -105,6 +106,8 @@ class LinkState:
     up yet."""
     unheard: int = 0
     """Such exchanges in a row after each of which the peer soon began again."""
+    twins: Twins = NOBODY
+    """Whether two hosts seem to use the peer's identity."""
     announced: Announcement | None = None
     """What this end said last."""
     traffic: Traffic | None = None
@@ -119,6 +122,10 @@ class LinkState:
     failures: int = 0
     """Exchanges of ours in a row that gave no key."""
     refusals: int = 0
+    unanswered: int = 0
+    """Exchanges of ours in a row to which nothing was heard at all."""
+    silent_until: float | None = None
+    """Until when nothing is sent, so that routers on the way forget this flow."""
     skip_external: bool = False
     retransmit_at: float | None = None
     retransmit_interval: float = 0.0
@@ -257,6 +264,7 @@ class LinkState:
             can_start=self.config.address is not None,
             traffic=self.traffic,
             allows=self.config.allows,
+            twins=self.twins.named,
         )
 
     def owe(self, reason: StartReason, at: float) -> None:
@@ -274,10 +282,16 @@ class LinkState:
         self.peer = peer
         if self.proved != peer.wireguard_key:
             self.proved = None
-        self.failures = self.refusals = 0
+        self.failures = self.refusals = self.unanswered = 0
+        self.silent_until = None
         self.skip_external = False  # it was for the exchange after the one that was refused
         self.schedule_renewal(node, now)
         node.emit(KeyConfirmed(self.name, key_id, role, self.key.expires_at))
+
+    def saw_peer(self, peer: Announcement, host: str | None, now: float) -> None:
+        """An exchange with the peer is complete, begun from `host` where it was the peer's."""
+        key, interval = peer.wireguard_key, self.interval
+        self.twins = self.twins.after(key, host, interval=interval, now=now)
 
     def schedule_renewal(self, node: Node, now: float) -> None:
         """When the next exchange is due: docs/protocol.md §7."""
@@ -313,10 +327,13 @@ _TIMES = (
     "responder_deadline",
     "requested_at",
     "trial_at",
+    "silent_until",
 )
 _COUNTS = (
     "failures",
     "refusals",
+    "unanswered",
+    "twins",
     "unheard",
     "answered_at",
     "retransmit_interval",

@@ -33,7 +33,7 @@ MAX_INTERVAL = 24 * 3600
 MAX_DETAIL_LENGTH = 200
 """Bytes of a Reject's detail."""
 _ANNOUNCED = frozenset(
-    {"minor", "wg", "port", "prefixes", "allows", "mode", "interval", "starts", "tx", "rx"}
+    {"minor", "wg", "port", "prefixes", "allows", "mode", "interval", "starts", "tx", "rx", "twins"}
 )
 _P_I = _ANNOUNCED | {"keys"}
 _P_R = _ANNOUNCED | {"mixed", "suite"}
@@ -72,6 +72,8 @@ class Announcement:
     """None where it is not told: older versions do not, and it gives way where room is short."""
     allows: tuple[Prefix, ...] | None = None
     """What this end takes from the other, for comparison alone; None where it does not say."""
+    twins: bool = False
+    """Whether two hosts seem to use the identity of the other end (kex.twins)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ def _failed(entries: object) -> tuple[int, ...]:
 
 
 def _announcement_fields(announcement: Announcement) -> dict[str, Any]:
-    return {
+    fields = {
         "minor": announcement.minor,
         "wg": announcement.wireguard_key,
         "port": announcement.wireguard_port,
@@ -198,6 +200,7 @@ def _announcement_fields(announcement: Announcement) -> dict[str, Any]:
         "interval": announcement.interval,
         "starts": announcement.can_start,
     }
+    return fields | {"twins": True} if announcement.twins else fields
 
 
 def _prefix_list(prefixes: tuple[Prefix, ...]) -> list[list[int | bytes]]:
@@ -218,6 +221,7 @@ def _announcement(fields: Mapping[str, Any]) -> Announcement:
         interval=_integer(fields, "interval", 1, MAX_INTERVAL),
         can_start=_typed(fields, "starts", bool),
         traffic=_traffic(fields),
+        twins="twins" in fields and _typed(fields, "twins", bool),
     )
 
 

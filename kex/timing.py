@@ -28,6 +28,17 @@ BEGINS_AGAIN_SECONDS = 60.0
 RETRY_FIRST = 1.0
 RETRY_LAST = 30.0
 """Between exchanges that are refused: 1 s, doubling to 30 s."""
+SILENCE_AFTER = 12
+"""Exchanges in a row to which nothing was heard, three minutes, before this end keeps silent for a
+while: a router on the way may have an entry for this flow, made before its port forwarding was,
+which each repetition keeps alive."""
+SILENCE_SHORT = 35.0
+"""Longer than Linux keeps an entry without an answer: nf_conntrack_udp_timeout, 30 s."""
+SILENCE_LONG = 185.0
+"""Longer than the longest common one: nf_conntrack_udp_timeout_stream, 120 s, and 180 s before
+Linux 4.19."""
+SILENCE_LONG_EACH = 4
+"""Each silence of this number is a long one, a quarter of an hour after the first exchange."""
 REQUEST_SPACING = 30.0
 """Between exchanges started because WireGuard did not take a key up."""
 
@@ -54,6 +65,15 @@ def jitter(random: Callable[[int], bytes], width: float) -> float:
 def retry_pause(refusals: int) -> float:
     """The pause after this many refusals in a row."""
     return min(RETRY_FIRST * 2.0 ** min(refusals - 1, 10), RETRY_LAST)
+
+
+def silence(unanswered: int, *, has_key: bool) -> float:
+    """How long to keep silent after this many exchanges in a row to which nothing was heard; 0.0
+    for not at all. With a key whose lifetime is running, no silence is long."""
+    silences, rest = divmod(unanswered, SILENCE_AFTER)
+    if rest or not silences:
+        return 0.0
+    return SILENCE_SHORT if has_key or silences % SILENCE_LONG_EACH else SILENCE_LONG
 
 
 def renewal_due(*, installed_at: float, session_at: float | None, interval: int) -> float:

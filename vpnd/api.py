@@ -210,6 +210,8 @@ class LastError(TypedDict):
     message: str
     at: str
     """RFC 3339, UTC."""
+    hint: NotRequired[str]
+    """What to do; may be empty."""
 
 
 class LinkStatus(TypedDict):
@@ -291,6 +293,25 @@ class ConfigurationStatus(TypedDict):
     """When it was looked at; RFC 3339, UTC."""
 
 
+class CallerInfo(TypedDict):
+    """Somebody who calls this node and is not answered. Nothing of it is proved."""
+
+    address: str
+    """The source of the last call."""
+    identity: str | None
+    """The fingerprint that it claims to have; null where it asks for an identity that is not this
+    node's."""
+    called: str | None
+    """This node's identity that it asks for."""
+    calls: int
+    """Exchanges that it has begun, while it kept calling."""
+    first_at: str
+    last_at: str
+    """RFC 3339, UTC."""
+    reason: str
+    hint: str
+
+
 class NodeStatus(TypedDict):
     schema: int
     node: str
@@ -308,6 +329,9 @@ class NodeStatus(TypedDict):
     counters: dict[str, int]
     warnings: list[str]
     configuration: NotRequired[ConfigurationStatus]
+    callers: NotRequired[list[CallerInfo]]
+    """Who called in the last 10 minutes and is not answered: 64 at most, the most frequent
+    first."""
 
 
 class PeerInfo(TypedDict):

@@ -15,11 +15,13 @@ from typing import Final
 import trio
 
 from kex.address import Address
+from kex.callers import Caller
 from kex.endpoint import Endpoint
 from kex.errors import PacketRejected
 from kex.events import Event
 from kex.payload import Traffic
 from vpnd.clock import boottime
+from vpnd.deliveries import Deliveries
 from vpnd.journal import Journal
 from vpnd.transport import Transport
 
@@ -53,15 +55,25 @@ class Engine:
         """Whether a datagram of the batch under way was accepted."""
         self._junk_at = -math.inf
         self._next_start = -math.inf
+        self._handle_caller: Callable[[Caller], None] | None = None
 
     @property
     def endpoint(self) -> Endpoint:
         """To read only: calls that change it go through `driving`."""
         return self._endpoint
 
+    @property
+    def deliveries(self) -> Deliveries:
+        """What is known of datagrams that did not arrive."""
+        return self._transport.deliveries
+
     def handle_events(self, link: str, handler: Handler) -> None:
         """Give the events of a link to `handler`, which must not block."""
         self._handlers[link] = handler
+
+    def handle_callers(self, handler: Callable[[Caller], None]) -> None:
+        """Tell `handler`, which must not block, of who calls and is not answered."""
+        self._handle_caller = handler
 
     def forget(self, link: str) -> None:
         self._handlers.pop(link, None)
@@ -118,6 +130,7 @@ class Engine:
 
     def _received(self) -> bool:
         """The datagrams that came together have all been taken; whether it was junk again."""
+        self._tell_callers()
         if self._to_flush:
             self._to_flush = False
             self._flush()
@@ -143,6 +156,11 @@ class Engine:
                 self._journal.record(
                     "internal_error", level="error", reason="timer", exc_info=error
                 )
+
+    def _tell_callers(self) -> None:
+        while (caller := self._endpoint.next_caller()) is not None:
+            if self._handle_caller is not None:
+                self._handle_caller(caller)
 
     def _tell(self, handler: Handler, event: Event) -> None:
         try:

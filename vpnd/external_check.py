@@ -158,6 +158,7 @@ def _check_room(
         mode=ExternalMode.REQUIRE,
         interval=payload.MAX_INTERVAL,
         can_start=True,
+        twins=True,
     )
     room = min(_ROOM[fingerprint.suite] for fingerprint in peer.identity)
     try:

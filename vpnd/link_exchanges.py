@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -14,6 +15,7 @@ from kex.link_config import LinkConfig
 from kex.link_state import NotPossible
 from kex.payload import Traffic
 from vpnd.config_model import PeerConfig
+from vpnd.deliveries import Trouble
 from vpnd.engine import Engine, Handler
 from vpnd.file_trust import FileFault
 from vpnd.identity_store import PeerKeyCache
@@ -111,6 +113,7 @@ class LinkExchanges:
         if self.joined:
             self.joined = False
             self._engine.forget(self._peer.name)
+            self._engine.deliveries.forget(self._peer.name)
             with self._engine.driving() as (endpoint, _):
                 endpoint.remove_link(self._peer.name)
 
@@ -199,6 +202,20 @@ class LinkExchanges:
                 endpoint.request_exchange(self._peer.name, reason, now)
             except NotPossible:
                 return  # the peer comes to us
+
+    # ---- what does not arrive
+
+    def begun(self, address: Address, changed: Callable[[], None]) -> None:
+        """An exchange has begun; `changed` is told of what becomes of its datagrams."""
+        self._engine.deliveries.watch(self._peer.name, address, changed)
+
+    def trouble(self) -> Trouble | None:
+        """Why the exchange under way may not get an answer, where that is known."""
+        return self._engine.deliveries.trouble(self._peer.name)
+
+    def nothing_heard(self) -> Trouble:
+        """Why the exchange that has just ended got no answer, as far as is known."""
+        return self._engine.deliveries.nothing_heard(self._peer.name)
 
     # ---- the key
 

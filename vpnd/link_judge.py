@@ -77,6 +77,8 @@ class Facts:
     """Why not all of the link's prefixes lead into its interface, or its peer is out of reach."""
     endpoint: str = ""
     """Why nothing can be sent to the peer."""
+    twins: str = ""
+    """Who sees two hosts with one identity, if anybody does."""
     second_identity: bool = False
     adopted: bool = False
 
@@ -119,10 +121,11 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
     if not facts.in_force:
         waits = "waits for WireGuard's first handshake"
         problem = facts.renewal_problem if unheard else ""
-        return LinkState.INSTALLED, "; ".join(filter(None, (waits, problem, unheard)))
+        return LinkState.INSTALLED, "; ".join(filter(None, (waits, facts.twins, problem, unheard)))
     if facts.flow is Flow.BOTH_LOST:
         return LinkState.DOWN, "; ".join(filter(None, (facts.ways, facts.flow.value)))
     troubles = (
+        facts.twins,
         facts.ways,
         facts.flow.value,
         facts.external,

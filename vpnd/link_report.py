@@ -14,6 +14,7 @@ from kex.events import (
     KeyConfirmed,
     KeyEstablished,
     LinkExpired,
+    RejectCode,
     RejectSent,
     Role,
     WireGuardKeyContested,
@@ -24,6 +25,7 @@ from kex.payload import Announcement
 from vpnd.api import LinkState
 from vpnd.clock import boottime, wall
 from vpnd.config_model import PeerConfig
+from vpnd.deliveries import Trouble
 from vpnd.external_policy import modes_differ
 from vpnd.journal import Journal
 from vpnd.link_exchanges import LinkExchanges
@@ -48,6 +50,7 @@ class Problem:
     code: str
     message: str
     at_wall: float
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class LinkReport:
         """What was told last of a WireGuard key that another link has, too."""
         self._given_up = ""
         """The address that was given up last, in words."""
+        self._told_twins = ""
 
     def take(self, peer: PeerConfig) -> None:
         """Go by this configuration from now on."""
@@ -122,14 +126,24 @@ class LinkReport:
             to=str(event.address),
             attempt=event.attempt,
         )
+        self._exchanges.begun(event.address, self._undelivered)
+        self._undelivered()
+
+    def _undelivered(self) -> None:
+        """Something became known of what an exchange of this end has sent."""
+        trouble = self._exchanges.trouble()
+        if trouble is not None:
+            self.problem = Problem(trouble.code, trouble.reason, wall(), trouble.hint)
+        self.refresh()
 
     def failed(self, event: ExchangeFailed) -> None:
+        why = self._why(event)
         self._journal.record(
             "exchange_failed",
             peer=self._peer.name,
             level="info" if event.code in EXPECTED else "warning",
-            reason=_reason_of(event),
-            code=event.code.value,
+            reason=why.reason,
+            code=why.code,
             exchange=event.exchange_id.hex(),
         )
         given_up = self._exchanges.given_up
@@ -141,10 +155,16 @@ class LinkReport:
 
     def gave_no_key(self, event: ExchangeFailed) -> None:
         """The link goes on without the key that the exchange should have given."""
-        reason = _reason_of(event)
-        self.problem = Problem(event.code.value, reason, wall())
-        self._renewal_problem = f"last exchange: {reason}"
-        self._waiting_reason = reason
+        why = self._why(event)
+        self.problem = Problem(why.code, why.reason, wall(), why.hint)
+        self._renewal_problem = f"last exchange: {why.reason}"
+        self._waiting_reason = why.reason
+
+    def _why(self, event: ExchangeFailed) -> Trouble:
+        """Why an exchange gave no key. Where nothing was heard, what is known of that."""
+        if event.code is FailureCode.NO_ANSWER:
+            return self._exchanges.nothing_heard()
+        return Trouble(event.code.value, _reason_of(event), "")
 
     def refused(self, event: RejectSent) -> None:
         code = f"refused_{event.code.name.lower()}"
@@ -260,6 +280,14 @@ class LinkReport:
             role=event.role.value,
             **self._external.watch.sources_of(event.key_id),
         )
+        before, self._told_twins = self._told_twins, self._twins()
+        if self._told_twins and not before:
+            self._journal.record(
+                "identity_shared",
+                peer=self._peer.name,
+                level="error",
+                reason=self._told_twins,
+            )
 
     def install_failed(self, event: KeyEstablished, reason: str) -> None:
         self.problem = Problem("install_failed", reason, wall())
@@ -323,10 +351,25 @@ class LinkReport:
                 key_id=self._wireguard.watch.newest_id,
             )
 
+    def _twins(self) -> str:
+        """Whether two hosts seem to use one identity, the peer's or this node's; '' if not."""
+        state, peer = self._exchanges.state, self._peer.name
+        if state is None:
+            return ""
+        if state.twins.named_at(boottime()):
+            between = " and ".join(state.twins.between)
+            if between:
+                return f"two hosts use the identity of {peer}? it calls from {between} in turn"
+            return f"two hosts use the identity of {peer}? its WireGuard key changes to and fro"
+        if state.peer is not None and state.peer.twins:
+            return f"two hosts use this node's identity? {peer} hears from both in turn"
+        return ""
+
     def _facts(self) -> Facts:
         watch, now = self._wireguard.watch, boottime()
         state = self._exchanges.state
         error = self._tunnel.error
+        trouble = None if state is None or state.exchange is None else self._exchanges.trouble()
         return Facts(
             fault=self.fault,
             tunnel_error="" if error is None else f"tunnel {self._tunnel.name}: {error}",
@@ -342,9 +385,10 @@ class LinkReport:
             answering=state is not None and state.responding is not None,
             has_endpoint=self._peer.endpoint is not None,
             given_up=self._exchanges.given_up,
-            waiting_reason=self._waiting_reason,
+            waiting_reason=self._waiting_reason if trouble is None else trouble.reason,
             renewal_problem=self._renewal_problem,
             external=self._external.watch.standing,
+            twins=self._twins(),
             unheard=self._exchanges.unheard,
             flow=flow_of(self._wireguard.flow),
             ways=self._tunnel.ways.trouble(self._peer),
@@ -356,5 +400,7 @@ class LinkReport:
 
 def _reason_of(event: ExchangeFailed) -> str:
     """The peer's own words are quoted as such: they prove nothing."""
-    refused = event.code is FailureCode.REFUSED
-    return f'refused, the peer says "{event.detail}"' if refused else event.detail
+    if event.code is not FailureCode.REFUSED:
+        return event.detail
+    known = next((code.name.lower() for code in RejectCode if code == event.reject), event.reject)
+    return f'refused ({known}), the peer says "{event.detail}"'

@@ -16,6 +16,7 @@ import trio
 
 from kex.address import Address
 from vpnd.config_fields import ListenAddress
+from vpnd.deliveries import IP_RECVERR, IPV6_RECVERR, Returned, read_error
 
 MAX_DATAGRAM: Final = 2048
 """What is read of one datagram; the longest legal one has 1,232 bytes."""
@@ -30,6 +31,10 @@ _MAPPED: Final = "::ffff:"
 _LINK_LOCAL: Final = (b"\xfe\x80", b"\xfe\xbf")
 """The first two bytes of the first and the last address of fe80::/10."""
 _UNSPECIFIED_INDEX: Final = bytes(4)
+_ERRORS_AT_ONCE: Final = 256
+"""Messages of the error queue that are read at a stretch."""
+_ERROR_ROOM: Final = 256
+"""Bytes: a sock_extended_err of 16 with a sockaddr_in6 of 28, and the address it was sent from."""
 
 Ancillary = list[tuple[int, int, bytes]]
 
@@ -77,6 +82,9 @@ class Listener:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, HANDSHAKE_TOS)
         if not (self._family == socket.AF_INET6 and self._ipv6_only):
             opened.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, HANDSHAKE_TOS)
+            opened.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        if self._family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
         if self._room and self._family == socket.AF_INET6:
             # For IPv4, too, whose addresses then come as mapped ones
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
@@ -125,35 +133,48 @@ class Listener:
         if self._socket is None:
             raise BlockingIOError
         data, ancillary, _, source = self._socket.recvmsg(MAX_DATAGRAM, self._room)
-        host = source[0]
-        if host.startswith(_MAPPED) and "." in host:
-            host = host[len(_MAPPED) :]
+        host = _plain(source[0])
         # As Arrival(host, port) does it, in half the time: a flood pays this for each datagram
         arrival = tuple.__new__(Arrival, (host, source[1]))
         arrival.way = self, ancillary
         return data, arrival
 
+    def take_errors(self) -> list[tuple[Address, Returned]]:
+        """What ICMP says of datagrams of ours since the last look, with where they were sent to.
+
+        Until that is read the socket counts as readable, and each call on it may fail with the
+        error of another datagram.
+        """
+        found: list[tuple[Address, Returned]] = []
+        for _ in range(_ERRORS_AT_ONCE):
+            if self._socket is None:
+                break
+            try:
+                _, ancillary, _, target = self._socket.recvmsg(1, _ERROR_ROOM, socket.MSG_ERRQUEUE)
+            except OSError:
+                break  # there is no more
+            message = read_error(ancillary)
+            if message is not None and target:
+                found.append((Address(_plain(target[0]), target[1]), message))
+        return found
+
     # ---- sending
 
-    def send(self, data: bytes, address: Address, way: Ancillary | None = None) -> bool:
-        """Send by the `way` that an arrival had, or as the kernel chooses; whether it was taken.
-
-        Raises BlockingIOError where the socket is full.
-        """
+    def send(self, data: bytes, address: Address, way: Ancillary | None = None) -> int | None:
+        """Send by the `way` that an arrival had, or as the kernel chooses; 0 where it was taken,
+        else the errno, or None where this is no socket for that address."""
         target = self._target(address)
         if self._socket is None or target is None:
-            return False
+            return None
         try:
             if way:
                 self._socket.sendmsg([data], _back(way), 0, target)
             else:
                 self._socket.sendto(data, target)
-        except BlockingIOError:
-            raise
-        except OSError:
-            # An address that cannot be used is one link's trouble, and shows as no answer
-            return False
-        return True
+        except OSError as error:
+            # An address that cannot be used is one link's trouble, and is told there
+            return error.errno or errno.EIO
+        return 0
 
     def _target(self, address: Address) -> tuple[str, int] | None:
         """The address as this socket takes it; None where it cannot."""
@@ -163,6 +184,11 @@ class Listener:
         if is_ipv6:
             return (address.host, address.port)
         return None if self._ipv6_only else (_MAPPED + address.host, address.port)
+
+
+def _plain(host: str) -> str:
+    """An IPv4 address as itself, where a socket of both families has it as a mapped one."""
+    return host[len(_MAPPED) :] if host.startswith(_MAPPED) and "." in host else host
 
 
 def _back(way: Ancillary) -> Ancillary:

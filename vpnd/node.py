@@ -45,6 +45,7 @@ from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
 from vpnd.file_trust import FileFault
 from vpnd.forwarding_watch import ForwardingWatch
+from vpnd.guard_names import GuardNames
 from vpnd.guards import Guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import DROPPED, Journal
@@ -69,6 +70,7 @@ from vpnd.pause_watch import PauseWatch
 from vpnd.peer_file import remove_peer_file, restore_peer_file, write_peer_file
 from vpnd.source_journal import SourceJournal
 from vpnd.start_config import Start, last_good_of
+from vpnd.strangers import Strangers
 from vpnd.transport import Transport
 from vpnd.tunnels import ENTERING_SECONDS, BackendErrors, ManagedTunnel
 from vpnd.upkeep import Upkeep
@@ -147,6 +149,10 @@ class Node:
         self._tunnel_scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._changing = trio.Lock()
+        self._strangers = Strangers(self, journal)
+        self.engine.handle_callers(self._strangers.called)
+        guards = GuardNames()
+        transport.deliveries.guard_over = lambda host: guards.over(host, self.config)
 
     def _load_identities(self) -> Mapping[str, Identity]:
         stored = load_identities(self.config.node.state_dir, suite_of=self._suites.__getitem__)
@@ -393,8 +399,9 @@ class Node:
         await self.look_at_forwarding()
         endpoint = self.engine.endpoint.statistics()
         links: list[LinkStatus] = []
+        strangers = self._strangers.warnings()
         for link in tuple(self.links.values()):
-            links.append(self._link_status(link))
+            links.append(self._link_status(link, strangers))
             if len(links) % AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         links += [held_status(held, self._started_wall) for held in self.config.held.values()]
@@ -439,6 +446,7 @@ class Node:
                 *filter(None, [self._last_good_fault]),
             ],
             configuration=await self.disk.look(),
+            callers=self._strangers.listed(),
         )
 
     async def _refresh(self, tunnel: ManagedTunnel) -> None:
@@ -451,9 +459,14 @@ class Node:
             except BackendErrors:
                 return  # the tunnel's own task meets it, too, and deals with it
 
-    def _link_status(self, link: ManagedLink) -> LinkStatus:
+    def _link_status(
+        self, link: ManagedLink, strangers: Mapping[str, list[str]] | None = None
+    ) -> LinkStatus:
         counters = dict(self._journal.link_counters.get(link.name, {}))
-        return link_status(link, counters)
+        status = link_status(link, counters)
+        told = self._strangers.warnings() if strangers is None else strangers
+        status["warnings"] += told.get(link.name, [])
+        return status
 
     def _named(self, name: str) -> ManagedLink:
         try:

@@ -15,8 +15,9 @@ import trio
 
 from kex.address import Address
 from vpnd.config_fields import ListenAddress
+from vpnd.deliveries import NO_SOCKET, Deliveries
 from vpnd.journal import Journal
-from vpnd.listener import NOT_OPENED, Arrival, Listener, listeners
+from vpnd.listener import NOT_OPENED, Ancillary, Arrival, Listener, listeners
 
 DRAIN: Final = 64
 """Datagrams read at a stretch before other tasks get their turn."""
@@ -44,7 +45,16 @@ _TRANSIENT: Final = {
     errno.EACCES,
     errno.EINVAL,  # no route of the address's scope
     errno.EMSGSIZE,
+    # What ICMP says of an earlier datagram (icmp_err_convert in the kernel's net/ipv4/icmp.c)
+    errno.EHOSTDOWN,
+    errno.ENONET,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+    errno.EPROTO,
+    errno.ETIMEDOUT,
 }
+_OF_ANOTHER: Final = _TRANSIENT - {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EPERM}
+"""What a call on a socket may fail with that an earlier datagram has met."""
 
 
 class Transport:
@@ -58,6 +68,7 @@ class Transport:
         self._scopes: dict[Listener, trio.CancelScope] = {}
         self.unsent = 0
         """Datagrams that the system did not take; the exchange repeats them."""
+        self.deliveries = Deliveries()
 
     def open(self) -> None:
         """Open what can be opened now; `run` tries the rest again."""
@@ -93,9 +104,30 @@ class Transport:
                 self._try_open(listener)
             with trio.CancelScope() as scope:
                 self._scopes[listener] = scope
-                await _read(listener, receive, drained)
+                await self._read(listener, receive, drained)
             listener.lose()
             self._try_open(listener)
+
+    async def _read(self, listener: Listener, receive: Receive, drained: Drained) -> None:
+        # One wait for many datagrams: an await for each would cost more than refusing it
+        while True:
+            await listener.wait_readable()
+            self._take_errors(listener)
+            until = time.perf_counter() + DRAIN_SECONDS
+            for _ in range(DRAIN):
+                try:
+                    data, source = listener.receive()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno not in _TRANSIENT:
+                        raise
+                    continue
+                receive(data, source)
+                if time.perf_counter() > until:
+                    break  # exchanges, not junk
+            if drained():
+                await trio.sleep(LULL_SECONDS)
 
     async def _watch_devices(self) -> None:
         # A socket stays bound to a device that was deleted, and hears nothing of its successor
@@ -110,17 +142,37 @@ class Transport:
 
         To where a datagram came from, it goes the way that that one came.
         """
-        try:
-            if isinstance(address, Arrival):
-                listener, way = address.way
-                if listener.send(data, address, way):
-                    return
-            # Nothing came from there, or the address that was asked is gone
-            if any(listener.send(data, address) for listener in self._listeners):
+        why = NO_SOCKET
+        if isinstance(address, Arrival):
+            listener, way = address.way
+            if self._sent(listener, data, address, way) == 0:
                 return
-        except BlockingIOError:
-            pass  # counted below
+        # Nothing came from there, or the address that was asked is gone
+        for listener in self._listeners:
+            outcome = self._sent(listener, data, address)
+            if outcome == 0:
+                return
+            why = why if outcome is None else outcome
+            if outcome == errno.EAGAIN:
+                break  # the socket is full: none else is the way there
         self.unsent += 1
+        self.deliveries.unsent(address, why)
+
+    def _sent(
+        self, listener: Listener, data: bytes, address: Address, way: Ancillary | None = None
+    ) -> int | None:
+        """As Listener.send, but an error is that of this datagram."""
+        outcome = listener.send(data, address, way)
+        if outcome in _OF_ANOTHER:
+            self._take_errors(listener)
+            outcome = listener.send(data, address, way)
+        if outcome == 0:
+            self.deliveries.sent(address)
+        return outcome
+
+    def _take_errors(self, listener: Listener) -> None:
+        for address, message in listener.take_errors():
+            self.deliveries.returned(address, message)
 
     def local_names(self) -> list[str]:
         """Where we listen, as text."""
@@ -133,24 +185,3 @@ class Transport:
     def close(self) -> None:
         for listener in self._listeners:
             listener.close()
-
-
-async def _read(listener: Listener, receive: Receive, drained: Drained) -> None:
-    # One wait for many datagrams: an await for each would cost more than refusing it
-    while True:
-        await listener.wait_readable()
-        until = time.perf_counter() + DRAIN_SECONDS
-        for _ in range(DRAIN):
-            try:
-                data, source = listener.receive()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno not in _TRANSIENT:
-                    raise
-                continue
-            receive(data, source)
-            if time.perf_counter() > until:
-                break  # exchanges, not junk
-        if drained():
-            await trio.sleep(LULL_SECONDS)

@@ -66,6 +66,7 @@ def link_status(link: ManagedLink, counters: dict[str, int]) -> LinkStatus:
             code=report.problem.code,
             message=report.problem.message,
             at=rfc3339(report.problem.at_wall),
+            hint=report.problem.hint,
         ),
         counters=counters,
         allowed_ips=[str(prefix) for prefix in link.peer.allowed_ips],

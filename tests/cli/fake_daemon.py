@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 
 from vpnd.api import (
     SCHEMA,
+    CallerInfo,
     ConfigurationStatus,
     ErrorBody,
     ErrorDetail,
@@ -101,6 +102,7 @@ class FakeDaemon:
         self.socket_path = socket_path
         self.links: list[LinkStatus] = []
         self.configuration: ConfigurationStatus | None = None
+        self.callers: list[CallerInfo] = []
         self.events: list[Event] = []
         self.asked_events: list[dict[str, str]] = []
         """How it was asked for them."""
@@ -205,6 +207,7 @@ class FakeDaemon:
             links=self.links,
             counters={},
             warnings=[],
+            callers=self.callers,
         )
 
     def _add(self, request: PeerRequest) -> tuple[int, Any]:

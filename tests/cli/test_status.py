@@ -22,7 +22,7 @@ from cli.client import Client, Wakeups
 from cli.links import link_lines, trouble_first
 from tests.cli.conftest import PROGRAM, Vpnctl
 from tests.cli.fake_daemon import FakeDaemon, error, key, link
-from vpnd.api import SCHEMA, ConfigurationStatus, Event
+from vpnd.api import SCHEMA, CallerInfo, ConfigurationStatus, Event
 from vpnd.clock import boottime
 from vpnd.link_record import LinkRecord, LinkRecords
 
@@ -262,6 +262,53 @@ def test_nothing_that_a_peer_sent_reaches_the_terminal_raw(
     assert "\x1b" not in ended.stdout
     assert "\x07" not in ended.stdout
     assert "refused: \\x1b[2J\\x07evil ams1 active" in ended.stdout
+
+
+def caller(number: int) -> CallerInfo:
+    return CallerInfo(
+        address=f"192.0.2.{number}:51821",
+        identity=None,
+        called=None,
+        calls=number,
+        first_at=STAMP,
+        last_at=STAMP,
+        reason=f"192.0.2.{number} calls ({number} times) an identity \x1b[2J",
+        hint=f"what to do about {number}",
+    )
+
+
+def test_calls_that_are_not_answered_stand_below_the_links(
+    vpnctl: Vpnctl, daemon: FakeDaemon
+) -> None:
+    daemon.links = [link("ams1")]
+    assert "not answered" not in vpnctl("status").stdout
+    daemon.callers = [caller(number) for number in range(20, 0, -1)]
+    shown = vpnctl("status").stdout
+    assert "\x1b" not in shown
+    links, _, calls = shown.partition("\ncalls that are not answered")
+    assert "ams1" in links
+    lines = calls.splitlines()[1:]
+    assert "192.0.2.20 calls (20 times)" in lines[0]
+    assert "what to do about 20" in lines[1]
+    assert lines[-1] == "  … and 15 more: vpnctl status --json"
+    assert len(lines) == 11
+    assert len(json.loads(vpnctl("status", "--json").stdout)["callers"]) == 20
+
+
+def test_calls_are_shown_where_there_is_no_peer_yet(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.callers = [caller(1)]
+    shown = vpnctl("status").stdout
+    assert "no peers yet" in shown
+    assert "what to do about 1" in shown
+
+
+def test_what_to_do_stands_below_the_last_error(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    error = {"code": "not_sent", "message": "no route", "at": STAMP, "hint": "ip route get"}
+    daemon.links = [link("ams1", "exchanging", last_error=error)]
+    for command in (("status",), ("peer", "show", "ams1")):
+        assert f"ams1 last error at {STAMP}: no route\nams1 what to do: ip route get\n" in (
+            vpnctl(*command).stdout
+        )
 
 
 def test_without_peers_it_says_how_to_add_one(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:

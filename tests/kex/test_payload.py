@@ -117,6 +117,7 @@ ANNOUNCEMENTS = st.builds(
     interval=st.integers(1, MAX_INTERVAL),
     can_start=st.booleans(),
     minor=st.integers(0, MAX_MINOR_VERSION),
+    twins=st.booleans(),
 )
 LISTINGS = st.builds(
     ExternalListing,
@@ -429,6 +430,7 @@ def test_counters_give_way_where_room_is_short() -> None:
         ("mode", [None, -1, 3, 2**63, False]),
         ("interval", [None, 0, MAX_INTERVAL + 1, -120, 120.5]),
         ("starts", [None, 0, 1, "yes"]),
+        ("twins", [0, 1, "yes", []]),
         (
             "prefixes",
             [
@@ -587,7 +589,11 @@ LARGEST = Traffic(2**64 - 1, 2**64 - 1)
 
 def largest(prefixes: tuple[Prefix, ...]) -> Announcement:
     return announcement(
-        wireguard_port=65535, interval=MAX_INTERVAL, minor=MAX_MINOR_VERSION, prefixes=prefixes
+        wireguard_port=65535,
+        interval=MAX_INTERVAL,
+        minor=MAX_MINOR_VERSION,
+        prefixes=prefixes,
+        twins=True,
     )
 
 
@@ -598,7 +604,7 @@ def room_needed(said: InitiatorPayload) -> int:
         size = len(value.encode())
         return size + (1 if size < 24 else 2)
 
-    size = 99 + sum(20 if p.version == 6 else 8 for p in said.announcement.prefixes)
+    size = 106 + sum(20 if p.version == 6 else 8 for p in said.announcement.prefixes)
     for entry in said.external:
         reference = entry.reference
         texts = (reference.source_type, reference.source, reference.sae, *reference.key_ids)

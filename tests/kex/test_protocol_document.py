@@ -136,6 +136,8 @@ def test_reject_codes(code: RejectCode) -> None:
         f"| external keys at the initiator | {figure(timing.INITIATOR_KEYS_SECONDS)} |",
         "| external keys at the responder | "
         f"{figure(timing.RESPONDER_KEYS_SECONDS)} from InitConf |",
+        f"| silence after {timing.SILENCE_AFTER} exchanges without an answer: each, each fourth | "
+        f"{figure(timing.SILENCE_SHORT)}, {figure(timing.SILENCE_LONG)} |",
         f"| RespHello repeated for a known InitHello | {figure(endpoint.HELLO_CACHE_SECONDS)} |",
         "| biscuit key, cookie secret: in use, accepted | "
         f"{figure(biscuit.KEY_SECONDS)}, {figure(2 * cookies.SECRET_SECONDS)} |",
@@ -176,6 +178,8 @@ def test_table_of_times(row: str) -> None:
         f"due + {timing.LARGER_END_MARGIN:.0f}           at any other",
         f"after {timing.RETRY_FIRST:.0f} s, and the pause doubles up to {timing.RETRY_LAST:.0f} s",
         f"at most once in {timing.REQUEST_SPACING:.0f} s",
+        f"by a *silence* of {timing.SILENCE_SHORT:.0f} s first, and each fourth silence lasts "
+        f"{timing.SILENCE_LONG:.0f} s",
         f"array of at most {payload.MAX_PREFIXES} `[integer, bytes]`",
         f"array of at most {external.MAX_EXTERNAL_KEYS} entries",
         f"array of at most {external.MAX_KEY_IDS} texts of at most {external.MAX_KEY_ID_LENGTH}",
@@ -393,6 +397,8 @@ def test_each_key_of_a_payload(name: str, key: str) -> None:
         assert taken(name, bare).announcement.traffic is None
     elif key == "allows":
         assert taken(name, without).announcement.allows is None
+    elif key == "twins":
+        assert taken(name, without).announcement.twins is False
     else:
         refused(name, without)
 

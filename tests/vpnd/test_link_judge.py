@@ -33,6 +33,17 @@ KEY: dict[str, Any] = {"has_key": True, "in_force": True}
         (Facts(adopted=True, **KEY), LinkState.ACTIVE, "adopted"),
         (Facts(second_identity=True, **KEY), LinkState.DEGRADED, "second identity"),
         (Facts(renewal_problem="no answer", **KEY), LinkState.DEGRADED, "no answer"),
+        (Facts(twins="two hosts?", **KEY), LinkState.DEGRADED, "two hosts?"),
+        (
+            Facts(twins="two hosts?", renewal_problem="no answer", **KEY),
+            LinkState.DEGRADED,
+            "two hosts?; no answer",
+        ),
+        (
+            Facts(has_key=True, twins="two hosts?"),
+            LinkState.INSTALLED,
+            "waits for WireGuard's first handshake; two hosts?",
+        ),
         (Facts(external="fallback", **KEY), LinkState.DEGRADED, "fallback"),
         (Facts(unheard=True, **KEY), LinkState.DEGRADED, "begins again after each of our answers"),
         (
