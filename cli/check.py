@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,7 @@ from cli.errors import Problem, UsageProblem, hint, printable, report
 from cli.options import AsJson, Settings
 from cli.show import print_json
 from vpnd.api import DEFAULT_CONFIG_PATH, SCHEMA, ErrorDetail, ExitCode
+from vpnd.file_trust import current_user
 
 if TYPE_CHECKING:
     from vpnd.config import Config
@@ -23,7 +25,8 @@ _PATIENCE: Final = 60.0  # seconds; it takes one
 def check(context: typer.Context, as_json: AsJson = False) -> int:
     """Check the configuration: all errors at once, and what a restart would make of them.
 
-    Needs no daemon. Exits 2 for a configuration that cannot be used.
+    Needs no daemon. Exits 2 for a configuration that cannot be used. What this user may not read
+    is not checked, and is named.
     """
     from vpnd.config import load_config  # with pydantic and cryptography: 150 ms
     from vpnd.config_errors import ConfigErrors
@@ -36,7 +39,7 @@ def check(context: typer.Context, as_json: AsJson = False) -> int:
         details = [problem.detail() for problem in errors.problems]
         restart = foreseen(read_start(path))
         if as_json:
-            print_json(_document(path, errors=details, notes=[], restart=restart))
+            print_json(_document(path, errors=details, notes=[], restart=restart, unread=()))
         report(UsageProblem.of([_problem(detail, path) for detail in details]))
         if path.exists() and not as_json:
             for line in restart[:MAX_SHOWN]:
@@ -46,7 +49,7 @@ def check(context: typer.Context, as_json: AsJson = False) -> int:
         return ExitCode.USAGE
     notes = [*(note.detail() for note in config.notes), *_notes_on_host(path)]
     if as_json:
-        print_json(_document(path, errors=[], notes=notes, restart=[]))
+        print_json(_document(path, errors=[], notes=notes, restart=[], unread=config.unread))
     else:
         print(printable(_summary(config)))
         for note in map(Problem.of, notes):
@@ -69,7 +72,12 @@ def _notes_on_host(path: Path) -> list[ErrorDetail]:
 
 
 def _document(
-    path: Path, *, errors: list[ErrorDetail], notes: list[ErrorDetail], restart: list[str]
+    path: Path,
+    *,
+    errors: list[ErrorDetail],
+    notes: list[ErrorDetail],
+    restart: list[str],
+    unread: Sequence[Path],
 ) -> object:
     return {
         "schema": SCHEMA,
@@ -78,18 +86,33 @@ def _document(
         "errors": errors,
         "notes": notes,
         "restart": restart,
+        "unread": [str(each) for each in unread],
     }
 
 
 def _problem(detail: ErrorDetail, path: Path) -> Problem:
     problem = Problem.of(detail)
-    if detail.get("file") == str(path.absolute()) and not path.exists():
+    if detail.get("file") == str(path.absolute()) and _is_missing(path):
         return Problem(problem.message, "vpnctl init makes one; another one is named by --config")
     return problem
+
+
+def _is_missing(path: Path) -> bool:
+    """As opposed to a file that this user may not look for."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _summary(config: "Config") -> str:
     peers = ", ".join(config.peers) or "none yet"
     tunnels = ", ".join(config.tunnels) or "none"
+    if config.unread:
+        good = f"nothing wrong in what can be read as {current_user()}"
+        return f"{config.path}: {good}; tunnels: {tunnels}; peers: {peers}"
     text = f"{config.path}: good; tunnels: {tunnels}; peers: {peers}"
     return text if config.own else f"{text}; no identity yet (vpnctl init makes one)"

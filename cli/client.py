@@ -5,6 +5,7 @@ Source: vpnd/api.py. `http.client` starts in 30 ms where httpx takes 400.
 
 import http.client
 import json
+import os
 import select
 import socket
 import time
@@ -254,7 +255,12 @@ class Client:
 class Refused(CliError):
     """The daemon said no; `slug` is one of `ErrorCode`."""
 
-    slug = ""
+    told: ErrorInfo | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The daemon's own error, whole: with files, lines and keys."""
+        ours = super().document()
+        return {**ours, "error": {**ours["error"], **(self.told or {})}}
 
 
 class RefusedUsage(Refused, UsageProblem):
@@ -267,6 +273,7 @@ def refusal(status: int, told: ErrorInfo) -> Refused:
     more = [Problem.of(detail) for detail in told.get("details", [])]
     error = kind(str(told.get("message", f"HTTP status {status}")), told.get("hint", ""), more=more)
     error.slug = str(told.get("code", ""))
+    error.told = told
     return error
 
 
@@ -287,10 +294,11 @@ class Wakeups:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, also: int | None = None) -> None:
         """Returns soon after an event, or after `seconds`; at once when the stream is new.
 
         (Something may have happened between the last look and the opening of the stream.)
+        It returns, too, when the descriptor `also` can be read, and empties it.
         """
         stream = self._connection.sock if self._connection is not None else None
         if stream is None:
@@ -298,10 +306,17 @@ class Wakeups:
                 self._connection, _ = self._client.open_events()
             time.sleep(seconds if self._connection is None else min(seconds, BURST_SECONDS))
             return
-        ready, _, _ = select.select([stream], [], [], seconds)
-        if ready:
+        watched = [stream] if also is None else [stream, also]
+        ready, _, _ = select.select(watched, [], [], seconds)
+        if also is not None and also in ready:
+            os.read(also, 1024)
+        if stream in ready:
             time.sleep(min(seconds, BURST_SECONDS))
-            if not stream.recv(1024 * 1024):
+            try:
+                told = stream.recv(1024 * 1024)
+            except OSError:  # the daemon was killed
+                told = b""
+            if not told:
                 self._close()
 
     def _close(self) -> None:

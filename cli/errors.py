@@ -4,8 +4,10 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from vpnd.api import ErrorDetail, ExitCode
+from cli.output import discard
+from vpnd.api import SCHEMA, ErrorDetail, ErrorInfo, ExitCode
 
 PROGRAM = "vpnctl"
 
@@ -34,17 +36,32 @@ class CliError(Exception):
     """
 
     code = ExitCode.FAILED
+    slug = "failed"
+    """What programs go by: `error.code` of the JSON document."""
 
     def __init__(self, message: str, hint: str = "", *, more: Sequence[Problem] = ()) -> None:
         super().__init__(message)
         # Each once: a refusal's message may be its only detail
         self.problems = tuple(dict.fromkeys((Problem(message, hint), *more)))
 
+    def document(self) -> dict[str, Any]:
+        """The JSON document of a command that failed: the control API's `ErrorBody`."""
+        first, *rest = self.problems
+        details = [
+            ErrorDetail(reason=each.message, hint=each.hint)
+            if each.hint
+            else ErrorDetail(reason=each.message)
+            for each in rest
+        ]
+        error = ErrorInfo(code=self.slug, message=first.message, hint=first.hint, details=details)
+        return {"schema": SCHEMA, "error": error}
+
 
 class UsageProblem(CliError):
     """A flag, an argument or the configuration is wrong; nothing was changed."""
 
     code = ExitCode.USAGE
+    slug = "usage"
 
     @classmethod
     def of(cls, problems: Sequence[Problem]) -> "UsageProblem":
@@ -60,12 +77,14 @@ class DaemonUnreachable(CliError):
     """No vpnd answers at the control socket."""
 
     code = ExitCode.UNREACHABLE
+    slug = "unreachable"
 
 
 class LinkNotProtected(CliError):
     """The link does not pass traffic under a key in force."""
 
     code = ExitCode.NOT_PROTECTED
+    slug = "not_protected"
 
 
 def printable(text: str) -> str:
@@ -103,4 +122,7 @@ def _line(kind: str, text: str, colour: str) -> None:
     label = f"{kind}:"
     if wants_colour(sys.stderr):
         label = f"{colour}{label}\x1b[0m"
-    print(f"{PROGRAM}: {label} {printable(text)}", file=sys.stderr)
+    try:
+        print(f"{PROGRAM}: {label} {printable(text)}", file=sys.stderr, flush=True)
+    except OSError:  # nobody is left to tell; the exit code still says it
+        discard(sys.stderr)

@@ -10,7 +10,7 @@ from cli.client import Client
 from cli.errors import CliError, DaemonUnreachable, UsageProblem, hint
 from cli.node_paths import NodePaths
 from cli.options import AsJson, Settings, new_app
-from cli.show import print_json
+from cli.show import NOTHING, print_json, table
 from vpnd.api import SCHEMA, IdentityInfo
 
 app = new_app(
@@ -31,7 +31,8 @@ def show_identity(
     qr: Annotated[bool, typer.Option("--qr", help="As a QR code for the terminal.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print this node's fingerprints: what a peer pins. The first one is in use.
+    """Print this node's fingerprints, which peers pin: by name, with the suite, the one in use
+    first. With --identity the fingerprint alone, for scripts.
 
     The daemon is asked; without one, and for --identity, the identity files are read.
     """
@@ -47,11 +48,23 @@ def show_identity(
     identities = _identities(settings) if identity is None else [_named(settings, identity)]
     if as_json:
         print_json({"schema": SCHEMA, "identities": identities})
-        return
-    for each in identities:
-        print(each["text"])
-        if qr:
-            _print_qr(each["text"])
+    elif identity is not None or qr:
+        for each in identities:
+            print(each["text"])
+            if qr:
+                _print_qr(each["text"])
+    else:
+        heads = ("name", "suite", "in use", "fingerprint")
+        sys.stdout.write(table(heads, [_row(each) for each in identities]))
+
+
+def _row(identity: IdentityInfo) -> list[str]:
+    return [
+        identity.get("name", NOTHING),
+        str(identity["suite"]),
+        "yes" if identity.get("in_use") else "no",
+        identity["text"],
+    ]
 
 
 @app.command()
@@ -131,13 +144,15 @@ def _state_dir(context: typer.Context) -> Path:
 
 def _identities(settings: Settings) -> list[IdentityInfo]:
     try:
-        return Client.of(settings).status()["identities"]
+        found = Client.of(settings).status()["identities"]
+        # A daemon of an earlier version says it by the order alone
+        return [IdentityInfo(**{"in_use": index == 0, **each}) for index, each in enumerate(found)]
     except DaemonUnreachable:
-        return _stored(NodePaths.of(settings).state_dir)
+        return _stored(NodePaths.of(settings))
 
 
 def _named(settings: Settings, name: str) -> IdentityInfo:
-    stored = _stored(NodePaths.of(settings).state_dir)
+    stored = _stored(NodePaths.of(settings))
     for identity in stored:
         if identity.get("name") == name:
             return identity
@@ -145,19 +160,27 @@ def _named(settings: Settings, name: str) -> IdentityInfo:
     raise CliError(f"there is no identity {name!r}", f"there are: {names}; vpnctl id new makes one")
 
 
-def _stored(state_dir: str) -> list[IdentityInfo]:
-    """Read from disk; CliError where there is none, or where it cannot be read."""
+def _stored(paths: NodePaths) -> list[IdentityInfo]:
+    """Read from disk, the one in use first; CliError where there is none, or where it cannot be
+    read."""
     from vpnd.identity_store import load_identities
 
+    state_dir = paths.state_dir
     stored = load_identities(Path(state_dir))
     if stored.faults:
         fault = stored.faults[0]
         raise CliError(f"{fault.path}: {fault.reason}", fault.hint or "vpnctl check tells more")
     if not stored.identities:
-        raise CliError(f"there is no identity in {state_dir}", "vpnctl init makes one")
+        doubt = paths.state_doubt
+        raise CliError(f"there is no identity in {state_dir}", doubt or "vpnctl init makes one")
     return [
-        IdentityInfo(suite=each.fingerprint.suite, text=each.fingerprint.text(), name=name)
-        for name, each in stored.identities.items()
+        IdentityInfo(
+            suite=each.fingerprint.suite,
+            text=each.fingerprint.text(),
+            name=name,
+            in_use=index == 0,
+        )
+        for index, (name, each) in enumerate(stored.identities.items())
     ]
 
 

@@ -118,7 +118,9 @@ def _found(client: Client, name: str) -> KeySourceInfo:
             raise
         known = ", ".join(each["name"] for each in client.key_sources())
         instead = f"the key sources here: {known}" if known else "there are none in vpnd.toml"
-        raise UsageProblem(f"there is no key source {name!r}", instead) from refused
+        missing = UsageProblem(f"there is no key source {name!r}", instead)
+        missing.slug = refused.slug
+        raise missing from refused
 
 
 def _row(source: KeySourceInfo) -> list[str]:

@@ -4,6 +4,8 @@ Every module here is imported on every start; what is slow (pydantic, cryptograp
 inside the function that needs it.
 """
 
+import errno
+import io
 import os
 import sys
 from typing import Annotated, Final
@@ -25,7 +27,12 @@ from cli import (
 )
 from cli.errors import PROGRAM, CliError, UsageProblem, report
 from cli.options import new_app
+from cli.output import Output, OutputFailed, discard
+from cli.show import print_json_error
 from vpnd.api import CONTROL_SOCKET_ENVIRONMENT, ExitCode
+
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
 
 MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path with its terminating zero
 
@@ -88,30 +95,71 @@ def global_options(
 
 def main() -> None:
     """Runs vpnctl and leaves the process with its exit code."""
+    if sys.stderr is None:  # closed by the caller: print() would take stdout instead
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # to the end
+    if sys.stdout is None:
+        report(CliError("stdout is closed", "to see nothing: vpnctl … >/dev/null"))
+        sys.exit(ExitCode.FAILED)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 gets '?', not a traceback
             stream.reconfigure(errors="replace")
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = Output.around(sys.stdout)
     try:
         code = _run()
         sys.stdout.flush()
-    except CliError as error:
-        report(error)
-        code = error.code
-    except typer.TyperException as error:
-        report(_usage_problem(error))
-        code = ExitCode.USAGE
-    except BrokenPipeError:
-        # The reader has seen enough (`vpnctl events | head`); the interpreter flushes once more
-        # on its way out and must not meet the closed pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OutputFailed as failure:
+        discard(sys.stdout)
         code = ExitCode.FAILED
+        if failure.errno != errno.EPIPE:  # else the reader has seen enough (`vpnctl events | head`)
+            report(
+                CliError(
+                    f"the output cannot be written: {failure.strerror}",
+                    "what the command had to do may be done: vpnctl status; is the disk full?",
+                )
+            )
     sys.exit(code)
 
 
 def _run() -> int:
-    completion.register_if_asked()
-    code = app(prog_name=PROGRAM, standalone_mode=False)
+    """The exit code. OutputFailed where stdout takes nothing more."""
+    try:
+        completion.register_if_asked()
+        code = app(prog_name=PROGRAM, standalone_mode=False)
+    except CliError as error:
+        return _failed(error)
+    except typer.TyperException as error:
+        return _failed(_usage_problem(error))
+    except typer.Abort:  # Ctrl-C
+        return INTERRUPTED
+    except OutputFailed:
+        raise
+    except OSError as failure:
+        if failure.filename is None:
+            raise  # a bug of ours
+        return _failed(
+            CliError(
+                f"{os.fsdecode(failure.filename)}: {failure.strerror}",
+                "run it as root, or as the daemon's own user",
+            )
+        )
     return code if isinstance(code, int) else ExitCode.DONE
+
+
+def _failed(error: CliError) -> int:
+    report(error)
+    if _asked_for_json(sys.argv[1:]):
+        print_json_error(error.document())
+    return error.code
+
+
+def _asked_for_json(arguments: list[str]) -> bool:
+    """Whether a command line asks for JSON. It is read as it was typed: the parser gives nothing
+    of one that it cannot read."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "lab" in own and "exec" in own[own.index("lab") :]:
+        return False  # what follows belongs to another program
+    return "--json" in own
 
 
 def _usage_problem(error: typer.TyperException) -> UsageProblem:

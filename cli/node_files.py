@@ -41,6 +41,7 @@ class NewNode:
     interface: str
     wg_port: int
     addresses: tuple[str, ...]
+    behind: tuple[str, ...]
     backend: str
     suite: int
     identity: str | None
@@ -68,6 +69,8 @@ def render(node: NewNode, far_end_endpoint: str | None) -> str:
         f"addresses = {_literal(node.addresses)}",
         f"backend = {_literal(node.backend)}",
     ]
+    if node.behind:
+        lines.append(f"announce = {_literal(node.behind)}")
     return "\n".join(lines) + "\n"
 
 

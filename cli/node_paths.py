@@ -20,6 +20,9 @@ class NodePaths:
     state_dir: str
     runtime_dir: str
     doubt: str = ""
+    """Why the control socket may be elsewhere."""
+    state_doubt: str = ""
+    """Why the identities may be."""
 
     @classmethod
     def of(cls, settings: Settings) -> "NodePaths":
@@ -41,12 +44,12 @@ class NodePaths:
                     f"{config}: {reason}", "name the node's configuration, or give --socket"
                 ) from failure
             missing = isinstance(failure, FileNotFoundError)
-            doubt = f"{config} could not be read ({reason}), so the socket may be elsewhere"
-            return cls._from_table(config, {}, "" if missing else doubt)
+            unread = "" if missing else f"{config} could not be read ({reason})"
+            return cls._from_table(config, {}, unread)
         return cls._from_table(config, node if isinstance(node, dict) else {}, "")
 
     @classmethod
-    def _from_table(cls, config: str, node: dict[str, Any], doubt: str) -> "NodePaths":
+    def _from_table(cls, config: str, node: dict[str, Any], unread: str) -> "NodePaths":
         def path(key: str, default: str) -> str:
             value = node.get(key)
             return value if isinstance(value, str) and value else default
@@ -57,7 +60,8 @@ class NodePaths:
             control_socket=path("control_socket", os.path.join(runtime_dir, CONTROL_SOCKET_NAME)),
             state_dir=path("state_dir", DEFAULT_STATE_DIR),
             runtime_dir=runtime_dir,
-            doubt=doubt,
+            doubt=unread and f"{unread}, so the socket may be elsewhere",
+            state_doubt=unread and f"{unread}, so state_dir may be elsewhere",
         )
 
 

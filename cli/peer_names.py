@@ -35,7 +35,9 @@ def asked_about(client: Client, peer: str, ask: Callable[[str], Answer]) -> Answ
         if refused.slug != ErrorCode.NO_SUCH_PEER:
             raise
         known = [each["name"] for each in client.peers()]
-        raise type(refused)(f"there is no peer {peer!r}", _instead(peer, known)) from refused
+        missing = type(refused)(f"there is no peer {peer!r}", _instead(peer, known))
+        missing.slug = refused.slug
+        raise missing from refused
 
 
 def _instead(peer: str, known: list[str]) -> str:

@@ -10,7 +10,7 @@ import typer
 from cli.client import Client, Wakeups
 from cli.errors import DaemonUnreachable, LinkNotProtected, UsageProblem, hint
 from cli.external_flags import ExternalFlags, ExternalMode, PeerSae, SourceNames, external_table
-from cli.links import external_lines, is_protected, link_line, links_text
+from cli.links import external_lines, is_protected, link_line, link_text
 from cli.options import AsJson, Settings, new_app
 from cli.peer_names import PeerArgument, asked_about
 from cli.show import NOTHING, fields, print_json, table
@@ -234,7 +234,7 @@ def show(context: typer.Context, peer: PeerArgument, as_json: AsJson = False) ->
         return
     if configured is not None:
         sys.stdout.write(fields(_configuration(configured)) + "\n")
-    sys.stdout.write(links_text([link]))
+    sys.stdout.write(link_text(link))
     if lines := external_lines(link):
         sys.stdout.write("\n" + fields(lines))
 

@@ -50,6 +50,15 @@ def init(
             help="How the far end reaches this node; without it, this node has to call.",
         ),
     ] = None,
+    behind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--behind",
+            metavar="PREFIX",
+            help="A network behind this node, 10.10.0.0/16; repeat it, or put commas between. "
+            "The far end's command has it.",
+        ),
+    ] = None,
     listen: Annotated[
         list[str] | None,
         typer.Option(
@@ -104,6 +113,7 @@ def init(
     given = {
         "name": name,
         "addresses": address,
+        "behind": behind,
         "listen": listen,
         "tunnel": tunnel,
         "interface": interface,
@@ -152,9 +162,9 @@ class _Ready:
         command = ["vpnctl", "peer", "add", name, "--identity", self.fingerprint.text()]
         if self.endpoint is not None:
             command += ["--endpoint", self.endpoint]
-        if tunnel.addresses:
-            hosts = (f"{each.ip}/{each.max_prefixlen}" for each in tunnel.addresses)
-            command += ["--allow", ",".join(hosts)]
+        # All that this node will announce: nobody types a prefix a second time
+        if tunnel.announced:
+            command += ["--allow", ",".join(map(str, tunnel.announced))]
         return command
 
     def document(self) -> object:
@@ -173,6 +183,11 @@ class _Ready:
     def remarks(self) -> list[str]:
         """What an operator does next; on stderr, so that stdout is the line and nothing else."""
         remarks = ["that line is for the far end; send it over a channel that you trust"]
+        if not any(tunnel.announce for tunnel in self.tunnels):
+            remarks.append(
+                "it allows this node's own addresses alone; init --behind PREFIX, or `announce` in "
+                f"{self.path}, adds the networks behind it"
+            )
         if self.endpoint is None:
             remarks.append(
                 "it has no --endpoint, so this node has to call the far end; "
@@ -308,6 +323,7 @@ def _read_flags(
         key: tuple(str(value) for value in flags.read_list(_flag(key), parse, given[key] or ()))
         for key, parse in (
             ("addresses", fields.interface_address),
+            ("behind", fields.prefix),
             ("listen", fields.listen_address),
         )
     }
@@ -327,6 +343,7 @@ def _read_flags(
         interface=read["interface"],
         wg_port=int(read["wg_port"]),
         addresses=several["addresses"],
+        behind=several["behind"],
         backend=read["backend"],
         suite=int(read["suite"]),
         identity=identity,
@@ -355,6 +372,7 @@ def _ignored(
             "interface": tunnel.interface,
             "wg_port": tunnel.listen_port,
             "addresses": tuple(map(str, tunnel.addresses)),
+            "behind": tuple(map(str, tunnel.announce)),
             "backend": tunnel.backend,
         }
     return tuple(

@@ -1,6 +1,8 @@
 """How vpnctl prints: JSON for programs, tables and plain lines for people."""
 
 import json
+import math
+import os
 import shutil
 import sys
 import unicodedata
@@ -23,14 +25,42 @@ _BOLD: Final = "1"
 _BETWEEN: Final = "  "
 
 
+class _Printed:
+    """Whether a document has been printed: a command that fails afterwards prints no second one."""
+
+    document = False
+
+
 def print_json(document: object) -> None:
     """One document on stdout."""
+    _Printed.document = True
     print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_json_error(document: object) -> None:
+    """What went wrong, for a program that asked for JSON and has not got its document.
+
+    On one line: it may be the last one of a stream of lines.
+    """
+    if not _Printed.document:
+        print_json_line(document)
 
 
 def print_json_line(document: object) -> None:
     """One document on one line, at once: for a reader that follows."""
     print(json.dumps(document, ensure_ascii=False), flush=True)
+
+
+def terminal_size() -> tuple[int, int] | None:
+    """Columns and lines of the terminal that stdout is now; None where it is none."""
+    if not sys.stdout.isatty():
+        return None
+    try:
+        columns, lines = os.get_terminal_size(sys.stdout.fileno())
+    except (OSError, ValueError):
+        columns = lines = 0
+    usual = shutil.get_terminal_size()  # a serial line does not know its size
+    return columns or usual.columns, lines or usual.lines
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -40,19 +70,71 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     row becomes a block of lines: no cell is ever cut or broken. Cells that are a link's state are
     coloured on a terminal.
     """
-    cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [
-        max(_columns(head), *(_columns(row[at]) for row in cells)) if cells else _columns(head)
-        for at, head in enumerate(heads)
-    ]
-    if sys.stdout.isatty():
-        needed = sum(widths) + len(_BETWEEN) * len(widths)
-        if needed > shutil.get_terminal_size().columns:
-            return "\n".join(fields(list(zip(heads, row, strict=True))) for row in rows)
+    cells = _printable(rows)
+    widths = _widths(heads, cells)
+    size = terminal_size()
+    if size is not None and _needed(widths) > size[0]:
+        return "\n".join(fields(list(zip(heads, row, strict=True))) for row in rows)
+    return "".join(f"{line}\n" for line in _lines(heads, cells, widths))
+
+
+def table_lines(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, falls_away: Sequence[str]
+) -> list[str]:
+    """A table that stays one, as lines without their newlines, the heads first.
+
+    On a terminal that is too narrow columns fall away, in this order; when only the others are
+    left, the first one is cut.
+    """
+    cells, size = _printable(rows), terminal_size()
+    widths = _widths(heads, cells)
+    room = math.inf if size is None else size[0]
+    left = list(range(len(heads)))
+    for head in falls_away:
+        if _needed([widths[at] for at in left]) <= room:
+            break
+        left = [at for at in left if heads[at] != head]
+    heads, widths = [heads[at] for at in left], [widths[at] for at in left]
+    cells = [[row[at] for at in left] for row in cells]
+    if (over := _needed(widths) - room) > 0:
+        widths[0] = max(1, widths[0] - int(over))
+        heads = [clipped(heads[0], widths[0]), *heads[1:]]
+        cells = [[clipped(row[0], widths[0]), *row[1:]] for row in cells]
+    return _lines(heads, cells, widths)
+
+
+def clipped(text: str, columns: int) -> str:
+    """A text in at most that many columns of a terminal; "…" stands for what is cut off."""
+    if _columns(text) <= columns:
+        return text
+    kept, used = [], 1
+    for character in text:
+        used += _width(character)
+        if used > columns:
+            break
+        kept.append(character)
+    return "".join(kept) + "…"
+
+
+def _printable(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[printable(cell) for cell in row] for row in rows]
+
+
+def _widths(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(_columns, column)) for column in zip(heads, *cells, strict=True)]
+
+
+def _needed(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_BETWEEN) * (len(widths) - 1)
+
+
+def _lines(
+    heads: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int]
+) -> list[str]:
     colour = wants_colour(sys.stdout)
     lines = [_line(heads, widths, [_BOLD] * len(heads) if colour else None)]
     lines += [_line(row, widths, [_style(c) for c in row] if colour else None) for row in cells]
-    return "".join(lines)
+    return lines
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], styles: Sequence[str] | None) -> str:
@@ -63,7 +145,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], styles: Sequence[str] | N
         line += shown
         if at < last:
             line += " " * (widths[at] - _columns(cell)) + _BETWEEN
-    return f"{line.rstrip()}\n"
+    return line.rstrip()
 
 
 def _columns(text: str) -> int:

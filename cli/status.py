@@ -1,27 +1,36 @@
 """`vpnctl status`: what the links are doing."""
 
+import os
+import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from cli.client import Client, Wakeups
+from cli.client import Client, Refused, Wakeups
 from cli.configuration import configuration_lines
 from cli.errors import DaemonUnreachable, UsageProblem, hint, printable
-from cli.links import is_protected, links_text
+from cli.links import is_protected, link_lines, link_notes, summary, trouble_first
 from cli.node_paths import NodePaths
 from cli.options import AsJson, Settings
 from cli.peer_names import asked_about, complete_peer
-from cli.show import duration, print_json, print_json_line
-from vpnd.api import ExitCode, LinkStatus, NodeStatus
+from cli.show import clipped, duration, print_json, print_json_line, terminal_size
+from vpnd.api import ErrorCode, ExitCode, LinkStatus, NodeStatus
 
 WATCH_SECONDS: Final = 1.0
 
-_CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"
+HEADING_SHARE: Final = 3
+"""The heading has at most one of so many parts of a terminal that is watched, the notes below the
+table at most one of so many of what is then left."""
+
+_HOME: Final = "\x1b[H"
+_REST_OF_LINE: Final = "\x1b[K"
+_REST_OF_SCREEN: Final = "\x1b[J"
 
 
 @dataclass(frozen=True)
@@ -30,21 +39,53 @@ class _Look:
 
     document: NodeStatus | LinkStatus
     links: list[LinkStatus]
-    heading: str
+    """Those in trouble first."""
+    heading: tuple[str, ...]
+    """About the node; nothing where one link was asked for."""
     sound: bool = True
     """Whether nothing on disk is wrong, and everything that is there runs."""
 
     def text(self) -> str:
-        if not self.links:
-            return (
-                f"{self.heading}no peers yet: "
-                "vpnctl peer add NAME --identity … --endpoint … --allow …\n"
-            )
-        return (
-            f"{self.heading}\n{links_text(self.links)}"
-            if self.heading
-            else (links_text(self.links))
-        )
+        """All of it, whatever its length."""
+        parts = [self.heading, self._table(), self._notes()]
+        return "\n".join("".join(f"{line}\n" for line in part) for part in parts if part)
+
+    def page(self, columns: int, lines: int, trouble: str = "") -> list[str]:
+        """What fits on a terminal: the heading stays, and what is left out is counted."""
+        heading = _first((trouble, *self.heading) if trouble else self.heading, lines, "lines")
+        table, notes = self._table(), self._notes()
+        left = lines - len(heading) - bool(heading) - 1  # the cursor has a line of its own
+        if len(table) + (len(notes) + 1 if notes else 0) > left:
+            kept = _first(notes, left, "notes") if notes else []
+            rows = max(2, left - len(kept) - bool(kept))
+            head, *links = table
+            # The heads are part of the table, and so is the line that counts what is left out
+            table, notes = [head, *_most(links, rows - 1, "more")], kept
+        parts = [[clipped(line, columns) for line in heading], table]
+        parts += [[clipped(line, columns) for line in notes]] if notes else []
+        shown = [line for part in parts if part for line in ("", *part)]
+        return shown[1:][: lines - 1]
+
+    def _table(self) -> list[str]:
+        if self.links:
+            return link_lines(self.links)
+        return ["no peers yet: vpnctl peer add NAME --identity … --endpoint … --allow …"]
+
+    def _notes(self) -> list[str]:
+        return [printable(note) for link in self.links for note in link_notes(link)]
+
+
+def _first(lines: Sequence[str], room: int, what: str) -> list[str]:
+    """A share of the room is for these lines."""
+    return _most(lines, max(2, room // HEADING_SHARE), f"more {what}")
+
+
+def _most(lines: Sequence[str], room: int, more: str) -> list[str]:
+    """As many lines as there is room for; the last one counts the others."""
+    if len(lines) <= room:
+        return list(lines)
+    kept = lines[: max(0, room - 1)]
+    return [*kept, f"… {len(lines) - len(kept)} {more}"]
 
 
 def status(
@@ -92,13 +133,14 @@ def status(
 def _look(client: Client, peer: str | None) -> _Look:
     if peer is not None:
         link = asked_about(client, peer, client.link)
-        return _Look(document=link, links=[link], heading="")
+        return _Look(document=link, links=[link], heading=())
     node = client.status()
     found = node.get("configuration")
     sound = found is None or not (
         found["state"] == "errors" or found["held"] or found["main_is_last_good"]
     )
-    return _Look(document=node, links=node["links"], heading=_heading(node), sound=sound)
+    links = trouble_first(node["links"])
+    return _Look(document=node, links=links, heading=_heading(node), sound=sound)
 
 
 def _kept_links(runtime_dir: str) -> list[str]:
@@ -116,37 +158,66 @@ def _kept_links(runtime_dir: str) -> list[str]:
     return lines
 
 
-def _heading(node: NodeStatus) -> str:
-    """What is wrong on disk, who answers, and what is wrong with the node itself."""
+def _heading(node: NodeStatus) -> tuple[str, ...]:
+    """What is wrong on disk, who answers, how its links are, and what is wrong with the node."""
     found = node.get("configuration")
     lines = [] if found is None else configuration_lines(found)
-    lines += [f"{node['node']}, vpnd {node['version']}, up {duration(node['uptime_seconds'])}"]
+    lines.append(f"{node['node']}, vpnd {node['version']}, up {duration(node['uptime_seconds'])}")
+    if node["links"]:
+        lines.append(summary(node["links"]))
     for tunnel in node["tunnels"]:
         if tunnel["error"]:
             lines.append(f"tunnel {tunnel['tunnel']} has no interface: {tunnel['error']}")
     lines += [f"warning: {warning}" for warning in node["warnings"]]
-    return "".join(f"{printable(line)}\n" for line in lines)
+    return tuple(map(printable, lines))
 
 
 def _watch(client: Client, peer: str | None, seen: _Look, *, as_json: bool) -> int:
     """Shows until Ctrl-C, over restarts of the daemon; JSON is one document a line."""
     try:
-        with Wakeups(client) as wakeups:
+        with Wakeups(client) as wakeups, _resizes() as resized:
             _draw(seen, as_json=as_json)
             while True:
-                wakeups.wait(WATCH_SECONDS)
+                wakeups.wait(WATCH_SECONDS, also=resized)
+                trouble = ""
                 try:
-                    _draw(_look(client, peer), as_json=as_json)
+                    seen = _look(client, peer)
                 except DaemonUnreachable as gone:
-                    if not as_json:
-                        print(f"{printable(str(gone))}; trying again", flush=True)
+                    trouble = str(gone)
+                except Refused as refused:
+                    if refused.slug != ErrorCode.UNAVAILABLE:
+                        raise
+                    trouble = str(refused)  # it starts, or stops
+                _draw(seen, as_json=as_json, trouble=trouble)
     except KeyboardInterrupt:
         return ExitCode.DONE
 
 
-def _draw(seen: _Look, *, as_json: bool) -> None:
+@contextmanager
+def _resizes() -> Iterator[int]:
+    """A descriptor that can be read once the terminal has another size."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.signal(signal.SIGWINCH, lambda *_: None)
+    woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(woken)
+        signal.signal(signal.SIGWINCH, before)
+        os.close(reader)
+        os.close(writer)
+
+
+def _draw(seen: _Look, *, as_json: bool, trouble: str = "") -> None:
+    """One look; in `trouble` it is the last one that there was."""
+    size = terminal_size()
+    told = trouble and f"{printable(trouble)}; trying again"
     if as_json:
-        print_json_line(seen.document)
-        return
-    clear = _CLEAR if sys.stdout.isatty() else ""
-    print(f"{clear}{seen.text()}", flush=True)
+        if not trouble:
+            print_json_line(seen.document)
+    elif size is None:
+        print(told or seen.text(), flush=True)
+    else:
+        lines = seen.page(*size, trouble=told and f"{told}. Last seen:")
+        drawn = "".join(f"{line}{_REST_OF_LINE}\n" for line in lines)
+        print(f"{_HOME}{drawn}{_REST_OF_SCREEN}", end="", flush=True)

@@ -147,7 +147,8 @@ class Identity:
         if len(fields) != 3 or fields[0] != FILE_HEADER:
             raise InvalidIdentity(
                 f'not an identity file: it is one line, "{FILE_HEADER} SUITE SEED"',
-                hint="restore it from a backup, or make a new identity with `vpnctl init`",
+                hint="restore it from a backup; without one, `vpnctl id new NAME` makes another "
+                "identity, which every peer has to pin",
             )
         if fields[1] not in map(str, SUITE_NUMBERS):
             known = ", ".join(map(str, SUITE_NUMBERS))

@@ -28,6 +28,9 @@ class LinkConfig:
     wireguard_port: int
     address: Address | None = None
     prefixes: tuple[Prefix, ...] = ()
+    """What stands behind this end."""
+    allows: tuple[Prefix, ...] | None = None
+    """What it takes from the peer, which is told for comparison; None: it is not told."""
     external_mode: ExternalMode = ExternalMode.OFF
     external_at_least: int = 1
     """How many external keys `require` asks for."""

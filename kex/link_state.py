@@ -256,6 +256,7 @@ class LinkState:
             # An address that was only learnt may be a hole in a NAT that closes: not counted on
             can_start=self.config.address is not None,
             traffic=self.traffic,
+            allows=self.config.allows,
         )
 
     def owe(self, reason: StartReason, at: float) -> None:

@@ -33,7 +33,7 @@ MAX_INTERVAL = 24 * 3600
 MAX_DETAIL_LENGTH = 200
 """Bytes of a Reject's detail."""
 _ANNOUNCED = frozenset(
-    {"minor", "wg", "port", "prefixes", "mode", "interval", "starts", "tx", "rx"}
+    {"minor", "wg", "port", "prefixes", "allows", "mode", "interval", "starts", "tx", "rx"}
 )
 _P_I = _ANNOUNCED | {"keys"}
 _P_R = _ANNOUNCED | {"mixed", "suite"}
@@ -70,6 +70,8 @@ class Announcement:
     minor: int = MINOR_VERSION
     traffic: Traffic | None = None
     """None where it is not told: older versions do not, and it gives way where room is short."""
+    allows: tuple[Prefix, ...] | None = None
+    """What this end takes from the other, for comparison alone; None where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +115,15 @@ def listing(keys: tuple[ExternalKey, ...]) -> tuple[ExternalListing, ...]:
 
 
 def encode_initiator(payload: InitiatorPayload, length: int) -> bytes:
-    """P_i, `length` bytes, without the counters where they do not fit. Raises ValueError where the
-    rest does not fit either."""
+    """P_i, `length` bytes, without what this end allows, and then without the counters, where they
+    do not fit. Raises ValueError where the rest does not fit either."""
     fields = _announcement_fields(payload.announcement)
     fields["keys"] = [
         [r.source_type, r.source, r.sae, list(r.key_ids), r.bits, entry.present]
         for entry in payload.external
         for r in (entry.reference,)
     ]
-    if payload.announcement.traffic is not None and len(cbor2.dumps(fields)) + 2 > length:
-        del fields["tx"], fields["rx"]
-    return _pad(fields, length)
+    return _pad_what_fits(fields, payload.announcement, length)
 
 
 def encode_responder(payload: ResponderPayload, length: int) -> bytes:
@@ -131,7 +131,7 @@ def encode_responder(payload: ResponderPayload, length: int) -> bytes:
     fields = _announcement_fields(payload.announcement)
     fields["mixed"] = payload.mixed
     fields["suite"] = payload.suite
-    return _pad(fields, length)
+    return _pad_what_fits(fields, payload.announcement, length)
 
 
 def encode_refusal(refusal: Refusal, length: int) -> bytes:
@@ -189,32 +189,31 @@ def _failed(entries: object) -> tuple[int, ...]:
 
 
 def _announcement_fields(announcement: Announcement) -> dict[str, Any]:
-    fields: dict[str, Any] = {
+    return {
         "minor": announcement.minor,
         "wg": announcement.wireguard_key,
         "port": announcement.wireguard_port,
-        "prefixes": [[p.prefixlen, p.network_address.packed] for p in announcement.prefixes],
+        "prefixes": _prefix_list(announcement.prefixes),
         "mode": int(announcement.mode),
         "interval": announcement.interval,
         "starts": announcement.can_start,
     }
-    if announcement.traffic is not None:
-        fields["tx"], fields["rx"] = announcement.traffic.sent, announcement.traffic.received
-    return fields
+
+
+def _prefix_list(prefixes: tuple[Prefix, ...]) -> list[list[int | bytes]]:
+    return [[prefix.prefixlen, prefix.network_address.packed] for prefix in prefixes]
 
 
 def _announcement(fields: Mapping[str, Any]) -> Announcement:
     key = _typed(fields, "wg", bytes)
     if len(key) != WIREGUARD_KEY_LENGTH:
         raise PacketRejected("payload: WireGuard key")
-    prefixes = _typed(fields, "prefixes", list)
-    if len(prefixes) > MAX_PREFIXES:
-        raise PacketRejected("payload: too many prefixes")
     return Announcement(
         minor=_integer(fields, "minor", 0, MAX_MINOR_VERSION),
         wireguard_key=key,
         wireguard_port=_integer(fields, "port", 0, 65535),
-        prefixes=tuple(_prefix(entry) for entry in prefixes),
+        prefixes=_prefixes(fields, "prefixes"),
+        allows=_prefixes(fields, "allows") if "allows" in fields else None,
         mode=ExternalMode(_integer(fields, "mode", 0, max(ExternalMode))),
         interval=_integer(fields, "interval", 1, MAX_INTERVAL),
         can_start=_typed(fields, "starts", bool),
@@ -229,6 +228,13 @@ def _traffic(fields: Mapping[str, Any]) -> Traffic | None:
     return Traffic(
         sent=_integer(fields, "tx", 0, MAX_COUNT), received=_integer(fields, "rx", 0, MAX_COUNT)
     )
+
+
+def _prefixes(fields: Mapping[str, Any], name: str) -> tuple[Prefix, ...]:
+    entries = _typed(fields, name, list)
+    if len(entries) > MAX_PREFIXES:
+        raise PacketRejected("payload: too many prefixes")
+    return tuple(_prefix(entry) for entry in entries)
 
 
 def _prefix(entry: object) -> Prefix:
@@ -260,6 +266,20 @@ def _listing(entry: object) -> ExternalListing:
     except ValueError as error:
         raise PacketRejected("payload: external key") from error
     return ExternalListing(reference, present)
+
+
+def _pad_what_fits(fields: Mapping[str, Any], announcement: Announcement, length: int) -> bytes:
+    """With as much as there is room for of what the other end can do without."""
+    counters: dict[str, Any] = {}
+    if announcement.traffic is not None:
+        counters = {"tx": announcement.traffic.sent, "rx": announcement.traffic.received}
+    allows: dict[str, Any] = {}
+    if announcement.allows is not None and len(announcement.allows) <= MAX_PREFIXES:
+        allows = {"allows": _prefix_list(announcement.allows)}
+    for extras in (counters | allows, counters):
+        if len(cbor2.dumps({**fields, **extras})) + 2 <= length:
+            return _pad({**fields, **extras}, length)
+    return _pad(fields, length)
 
 
 def _pad(fields: Mapping[str, Any], length: int) -> bytes:

@@ -16,6 +16,7 @@ from tun.errors import (
     TunError,
 )
 from tun.fence import FencePut, FenceSpec, FenceUnavailable, KeptFence, delete_fence, fence_fault
+from tun.forwarding import Forwarding, forwarding
 from tun.guard import (
     GUARD_METRIC,
     guard_routes,
@@ -61,6 +62,7 @@ __all__ = [
     "FenceSpec",
     "FenceUnavailable",
     "FenceWatch",
+    "Forwarding",
     "HandshakeStamp",
     "InterfaceAddress",
     "InterfaceMissing",
@@ -89,6 +91,7 @@ __all__ = [
     "delete_fence",
     "delete_leftover",
     "fence_fault",
+    "forwarding",
     "generate_keypair",
     "guard_routes",
     "look_out",

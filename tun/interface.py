@@ -46,10 +46,13 @@ def find_link(rtnl: Rtnl, spec: TunnelSpec) -> Link | None:
             alias = f"with the alias {link.alias!r}" if link.alias else "without an alias"
             raise NotOurs(
                 f"there is an interface {spec.interface} already, {alias} instead of "
-                f"{spec.alias!r}: choose another name for the tunnel's, or delete it"
+                f"{spec.alias!r}: choose another name for the tunnel's"
             )
         if link.kind not in BACKENDS:
-            raise NotOurs(f"the interface {spec.interface} is not a WireGuard one: delete it")
+            raise NotOurs(
+                f"the interface {spec.interface} is not a WireGuard one: choose another name for "
+                "the tunnel's"
+            )
     others = {other.index: other for other in rtnl.links() if other.name != spec.interface}
     wanted = {address.ip for address in spec.addresses if not address.ip.is_link_local}
     for found in rtnl.addresses():

@@ -107,6 +107,10 @@ class Netlink:
 
         return await trio.to_thread.run_sync(run, limiter=self._limiter)
 
+    async def run_on_socket(self, work: Callable[[socket.socket | None], _T]) -> _T:
+        """Run `work` in a worker thread with the prepared socket of this namespace; None: here."""
+        return await trio.to_thread.run_sync(work, self._route, limiter=self._limiter)
+
     async def generic_socket(self) -> socket.socket:
         """A new socket for generic netlink. Raises InterfaceMissing where the name of the
         namespace is another one's by now, TunError, OSError."""

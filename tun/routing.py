@@ -160,7 +160,7 @@ def _refusal(error: OSError, route: Route) -> TunError:
         return NotOurs(
             f"table {route.table} has a route {route.prefix} with metric {route.metric} that "
             f"vpnd did not make (see `ip route show {route.prefix} table {route.table}`): "
-            "delete it, or choose another table or metric for the tunnel"
+            "choose another table or metric for the tunnel"
         )
     no_ipv6 = (errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL)
     if route.prefix.version == 6 and error.errno in no_ipv6:

@@ -33,6 +33,7 @@ __all__ = [
     "Route",
     "Rtnl",
     "Way",
+    "borrowed",
     "default_metric",
     "open_rtnl",
     "prepare_rtnl",
@@ -88,6 +89,11 @@ def prepare_rtnl(standing: socket.socket) -> None:
     """Make a socket that somebody else opened fit for `open_rtnl`. Raises OSError."""
     standing.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
     standing.bind((0, 0))
+
+
+def borrowed(standing: socket.socket) -> socket.socket:
+    """A copy of a prepared socket, to be closed by who asked; nothing waits to be read from it."""
+    return _Borrowed(standing)
 
 
 class _Borrowed(socket.socket):

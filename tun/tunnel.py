@@ -21,6 +21,7 @@ from tun.errors import (
     TunError,
 )
 from tun.fence import FencePut, FenceSpec, KeptFence
+from tun.forwarding import Forwarding, look_at_forwarding
 from tun.guard import remove_guard_routes, set_guard_routes
 from tun.interface import (
     BACKENDS,
@@ -342,6 +343,18 @@ class Tunnel:
         """`look_out` in the namespace that is held. Raises InterfaceMissing, TunError, OSError."""
         self._netlink.require_name()
         return await look_out(lookouts, self._netlink)
+
+    async def forwarding(self, behind: Iterable[Prefix]) -> Forwarding:
+        """What keeps packets between the interface and these prefixes from being forwarded.
+
+        Where the interface is part of a VRF, the interfaces behind are not looked for. Raises
+        TunError, OSError.
+        """
+        name = self.spec.interface
+        prefixes = tuple(behind) if self.spec.vrf is None else ()
+        return await self._netlink.run_on_socket(
+            lambda standing: look_at_forwarding(standing, name, prefixes)
+        )
 
     async def delete(self) -> None:
         """Remove the interface, and with it its routes and its wireguard-go process.

@@ -124,6 +124,8 @@ class IdentityInfo(TypedDict):
     """The fingerprint's text form, `vpnd1…`."""
     name: NotRequired[str]
     """What it is called here; the first of several is the one in use."""
+    in_use: NotRequired[bool]
+    """Whether own exchanges use it, unless a peer's file names another one (`local_identity`)."""
 
 
 class KeyInfo(TypedDict):
@@ -133,6 +135,15 @@ class KeyInfo(TypedDict):
     """RFC 3339, UTC."""
     in_force_since: str | None
     age_seconds: float
+
+
+class KeysAlive(TypedDict):
+    """Keys of which it is not known which one WireGuard's session was made with."""
+
+    key_ids: list[str]
+    """The oldest first."""
+    until: str | None
+    """RFC 3339, UTC: when such a session is dead at the latest; null: the next exchange decides."""
 
 
 class WireGuardInfo(TypedDict):
@@ -218,6 +229,8 @@ class LinkStatus(TypedDict):
     role: NotRequired[str]
     """In the last exchange: initiator or responder."""
     key_in_force: KeyInfo | None
+    """Null where there is none, and where it is not known which one is: see `keys_alive`."""
+    keys_alive: NotRequired[KeysAlive | None]
     key_installed: KeyInfo | None
     next_renewal_seconds: float | None
     expires_seconds: float | None

@@ -92,6 +92,8 @@ class Config:
     """Of the peers' files, as they were read."""
     folder: int = field(default=0, compare=False)
     """Inode of the folder of the peers; 0 where there is none."""
+    unread: tuple[Path, ...] = field(default=(), compare=False)
+    """Files and folders that this user may not read: nothing is known of them."""
 
     @property
     def own(self) -> tuple[Fingerprint, ...]:
@@ -106,7 +108,7 @@ class Config:
         """The same with one more peer; ConfigErrors with all that speaks against it."""
         source = Source(None)
         if request.name in self.peers:
-            hint = f"remove it first, or edit {self.peers[request.name].file}"
+            hint = f"`vpnctl peer set {request.name}` changes it; another peer needs another name"
             raise ConfigErrors(
                 [source.problem(("name",), f"there is a peer {request.name} already", hint)]
             )
@@ -266,6 +268,7 @@ class Loader:
         self.of_folder: list[ConfigProblem] = []
         """Why the peers' folder cannot be believed or read, or what is gone from it."""
         self.digests: dict[str, str] = {}
+        self.unread: list[Path] = []
         self.folder = 0
         self._before = before
         if main is None:
@@ -326,6 +329,7 @@ class Loader:
                 {name: self.digests[name] for name in parts.draft.peers if name in self.digests}
             ),
             folder=self.folder,
+            unread=tuple(dict.fromkeys(self.unread)),
         )
 
     def _node(self) -> NodeConfig | None:
@@ -390,6 +394,8 @@ class Loader:
         for name, config in key_sources.items():
             for key, fault in file_faults(config):
                 # `vpnctl check` by an ordinary user: he cannot know, and the daemon will look
+                if isinstance(fault, FileUnreadable):
+                    self.unread.append(fault.path)
                 at: Location = ("key_sources", name, key)
                 problem = self.main.problem(at, f"{fault.path} {fault.reason}", fault.hint)
                 if isinstance(fault, (FileUnreadable, FileNoted)):
@@ -522,6 +528,8 @@ class Loader:
             # `vpnctl check` by an ordinary user: he cannot know, and the daemon will look
             target = self.notes if isinstance(fault, FileUnreadable) else self.problems
             target.append(fault_problem(fault))
+            if isinstance(fault, FileUnreadable):
+                self.unread.append(fault.path)
         return {name: identity.fingerprint for name, identity in stored.identities.items()}
 
     def _valid(

@@ -5,15 +5,16 @@ Nothing of it is an error of the configuration: it may be another one tomorrow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import trio
 
-from tun import Lookout, Prefix, TunError, fence_fault, look_out
+from tun import Lookout, Prefix, TunError, fence_fault, forwarding, look_out
 from vpnd.config_errors import ConfigProblem
 from vpnd.config_model import PeerConfig, TunnelConfig, protected_within
 from vpnd.config_source import Source
+from vpnd.forwarding import families_forwarded, hint_for, not_forwarded
 
 if TYPE_CHECKING:
     from vpnd.config import Config
@@ -80,7 +81,28 @@ def notes_on_host(config: Config) -> list[ConfigProblem]:
 
     Of tunnels in another namespace nothing is said: the daemon does, once it is in there.
     """
-    return trio.run(_notes, config)
+    return [*trio.run(_notes, config), *_notes_on_forwarding(config)]
+
+
+def _notes_on_forwarding(config: Config) -> Iterator[ConfigProblem]:
+    """Whether this host forwards what the tunnels are to carry for others."""
+    main = Source(config.path)
+    for tunnel in config.tunnels.values():
+        peers = (peer for peer in config.peers.values() if peer.tunnel == tunnel.name)
+        families = families_forwarded(tunnel, peers)
+        if not families:
+            continue
+        at = ("tunnels", tunnel.name)
+        behind = () if tunnel.vrf is not None else tunnel.announce
+        try:
+            found = forwarding(tunnel.netns, tunnel.interface, behind)
+        except (TunError, OSError) as unknown:
+            reason = f"whether this host forwards is not known: {unknown}"
+            yield main.problem(at, reason, "vpnctl status tells, once the tunnel is up")
+            continue
+        hint = hint_for((*found.ipv4_off, *found.ipv6_off))
+        for text in not_forwarded(tunnel, families, found):
+            yield main.problem(at, text, hint)
 
 
 async def _notes(config: Config) -> list[ConfigProblem]:

@@ -47,6 +47,11 @@ class CheckedFile:
     fault: FileFault | None
 
 
+def current_user() -> str:
+    """Who runs this program: `nobody (uid 65534)`."""
+    return _user(os.geteuid())
+
+
 def trusted_uids() -> frozenset[int]:
     """Root, the user who runs this program, and the packaged daemon's user."""
     trusted = {0, os.geteuid()}
@@ -171,7 +176,9 @@ def _as_fault(path: Path, error: OSError | ValueError) -> FileFault:
         return FileMissing(path, "does not exist")
     if isinstance(error, PermissionError):
         return FileUnreadable(
-            path, "may not be read by this user", "run the command as root or as the daemon's user"
+            path,
+            f"cannot be read as {current_user()}",
+            "run the command as root or as the daemon's user",
         )
     if isinstance(error, OSError):
         return FileFault(path, f"cannot be read: {error.strerror or 'unknown error'}")

@@ -42,6 +42,19 @@ class KeyInForce:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class EitherKey:
+    """Keys of which nobody here knows which one the sessions that are alive were made with."""
+
+    key_ids: tuple[str, ...]
+    """The oldest first."""
+    until: float | None
+    """When the last of these sessions is dead, on the boot clock; None where that is not known."""
+
+    def alive(self, now: float) -> bool:
+        return len(self.key_ids) > 1 and (self.until is None or now < self.until)
+
+
 @dataclass(slots=True)
 class HandshakeWatch:
     """One peer's handshakes, as successive dumps show them."""
@@ -54,6 +67,8 @@ class HandshakeWatch:
     in_force: KeyInForce | None = None
     older: WatchedKey | None = None
     """The key that the waiting one replaced before it was seen in force."""
+    either: EitherKey | None = None
+    """After a handshake that was made right after a key was replaced: with either of the two."""
     doubtful: bool = False
     """A key may have been set or not: the next handshake is made with nobody knows which."""
     watched_since: float | None = None
@@ -74,9 +89,13 @@ class HandshakeWatch:
         waiting: WatchedKey | None,
         in_force: KeyInForce | None,
         doubtful: bool,
+        either: EitherKey | None = None,
+        pending_id: str = "",
     ) -> None:
-        """Take over what an earlier run knew, and what is on the interface now."""
+        """Take over what an earlier run knew, and what is on the interface now. `pending_id` is of
+        a key that may have been set or not."""
         self.reset()
+        self.either = either
         self.stamp, self.rx_bytes, self.watched_since = stamp, rx_bytes, now
         self.waiting, self.in_force, self.doubtful = waiting, in_force, doubtful
         if stamp is not None:
@@ -92,10 +111,12 @@ class HandshakeWatch:
             )
             if late and not doubtful:
                 self.in_force = KeyInForce(waiting.key_id, waiting.installed_at, now)
-                self.waiting = None
+                self.waiting = self.either = None
             else:
-                self.doubt()
+                self.doubt(pending_id)
                 self.in_force = None
+        elif doubtful:
+            self.doubt(pending_id)
 
     def installed(
         self, key_id: str, stamp_before: HandshakeStamp | None, now: float, *, replaces: bool
@@ -109,9 +130,21 @@ class HandshakeWatch:
         self.older = self.waiting if replaces and self.in_force is None else None
         self.waiting = WatchedKey(key_id, now, stamp_before, replaces)
 
-    def doubt(self) -> None:
-        """A PSK may have been set or not."""
+    def doubt(self, key_id: str = "") -> None:
+        """A PSK, of this key where that is known, may have been set or not."""
+        self.either = EitherKey(self._possible(key_id), None)
         self.waiting, self.doubtful = None, True
+
+    def _possible(self, newest: str) -> tuple[str, ...]:
+        """The keys that sessions may have been made with, up to this one."""
+        known = () if self.either is None else self.either.key_ids
+        keys = (self.in_force, self.older, self.waiting)
+        ids = (*known, *(key.key_id for key in keys if key is not None), newest)
+        return tuple(dict.fromkeys(filter(None, ids)))
+
+    def undecided(self, now: float) -> EitherKey | None:
+        """The keys that sessions alive now may have been made with, where they are several."""
+        return self.either if self.either is not None and self.either.alive(now) else None
 
     def observe(
         self, stamp: HandshakeStamp | None, rx_bytes: int, tx_bytes: int, now: float
@@ -142,13 +175,19 @@ class HandshakeWatch:
         if key.replaces and now < key.installed_at + OLD_KEY_MARGIN:
             # May have been made with the key before: only a later one counts. Of two keys that
             # nobody has seen in force yet, it is at least the older one
+            before = self.older or self.in_force
             if self.older is not None:
                 self.in_force = KeyInForce(self.older.key_id, self.older.installed_at, now)
                 self.older = None
+            known = [] if before is None else [before.key_id]
+            if self.either is not None and self.either.alive(now):
+                known = [*self.either.key_ids]
+            ids = tuple(dict.fromkeys([*known, key.key_id]))
+            self.either = EitherKey(ids, now + SESSION_DEAD) if known else None
             self.waiting = WatchedKey(key.key_id, key.installed_at, self.stamp, key.replaces)
             return
         self.in_force = KeyInForce(key.key_id, key.installed_at, now)
-        self.waiting, self.doubtful = None, False
+        self.waiting, self.doubtful, self.either = None, False, None
 
     @property
     def newest(self) -> WatchedKey | KeyInForce | None:
@@ -193,6 +232,6 @@ class HandshakeWatch:
     def reset(self) -> None:
         """The peer is gone from the interface."""
         self.stamp = self.session_at = self.waiting = self.in_force = self.tx_when_due = None
-        self.watched_since = self.older = None
+        self.watched_since = self.older = self.either = None
         self.doubtful = self.suspect = False
         self.rx_bytes = self.tx_bytes = 0

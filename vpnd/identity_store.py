@@ -28,6 +28,7 @@ from vpnd.config_fields import name as parse_name
 from vpnd.file_trust import (
     FileFault,
     FileMissing,
+    FileUnreadable,
     folder_fault,
     folder_files,
     read_public,
@@ -128,7 +129,9 @@ def identity_in_use(state_dir: Path) -> str | None:
 def use_identity(state_dir: Path, name: str) -> None:
     """Let an identity come first from the next start or reload on. FileFault where there is none
     of that name, or where it cannot be written."""
-    if name not in load_identities(state_dir).identities:
+    stored = load_identities(state_dir)
+    _raise_unreadable(stored)
+    if name not in stored.identities:
         raise FileFault(
             identity_path(state_dir, name),
             "there is no such identity, or it cannot be read",
@@ -141,13 +144,22 @@ def use_identity(state_dir: Path, name: str) -> None:
 
 def remove_identity(state_dir: Path, name: str) -> None:
     """Remove an identity for good. FileFault for the one in use, and on failure."""
-    stored = load_identities(state_dir).identities
+    found = load_identities(state_dir)
+    _raise_unreadable(found)
+    stored = found.identities
     path = identity_path(state_dir, name)
     if name not in stored:
         raise FileFault(path, "there is no such identity", "`vpnctl id` names those that there are")
     if name == next(iter(stored)):
         raise FileFault(path, "is the identity in use", "vpnctl id use NAME, with another one")
     remove_durably(path)
+
+
+def _raise_unreadable(stored: StoredIdentities) -> None:
+    """Where this user may not look, nothing can be said of what is there."""
+    for fault in stored.faults:
+        if isinstance(fault, FileUnreadable):
+            raise fault
 
 
 def _use_path(state_dir: Path) -> Path:

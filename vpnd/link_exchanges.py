@@ -158,6 +158,7 @@ class LinkExchanges:
             wireguard_port=self._tunnel.config.listen_port,
             address=address,
             prefixes=self._tunnel.config.announced,
+            allows=peer.allowed_ips,
             external_mode=self._external.mode_of(peer),
             external_at_least=peer.external_keys.minimum,
             interval=peer.rekey_interval,

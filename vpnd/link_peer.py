@@ -17,6 +17,7 @@ from vpnd.file_trust import FileFault
 from vpnd.handshake import (
     ANSWER_MARGIN,
     SESSION_RENEWS,
+    EitherKey,
     HandshakeWatch,
     KeyInForce,
     WatchedKey,
@@ -178,6 +179,8 @@ class WireGuardPeer:
             waiting=None if taken_up or record.pending_key_id else waiting,
             in_force=in_force,
             doubtful=bool(record.pending_key_id),
+            either=_either_of(record),
+            pending_id=record.pending_key_id or record.key_id,
         )
         self.flow.observe(status.tx_bytes, status.rx_bytes, boottime())
         return record
@@ -226,7 +229,7 @@ class WireGuardPeer:
             before = await self._tunnel.install(spec, instead_of=self.public_key)
         except BaseException:
             # Nobody knows whether it was set
-            self.watch.doubt()
+            self.watch.doubt(event.key_id)
             self._psk_mark = None
             if self._record is not None:
                 self._record = replace(self._record, pending_key_id=event.key_id)
@@ -330,6 +333,8 @@ class WireGuardPeer:
             in_force_key_id="" if watch.in_force is None else watch.in_force.key_id,
             in_force_installed_at=0.0 if watch.in_force is None else watch.in_force.installed_at,
             in_force_since=0.0 if watch.in_force is None else watch.in_force.since,
+            either_key_ids=_either_text(watch.either),
+            either_until=_either_until(watch.either),
         )
 
     def _remember_pending(self, event: KeyEstablished, now: float) -> None:
@@ -346,6 +351,8 @@ class WireGuardPeer:
                 in_force_key_id="",
                 in_force_since=0.0,
                 in_force_installed_at=0.0,
+                either_key_ids="",
+                either_until=0.0,
             )
         else:
             fresh = replace(self._record, pending_key_id=event.key_id)
@@ -365,6 +372,8 @@ class WireGuardPeer:
             in_force_key_id="" if in_force is None else in_force.key_id,
             in_force_installed_at=0.0 if in_force is None else in_force.installed_at,
             in_force_since=0.0 if in_force is None else in_force.since,
+            either_key_ids=_either_text(self.watch.either),
+            either_until=_either_until(self.watch.either),
         )
         self._store(self._record)
 
@@ -468,3 +477,16 @@ class WireGuardPeer:
             self._records.forget(self._peer.name)
         except FileFault as fault:
             self._not_written(fault)
+
+
+def _either_text(either: EitherKey | None) -> str:
+    return "" if either is None or either.until is None else " ".join(either.key_ids)
+
+
+def _either_until(either: EitherKey | None) -> float:
+    return 0.0 if either is None or either.until is None else either.until
+
+
+def _either_of(record: LinkRecord) -> EitherKey | None:
+    ids = tuple(record.either_key_ids.split())
+    return EitherKey(ids, record.either_until) if ids else None

@@ -45,6 +45,10 @@ class LinkRecord:
     """0 while no key was seen in force."""
     pending_key_id: str = ""
     """A key that is about to be set: after a crash nobody knows whether it was."""
+    either_key_ids: str = ""
+    """Keys, with blanks between, of which nobody knows which one the session was made with."""
+    either_until: float = 0.0
+    """Until when that session lives at the most."""
 
 
 _TYPES: Final = {

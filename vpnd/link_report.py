@@ -20,6 +20,7 @@ from kex.events import (
     WireGuardKeyYielded,
 )
 from kex.identity import Fingerprint
+from kex.payload import Announcement
 from vpnd.api import LinkState
 from vpnd.clock import boottime, wall
 from vpnd.config_model import PeerConfig
@@ -29,6 +30,7 @@ from vpnd.link_exchanges import LinkExchanges
 from vpnd.link_external import LinkExternal
 from vpnd.link_judge import Facts, flow_of, judge
 from vpnd.link_peer import WireGuardPeer
+from vpnd.prefixes_differ import differences as prefix_differences
 from vpnd.tunnels import ManagedTunnel
 
 LIFETIME_OVER: Final = "the key's lifetime is over, and no exchange gave a new one"
@@ -84,6 +86,9 @@ class LinkReport:
         """The bug of ours that has stopped the link's task, if one has."""
         self.problem: Problem | None = None
         self.warnings: tuple[str, ...] = ()
+        self._said: Announcement | None = None
+        """What the peer said of itself in the exchange that gave the last key."""
+        self._prefixes_differ: tuple[str, ...] = ()
         self.state = LinkState.DOWN
         self.reason = "starting"
         self.since_wall = wall()
@@ -101,7 +106,10 @@ class LinkReport:
         where = (peer.endpoint, peer.wireguard_endpoint)
         if where != (before.endpoint, before.wireguard_endpoint):
             self._waiting_reason = ""
-        self.warnings = tuple(warning for warning in self.warnings if warning != OTHER_IDENTITY)
+        gone = (OTHER_IDENTITY, *self._prefixes_differ)
+        self._prefixes_differ = self._prefix_differences()
+        others = (warning for warning in self.warnings if warning not in gone)
+        self._warn((*self._prefixes_differ, *others))
 
     # ---- exchanges
 
@@ -199,16 +207,24 @@ class LinkReport:
         """A key is on the interface. What the two ends say differently is warned of; none of it
         stops the link."""
         self.last = LastExchange(event.role, event.suite, event.peer_identity)
-        self._warn(tuple(self._differences(event)))
+        self._said = event.peer
+        self._prefixes_differ = self._prefix_differences()
+        self._warn((*self._prefixes_differ, *self._differences(event)))
+
+    def _prefix_differences(self) -> tuple[str, ...]:
+        if self._said is None:
+            return ()
+        config = self._tunnel.config
+        return tuple(
+            prefix_differences(
+                self._said,
+                announced=config.announced,
+                allowed=self._peer.allowed_ips,
+                routed=config.routes != "none",
+            )
+        )
 
     def _differences(self, event: KeyEstablished) -> Iterable[str]:
-        for prefix in event.peer.prefixes:
-            inside = (
-                prefix.version == own.version and prefix.subnet_of(own)  # type: ignore[arg-type]  # the same version
-                for own in self._peer.allowed_ips
-            )
-            if not any(inside):
-                yield f"the peer announces {prefix}, which is not in allowed_ips here"
         differ = modes_differ(self._external.mode_of(self._peer), event.peer.mode)
         if differ:
             yield differ

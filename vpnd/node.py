@@ -44,6 +44,7 @@ from vpnd.event_feed import EventFeed, Subscription
 from vpnd.external_record import ExternalRecords
 from vpnd.fallback import NotExtensible
 from vpnd.file_trust import FileFault
+from vpnd.forwarding_watch import ForwardingWatch
 from vpnd.guards import Guards
 from vpnd.identity_store import PeerKeyCache, load_identities, system_suite
 from vpnd.journal import DROPPED, Journal
@@ -126,6 +127,7 @@ class Node:
         self.sources = KeySources(config.key_sources, SourceJournal(journal))
         self._peer_keys = PeerKeyCache(config.node.state_dir, warn=self._warn)
         self.engine = Engine(self._endpoint(), transport, journal)
+        self._forwarding = ForwardingWatch(journal)
         self._leftovers = Leftovers(config, self._records, journal)
         self.tunnels: dict[str, ManagedTunnel] = {}
         self.links: dict[str, ManagedLink] = {}
@@ -135,7 +137,9 @@ class Node:
             tunnels=self.tunnels,
             links=lambda: [(link.peer, link.tunnel) for link in self.links.values()],
         )
-        self._upkeep = Upkeep(self.guards, self.tunnels, self.unchanging, journal)
+        self._upkeep = Upkeep(
+            self.guards, self.tunnels, self.unchanging, self.look_at_forwarding, journal
+        )
         self._paths = PathWatch(self.guards, self.tunnels, self.links, journal)
         for tunnel in config.tunnels.values():
             self.make_tunnel(tunnel)
@@ -379,9 +383,14 @@ class Node:
 
     # ---- control
 
+    async def look_at_forwarding(self) -> None:
+        """Whether hosts behind this node can use its tunnels."""
+        await self._forwarding.look(self.config, self.tunnels)
+
     async def status(self) -> NodeStatus:
         for tunnel in tuple(self.tunnels.values()):
             await self._refresh(tunnel)
+        await self.look_at_forwarding()
         endpoint = self.engine.endpoint.statistics()
         links: list[LinkStatus] = []
         for link in tuple(self.links.values()):
@@ -401,8 +410,13 @@ class Node:
             node=self.config.node.name,
             version=version("vpnd"),
             identities=[
-                IdentityInfo(suite=own.fingerprint.suite, text=own.fingerprint.text(), name=name)
-                for name, own in self.identities.items()
+                IdentityInfo(
+                    suite=own.fingerprint.suite,
+                    text=own.fingerprint.text(),
+                    name=name,
+                    in_use=index == 0,
+                )
+                for index, (name, own) in enumerate(self.identities.items())
             ],
             pid=os.getpid(),
             uptime_seconds=round(boottime() - self._started_at, 1),
@@ -420,6 +434,7 @@ class Node:
                 *self._transport.problems(),
                 *self.guards.warnings,
                 *self._paths.warnings,
+                *self._forwarding.warnings,
                 *source_warnings(self.sources.statuses()),
                 *filter(None, [self._last_good_fault]),
             ],
@@ -432,7 +447,7 @@ class Node:
             return
         with trio.move_on_after(LOOK_SECONDS):
             try:
-                await tunnel.dumps.refresh()
+                await tunnel.dumps.refresh_for_status()
             except BackendErrors:
                 return  # the tunnel's own task meets it, too, and deals with it
 
@@ -465,7 +480,8 @@ class Node:
                 raise ControlError(
                     ErrorCode.PEER_EXISTS,
                     f"there is a peer {request.name} already",
-                    f"`vpnctl peer remove {request.name}` first, or choose another name",
+                    f"`vpnctl peer set {request.name}` changes it while its link runs; another "
+                    "peer needs another name",
                 )
             held = self.config.held.get(request.name)
             if held is not None:

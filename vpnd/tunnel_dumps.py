@@ -72,6 +72,16 @@ class TunnelDumps:
         self._pause = min(pause * SLOWER_EACH_TIME, WHEN_AWAITED)
         return pause
 
+    async def refresh_for_status(self) -> None:
+        """Have a dump that is fresh enough for who asks. Raises TunError.
+
+        Where a key waits for its handshake, one of a second ago may name a key that is in force no
+        longer, beside the far end's status that names the newer one.
+        """
+        awaited = any(user.awaits_handshake() for user in self._users)
+        few = len(self._users) <= MANY_PEERS
+        await self.refresh(at_most=0.0 if awaited and few else FRESH_SECONDS)
+
     async def refresh(self, *, at_most: float = FRESH_SECONDS) -> None:
         """Have a dump that is not older than `at_most` seconds. Raises TunError."""
         async with self._reading:

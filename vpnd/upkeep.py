@@ -45,9 +45,11 @@ class Upkeep:
         guards: Guards,
         tunnels: Mapping[str, ManagedTunnel],
         unchanging: Callable[[], AbstractAsyncContextManager[object]],
+        look_at_forwarding: Callable[[], Awaitable[None]],
         journal: Journal,
     ) -> None:
         """Within `unchanging` no peer comes, goes or changes."""
+        self._look_at_forwarding = look_at_forwarding
         self._guards = guards
         self._tunnels = tunnels
         self._unchanging = unchanging
@@ -108,6 +110,7 @@ class Upkeep:
             await self._guards.check()
         for tunnel in tuple(self._tunnels.values()):
             await tunnel.restore()
+        await self._look_at_forwarding()
 
     async def _surviving(self, task: Callable[[], Awaitable[None]]) -> None:
         try:

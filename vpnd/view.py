@@ -12,6 +12,7 @@ from vpnd.api import (
     ExternalKeysInfo,
     HeldPeerInfo,
     KeyInfo,
+    KeysAlive,
     LastError,
     LinkState,
     LinkStatus,
@@ -34,6 +35,7 @@ def link_status(link: ManagedLink, counters: dict[str, int]) -> LinkStatus:
     watch = link.wireguard.watch
     report, exchange = link.report, link.exchanges.state
     last = report.last
+    either = watch.undecided(now)
     status = LinkStatus(
         schema=SCHEMA,
         peer=link.name,
@@ -44,7 +46,14 @@ def link_status(link: ManagedLink, counters: dict[str, int]) -> LinkStatus:
         identity=(link.peer.identity[0] if last is None else last.identity).text(),
         suite=link.peer.identity[0].suite if last is None else last.suite,
         tunnel=link.tunnel.name,
-        key_in_force=_in_force(watch.in_force, now),
+        # Also once those sessions are dead: what was in force before them is not any more
+        key_in_force=_in_force(watch.in_force, now) if watch.either is None else None,
+        keys_alive=None
+        if either is None
+        else KeysAlive(
+            key_ids=list(either.key_ids),
+            until=None if either.until is None else rfc3339(wall_of(either.until)),
+        ),
         key_installed=_installed(watch.newest, watch.in_force, now),
         next_renewal_seconds=_seconds_until(_next_exchange(exchange), now),
         expires_seconds=_seconds_until(link.wireguard.expires_at, now),

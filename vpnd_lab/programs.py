@@ -18,6 +18,8 @@ from vpnd_lab.plan import Address, Network, SitePlan, SiteTunnel
 # As a daemon in a site sees them; from outside they are in the site's folder.
 RUNTIME_DIR = "/run/vpnd"
 CONTROL_SOCKET = f"{RUNTIME_DIR}/control.sock"
+MAX_ANNOUNCED = 16
+"""Prefixes that a site can tell its peers of."""
 
 
 def program(name: str) -> str:
@@ -58,20 +60,28 @@ def init_arguments(site: SitePlan, *, state_dir: Path, suite: int = 1) -> list[s
         *(word for address in tunnel.addresses for word in ("--address", str(address))),
         *("--wg-port", str(tunnel.listen_port)),
         *("--backend", tunnel.backend),
+        *(word for prefix in _behind(site, tunnel) for word in ("--behind", str(prefix))),
         *("--state-dir", str(state_dir)),
         *("--runtime-dir", RUNTIME_DIR),
     ]
 
 
-def tunnel_table(tunnel: SiteTunnel) -> str:
+def _behind(site: SitePlan, tunnel: SiteTunnel) -> tuple[Network, ...]:
+    """What a site announces beside its addresses: its lan, as far as an exchange has room."""
+    return site.lan[: MAX_ANNOUNCED - len(tunnel.addresses)]
+
+
+def tunnel_table(site: SitePlan, tunnel: SiteTunnel) -> str:
     """A further tunnel, as vpnd.toml has it: `init` writes one."""
     addresses = ", ".join(json.dumps(str(address)) for address in tunnel.addresses)
+    behind = ", ".join(json.dumps(str(prefix)) for prefix in _behind(site, tunnel))
     return (
         f"\n[tunnels.{tunnel.name}]\n"
         f"interface = {json.dumps(tunnel.interface)}\n"
         f"listen_port = {tunnel.listen_port}\n"
         f"addresses = [{addresses}]\n"
         f"backend = {json.dumps(tunnel.backend)}\n"
+        f"announce = [{behind}]\n"
     )
 
 

@@ -103,7 +103,7 @@ class Site(Node):
         self._identity = programs.identity_of(await self.vpnctl(*arguments))
         if further := self.plan.tunnels[1:]:
             with self.config_path.open("a", encoding="utf-8") as file:
-                file.writelines(programs.tunnel_table(tunnel) for tunnel in further)
+                file.writelines(programs.tunnel_table(self.plan, tunnel) for tunnel in further)
         if self.plan.sources:
             with self.config_path.open("a", encoding="utf-8") as file:
                 file.write(key_sources(self.name, self.folder, self._plan))

@@ -116,7 +116,7 @@ class LabState:
             hint = "see `vpnctl lab status`"
             raise LabError(f"there is no lab {folder.name}", hint=hint) from None
         except (ValueError, KeyError, TypeError) as error:
-            hint = f"damaged, or of another program: remove {folder} once nothing of it runs"
+            hint = f"damaged, or of another program: look into {folder} before you remove it"
             raise LabError(f"{path} is not a lab's state file: {error!r}", hint=hint) from error
 
 

@@ -219,10 +219,11 @@ TAKES_A_MESSAGE: dict[str, dict[str, dict[str, int]]] = {
 one: by the section that explains it, and by file."""
 TELL_REASONS = (
     "kex/answering.py", "kex/claims.py", "kex/initiating.py", "kex/link_state.py",
-    "vpnd/ask_sources.py", "vpnd/external_policy.py", "vpnd/fallback_watch.py", "vpnd/link.py",
+    "vpnd/ask_sources.py", "vpnd/external_policy.py", "vpnd/fallback_watch.py",
+    "vpnd/forwarding.py", "vpnd/link.py",
     "vpnd/link_exchanges.py", "vpnd/link_external.py", "vpnd/link_judge.py", "vpnd/link_peer.py",
     "vpnd/link_report.py", "vpnd/listener.py", "vpnd/keysource/certificate_watch.py",
-    "vpnd/resolver.py", "vpnd/view_external.py",
+    "vpnd/prefixes_differ.py", "vpnd/resolver.py", "vpnd/view_external.py",
 )  # fmt: skip
 """Where the reasons of links and the warnings are made: every text in there is one, but for what
 is raised."""

@@ -47,7 +47,8 @@ class Ended:
     def assert_refused(self, code: int) -> None:
         """It ended with `code`, told error and hint in the agreed form, and printed no data."""
         assert self.code == code, self
-        assert self.stdout == ""
+        if self.stdout:  # where --json was among the arguments
+            assert self.document["error"]["message"]
         assert "Traceback" not in self.stderr
         lines = self.stderr.splitlines()
         assert all(line.startswith(("vpnctl: error: ", "vpnctl: hint: ")) for line in lines), lines

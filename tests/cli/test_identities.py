@@ -26,6 +26,12 @@ class Node:
         """The identities as the daemon would find them, the one in use first."""
         return list(load_config(self.vpnctl.config).identities)
 
+    def shown(self) -> list[list[str]]:
+        """The rows of `vpnctl id`: name, suite, in use, fingerprint."""
+        heads, *rows = self.vpnctl("id").stdout.splitlines()
+        assert heads.split() == ["name", "suite", "in", "use", "fingerprint"]
+        return [row.split() for row in rows]
+
 
 @pytest.fixture
 def node(vpnctl: Vpnctl) -> Node:
@@ -33,18 +39,20 @@ def node(vpnctl: Vpnctl) -> Node:
 
 
 def test_a_rotation_step_by_step(node: Node, vpnctl: Vpnctl) -> None:
-    old = vpnctl("id").stdout.strip()
+    old = vpnctl("id", "--identity", "default").stdout.strip()
     made = vpnctl("id", "new", "next", "--suite", "2")
     assert made.code == 0, made
     new = made.stdout.strip()
     assert Fingerprint.parse(new).suite == 2
     assert (node.state / "identity-next.key").stat().st_mode & 0o777 == 0o600
     assert node.names() == ["default", "next"]
-    assert vpnctl("id").stdout.split() == [old, new]
+    assert node.shown() == [["default", "1", "yes", old], ["next", "2", "no", new]]
     assert vpnctl("id", "--identity", "next").stdout.strip() == new
     assert vpnctl("id", "use", "next", "--json").document["identity"]["text"] == new
     assert node.names() == ["next", "default"]
-    assert vpnctl("id").stdout.split() == [new, old]
+    assert node.shown() == [["next", "2", "yes", new], ["default", "1", "no", old]]
+    in_use = [each["in_use"] for each in vpnctl("id", "--json").document["identities"]]
+    assert in_use == [True, False]
     refused = vpnctl("id", "remove", "next")
     refused.assert_refused(1)
     assert "in use" in refused.errors[0]

@@ -5,7 +5,9 @@ import os
 import shlex
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -75,6 +77,43 @@ def test_the_line_is_the_far_ends_whole_command(node: Node) -> None:
         "--endpoint", "[2001:db8::1]:51821",
         "--allow", "10.255.0.1/32,fd00:255::1/128",
     ]  # fmt: skip
+
+
+def test_what_is_behind_is_announced_and_stands_in_the_line(node: Node) -> None:
+    ended = node.first_init("--behind", "10.10.0.0/16,10.11.0.0/16", "--behind", "fd00:10::/48")
+    allowed = "10.255.0.1/32,10.10.0.0/16,10.11.0.0/16,fd00:10::/48"
+    assert shlex.split(ended.stdout)[-2:] == ["--allow", allowed]
+    (tunnel,) = load_config(node.config).tunnels.values()
+    assert [str(each) for each in tunnel.announce] == allowed.split(",")[1:]
+    # By the file from then on, also where it was edited
+    assert node.init().stdout == ended.stdout
+    text = node.config.read_text()
+    node.config.write_text(text.replace('"10.11.0.0/16"', '"10.12.0.0/16"'))
+    again = node.init("--behind", "10.10.0.0/16")
+    assert shlex.split(again.stdout)[-1] == allowed.replace("10.11", "10.12")
+    assert any("--behind changed nothing" in hint for hint in again.hints)
+
+
+def test_without_a_network_behind_it_the_line_says_so(node: Node) -> None:
+    assert any("--behind" in hint for hint in node.first_init().hints)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--behind", "10.10.0.1/16"),
+        ("--behind", "10.10.0.0"),
+        ("--behind", "10.10.0.0/16,,"),
+        ("--behind", ",".join(f"10.{n}.0.0/16" for n in range(16))),
+    ],
+)
+def test_networks_that_cannot_be_announced_make_no_files(
+    node: Node, flags: tuple[str, str]
+) -> None:
+    ended = node.init("--name", "fra1", "--address", "10.255.0.1/24", *flags)
+    ended.assert_refused(2)
+    assert not node.config.exists()
+    assert not node.identity.exists()
 
 
 def test_the_line_works_at_the_far_end(node: Node, daemon: FakeDaemon) -> None:
@@ -235,15 +274,16 @@ def test_root_hands_the_folders_to_the_daemons_user(node: Node) -> None:
 
 def test_id_is_read_from_disk_without_a_daemon(node: Node) -> None:
     node.first_init()
-    assert node.vpnctl("id").stdout == f"{node.fingerprint().text()}\n"
+    text = node.fingerprint().text()
+    assert node.vpnctl("id").stdout.split("\n")[1].split() == ["default", "1", "yes", text]
     assert node.vpnctl("id", "--json").document == {
         "schema": SCHEMA,
-        "identities": [{"suite": 1, "text": node.fingerprint().text(), "name": "default"}],
+        "identities": [{"suite": 1, "text": text, "name": "default", "in_use": True}],
     }
 
 
 def test_id_is_the_daemons_where_there_is_one(node: Node, daemon: FakeDaemon) -> None:
-    assert node.vpnctl("id").stdout == f"{IDENTITY}\n"
+    assert node.vpnctl("id").stdout.split("\n")[1].split() == ["–", "1", "yes", IDENTITY]
 
 
 def test_id_as_a_qr_code(node: Node) -> None:
@@ -269,6 +309,62 @@ def test_id_that_others_can_read_is_refused(node: Node) -> None:
     node.vpnctl("id").assert_refused(1)
 
 
+@pytest.fixture
+def open_home() -> Iterator[Path]:
+    """A folder that other users can look into: pytest's own are closed to them, again and again."""
+    with TemporaryDirectory(prefix="vpnctl-test-") as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield path
+
+
+def test_what_this_user_may_not_read_is_not_called_missing(open_home: Path) -> None:
+    """Run as another user, and not by root: to root every file can be read."""
+    node = Node(Vpnctl(open_home))
+    node.first_init()
+    if os.geteuid() == 0:
+        nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    else:
+        nobody = []
+        node.state.chmod(0)
+    uid = os.geteuid() if os.geteuid() else 65534
+
+    def asked(*arguments: str) -> Ended:
+        done = subprocess.run(
+            [*nobody, PROGRAM, *arguments],
+            env=node.vpnctl.environment, cwd="/", capture_output=True, encoding="utf-8",
+            check=False, timeout=60,
+        )  # fmt: skip
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    try:
+        checked = asked("check")
+        assert checked.code == 0
+        assert "no identity" not in checked.stdout
+        assert "nothing wrong in what can be read as" in checked.stdout
+        assert f"uid {uid})" in checked.stdout.splitlines()[1]
+        document = asked("check", "--json").document
+        assert document["unread"] == [str(node.state)]
+        for command in (
+            ("id",),
+            ("id", "use", "default"),
+            ("id", "remove", "x"),
+            ("id", "new", "x"),
+        ):
+            ended = asked(*command)
+            ended.assert_refused(1)
+            assert "cannot be read as" in ended.errors[0]
+            assert "there is no" not in ended.stderr
+        node.config.parent.chmod(0o700 if nobody else 0)
+        ended = asked("check")
+        ended.assert_refused(2)
+        assert "cannot be read as" in ended.errors[0]
+        assert not any("init" in hint for hint in ended.hints)
+    finally:
+        node.config.parent.chmod(0o755)
+        node.state.chmod(0o700)
+
+
 PEER = 'identity = "{}"\nallowed_ips = ["{}"]\n'
 
 
@@ -280,7 +376,8 @@ def test_check_of_a_good_configuration_shows_what_overlaps(node: Node) -> None:
     (peers / "branch.toml").write_text(PEER.format(narrow, "10.7.0.0/16"))
     ended = node.vpnctl("check")
     assert ended.code == 0, ended
-    summary, note = ended.stdout.splitlines()
+    # And whether this host forwards, which depends on the host
+    summary, note = [line for line in ended.stdout.splitlines() if "forward" not in line]
     assert summary == f"{node.config}: good; tunnels: backbone; peers: branch, hub"
     assert note.startswith("note: ")
     assert "10.7.0.0/16 lies within 10.0.0.0/8 at peer hub" in note

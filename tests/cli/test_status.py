@@ -1,9 +1,17 @@
 """`vpnctl status` and `vpnctl events` against a server that answers as the daemon does."""
 
+import fcntl
 import json
+import os
+import pty
 import re
+import select
 import signal
+import struct
 import subprocess
+import termios
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import IO, cast
@@ -11,6 +19,7 @@ from typing import IO, cast
 import pytest
 
 from cli.client import Client, Wakeups
+from cli.links import link_lines, trouble_first
 from tests.cli.conftest import PROGRAM, Vpnctl
 from tests.cli.fake_daemon import FakeDaemon, error, key, link
 from vpnd.api import SCHEMA, ConfigurationStatus, Event
@@ -29,20 +38,38 @@ def test_table_tells_state_keys_and_traffic_of_each_link(
     assert ended.code == 0
     assert ended.stderr == ""
     lines = ended.stdout.splitlines()
-    assert lines[0] == "fra1, vpnd 0.1.0, up 2 h 1 min"
-    assert re.split("  +", lines[2]) == [
+    assert lines[:3] == [
+        "fra1, vpnd 0.1.0, up 2 h 1 min", "3 links: 1 exchanging, 1 degraded, 1 active", ""
+    ]  # fmt: skip
+    assert re.split("  +", lines[3]) == [
         "peer", "state", "key id", "key age", "suite",
         "handshake", "received", "sent", "endpoint",
     ]  # fmt: skip
-    assert re.split("  +", lines[3]) == [
+    assert re.split("  +", lines[4])[:4] == ["lon1", "exchanging", "–", "–"]
+    assert re.split("  +", lines[6]) == [
         "ams1", "active", "0badc0de → feedbeef", "1 min 1 s", "1",
         "12 s ago", "2.0 KiB", "1.5 KiB", "192.0.2.7:51820",
     ]  # fmt: skip
-    assert re.split("  +", lines[5])[:4] == ["lon1", "exchanging", "–", "–"]
     assert not [line for line in lines if line.startswith("ams1 active")]
     assert re.search(
         r"^lon1 exchanging for \d+ d \d+ h: the reason for exchanging$", ended.stdout, re.M
     )
+
+
+def test_keys_of_which_one_is_in_force_are_named(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    either = {"key_ids": ["0badc0de", "feedbeef"], "until": "2020-01-02T03:04:05Z"}
+    newest = key("feedbeef", 3.0, in_force=False)
+    daemon.links = [link("ams1", key_in_force=None, key_installed=newest, keys_alive=either)]
+    shown = vpnctl("status").stdout
+    assert re.search(r"^ams1 +active +0badc0de or feedbeef  3 s ", shown, re.M)
+    assert (
+        "\nams1 sessions of 2 keys may be alive until 03:04:05 UTC: 0badc0de, feedbeef\n" in shown
+    )
+    daemon.links[0]["key_installed"] = key("cafecafe", 3.0, in_force=False)
+    daemon.links[0]["keys_alive"] = {"key_ids": either["key_ids"], "until": None}  # type: ignore[typeddict-item]
+    shown = vpnctl("status", "ams1").stdout
+    assert "0badc0de or feedbeef → cafecafe" in shown
+    assert "may be alive up to the next exchange" in shown
 
 
 def test_table_in_a_pipe_has_no_colours_and_a_line_for_each_link(
@@ -76,17 +103,155 @@ def on_a_terminal(vpnctl: Vpnctl, columns: int, *arguments: str) -> str:
     return done.stdout.replace("\r\n", "\n")
 
 
-def test_a_terminal_gets_colours_and_a_narrow_one_blocks(
-    vpnctl: Vpnctl, daemon: FakeDaemon
-) -> None:
+def test_a_terminal_gets_colours(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
     daemon.links = [link("ams1"), link("par1", "degraded")]
     wide = on_a_terminal(vpnctl, 200, "status")
     assert re.search(r"^ams1 .*\x1b\[32mactive.*192\.0\.2\.7:51820", wide, re.M)
-    narrow = on_a_terminal(vpnctl, 60, "status")
-    assert re.search(r"^peer +par1\nstate +degraded\nkey id +0badc0de\n", narrow, re.M)
-    assert max(map(len, narrow.splitlines())) <= 60
     vpnctl.environment["NO_COLOR"] = "1"
     assert "\x1b" not in on_a_terminal(vpnctl, 200, "status")
+
+
+@pytest.mark.parametrize("columns", [100, 80, 60, 40, 20])
+def test_a_narrow_terminal_gets_fewer_columns_and_a_line_for_each_link(
+    vpnctl: Vpnctl, daemon: FakeDaemon, columns: int
+) -> None:
+    renewed = link("par1", key_installed=key("feedbeef", 3.0, in_force=False), adopted=True)
+    daemon.links = [link("a-rather-long-name-of-a-gateway"), renewed]
+    vpnctl.environment["NO_COLOR"] = "1"
+    heading, table = on_a_terminal(vpnctl, columns, "status").split("\n\n")
+    assert heading.splitlines()[1] == "2 links: 2 active"
+    heads, *rows = table.splitlines()
+    assert max(map(len, (heads, *rows))) <= columns
+    assert [row.split()[1] for row in rows] == ["active", "active"]
+    assert ("key id" in heads) == (columns >= 80)
+    one = on_a_terminal(vpnctl, columns, "status", "par1").splitlines()
+    assert len(one) == 2
+
+
+def test_all_that_is_known_of_a_link_is_in_peer_show_on_any_terminal(
+    vpnctl: Vpnctl, daemon: FakeDaemon
+) -> None:
+    daemon.links = [link("par1", "degraded")]
+    narrow = on_a_terminal(vpnctl, 60, "peer", "show", "par1")
+    assert re.search(r"^peer +par1\nstate +.*degraded.*\nkey id +0badc0de\n", narrow, re.M)
+    assert re.search(r"^endpoint +192\.0\.2\.7:51820$", narrow, re.M)
+
+
+def test_trouble_comes_first_and_is_counted(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    over = {
+        "since": STAMP, "until": STAMP, "over_limit": True, "extended_seconds": 0, "reason": "away"
+    }  # fmt: skip
+    daemon.links = [
+        link("a"),
+        link("b", "degraded"),
+        link("c", "down"),
+        link("d", external_keys={"mode": "prefer", "mixed": [], "fallback": over}),
+        link("e", "closed"),
+        link("f", "a state of the future"),
+        link("g", warnings=["a prefix is missing"]),
+    ]
+    lines = vpnctl("status").stdout.splitlines()
+    assert "".join(line[0] for line in lines[4:11]) == "defcbga"
+    assert lines[1] == (
+        "7 links: 1 closed, 1 a state of the future, 1 down, 1 degraded, 3 active, "
+        "1 over the limit of a fallback"
+    )
+    assert [each["peer"] for each in vpnctl("status", "--json").document["links"]] == list(
+        "abcdefg"
+    )
+
+
+def test_a_thousand_links_take_no_time() -> None:
+    links = [link(f"peer{number}") for number in range(1000)]
+    begun = time.process_time()
+    assert len(link_lines(trouble_first(links))) == 1001
+    assert time.process_time() - begun < 0.5
+
+
+class Terminal:
+    """vpnctl on a terminal of its own, whose size can be changed."""
+
+    def __init__(self, vpnctl: Vpnctl, lines: int, columns: int, *arguments: str) -> None:
+        self._master, slave = pty.openpty()
+        self.resize(lines, columns)
+        self.process = subprocess.Popen(
+            [PROGRAM, *arguments],
+            env={**vpnctl.environment, "TERM": "xterm", "NO_COLOR": "1"},
+            stdin=slave, stdout=slave, stderr=slave, cwd=vpnctl.home, start_new_session=True,
+        )  # fmt: skip
+        os.close(slave)
+        self._raw = b""
+
+    def resize(self, lines: int, columns: int) -> None:
+        size = struct.pack("HHHH", lines, columns, 0, 0)
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+
+    def screen(self, wanted: Callable[[list[str]], bool]) -> list[str]:
+        """The first whole screen that is as wanted, as its lines."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            *screens, rest = self._raw.split(b"\x1b[J")
+            for screen in screens:
+                shown = screen.decode().rpartition("\x1b[H")[2].replace("\x1b[K", "")
+                lines = shown.replace("\r\n", "\n").rstrip("\n").split("\n")
+                if wanted(lines):
+                    return lines
+            self._raw = rest
+            if select.select([self._master], [], [], 1)[0]:
+                self._raw += os.read(self._master, 65536)
+        raise AssertionError("no such screen")
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            while os.read(self._master, 65536):
+                pass
+        except OSError:
+            os.close(self._master)
+        return self.process.wait(30)
+
+
+def test_watch_keeps_its_heading_and_counts_what_does_not_fit(
+    vpnctl: Vpnctl, daemon: FakeDaemon
+) -> None:
+    daemon.links = [link(f"peer{number:02}") for number in range(30)]
+    daemon.links[20] = link("peer20", "down")
+    terminal = Terminal(vpnctl, 12, 80, "status", "--watch")
+    small = terminal.screen(lambda lines: True)
+    assert len(small) < 12
+    assert small[0].startswith("fra1, vpnd")
+    assert small[1] == "30 links: 1 down, 29 active"
+    assert small[4].startswith("peer20")
+    shown = sum(line.startswith("peer") and not line.startswith("peer20 down") for line in small)
+    assert f"… {30 - (shown - 1)} more" in small  # without the heads
+    assert small[-1].startswith("peer20 down for ")
+    terminal.resize(60, 80)
+    large = terminal.screen(lambda lines: len(lines) > 12)
+    assert sum(line.startswith("peer") for line in large) == 1 + 30 + 1
+    assert not [line for line in large if line.startswith("…")]
+    terminal.resize(12, 40)
+    narrow = terminal.screen(lambda lines: len(lines) < 12)
+    assert max(map(len, narrow)) <= 40
+    moved = vpnctl.socket.rename(vpnctl.home / "elsewhere.sock")
+    away = terminal.screen(lambda lines: "not running" in lines[0])
+    assert away[1].startswith("fra1, vpnd")
+    assert any(line.startswith("peer20") for line in away)
+    moved.rename(vpnctl.socket)
+    terminal.screen(lambda lines: lines[0].startswith("fra1, vpnd"))
+    assert terminal.end() == 0
+
+
+def test_watch_goes_on_while_the_daemon_starts(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    daemon.links = [link("ams1")]
+    with vpnctl.start("status", "ams1", "--watch") as process:
+        lines_of(process.stdout, 1)
+        daemon.refuses = (503, error("unavailable", "vpnd is starting"))
+        while "vpnd is starting; trying again" not in lines_of(process.stdout, 1)[0]:
+            pass
+        daemon.refuses = None
+        while not lines_of(process.stdout, 1)[0].startswith("ams1"):
+            pass
+        assert end(process)[0] == 0
 
 
 def test_nothing_that_a_peer_sent_reaches_the_terminal_raw(
@@ -202,7 +367,7 @@ def test_watch_shows_again_until_interrupted(vpnctl: Vpnctl, daemon: FakeDaemon)
 def test_watch_of_a_table_needs_no_terminal(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
     daemon.links = [link("ams1")]
     with vpnctl.start("status", "--watch") as process:
-        text = "".join(lines_of(process.stdout, 10))
+        text = "".join(lines_of(process.stdout, 12))
         assert text.count("fra1, vpnd 0.1.0") == 2
         assert "\x1b" not in text
         assert end(process) == (0, "")

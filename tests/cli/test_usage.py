@@ -1,6 +1,10 @@
 """Whatever stands on the command line: an error, a hint, exit code 2, and nothing changed."""
 
+import json
 import os
+import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -9,8 +13,9 @@ from typer.main import get_command
 
 from cli.main import app, main
 from kex.identity import Fingerprint
-from tests.cli.conftest import Ended, Vpnctl, files_below
-from tests.cli.fake_daemon import FakeDaemon, link
+from tests.cli.conftest import PROGRAM, Ended, Vpnctl, files_below
+from tests.cli.fake_daemon import FakeDaemon, error, link
+from vpnd.api import SCHEMA, ErrorDetail
 
 IDENTITY = Fingerprint(1, bytes(range(32))).text()
 
@@ -183,8 +188,6 @@ def test_no_daemon(vpnctl: Vpnctl) -> None:
 
 def test_a_socket_that_nobody_listens_at(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
     left_over = vpnctl.home / "left-over.sock"
-    import socket
-
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(left_over))
     ended = vpnctl("--socket", left_over, "status")
@@ -254,6 +257,118 @@ def test_a_spoiled_configuration_is_no_obstacle_but_is_named(vpnctl: Vpnctl) -> 
     ended = vpnctl("status")
     ended.assert_refused(3)
     assert str(vpnctl.config) in ended.hints[0]
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "completion"])
+def test_a_failure_is_a_json_document_where_json_was_asked_for(
+    vpnctl: Vpnctl, command: str
+) -> None:
+    """Without a daemon and a configuration, and with an option that there is not."""
+    arguments = COMMANDS[command]
+    for more in (("--json",), ("--json", "--nonsense")):
+        ended = vpnctl(*arguments, *more)
+        if ended.code == 0:  # init needs nothing
+            assert ended.document
+            continue
+        told = ended.document
+        if command == "check" and len(more) == 1:
+            assert not told["valid"]
+            continue
+        assert told["schema"] == SCHEMA
+        wrong = told["error"]
+        assert wrong["message"] == ended.errors[0]
+        assert wrong["hint"] == ended.hints[0]
+        assert wrong["code"] == {2: "usage", 3: "unreachable", 1: "failed"}[ended.code]
+
+
+def test_the_daemons_refusal_is_its_own_document(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
+    detail: ErrorDetail = {"file": "/x", "line": 3, "key": "node.name", "reason": "r", "hint": "h"}
+    daemon.refuses = (503, error("unavailable", "not now", "try again", [detail]))
+    for command in (("status",), ("status", "--watch"), ("peer", "list"), ("reload",)):
+        ended = vpnctl(*command, "--json")
+        assert ended.document["error"] == daemon.refuses[1]["error"]
+    daemon.refuses = None
+    assert vpnctl("status", "nobody", "--json").document["error"]["code"] == "no_such_peer"
+    lines = vpnctl("--config", "", "status", "--json").stdout
+    assert json.loads(lines)["error"]["code"] == "usage"
+
+
+def test_a_document_that_says_it_already_stays_the_only_one(
+    vpnctl: Vpnctl, daemon: FakeDaemon
+) -> None:
+    daemon.reloaded["restart"] = ["node.listen"]
+    ended = vpnctl("reload", "--json")
+    assert ended.code == 2
+    assert ended.document["restart"] == ["node.listen"]
+
+
+OUTPUTS = (
+    ("status",), ("status", "--json"), ("status", "--help"), ("--version",), ("peer", "list"),
+    ("peer", "show", "ams1"), ("peer", "rekey", "ams1", "--json"), ("keysource", "list"),
+    ("reload",), ("lab", "status"), ("completion", "bash"), ("status", "nobody", "--json"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", OUTPUTS, ids=" ".join)
+def test_a_full_disk_under_stdout_is_told(
+    vpnctl: Vpnctl, daemon: FakeDaemon, arguments: tuple[str, ...], unbuffered: str
+) -> None:
+    daemon.links = [link("ams1")]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [PROGRAM, *arguments],
+            env={**vpnctl.environment, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full, stderr=subprocess.PIPE, encoding="utf-8", check=False, timeout=60,
+        )  # fmt: skip
+    ended = Ended(done.returncode, "", done.stderr)
+    ended.assert_refused(1)
+    assert ended.errors[-1] == "the output cannot be written: No space left on device"
+
+
+@pytest.mark.parametrize("arguments", OUTPUTS, ids=" ".join)
+def test_a_reader_that_is_gone_is_told_nothing(
+    vpnctl: Vpnctl, daemon: FakeDaemon, arguments: tuple[str, ...]
+) -> None:
+    daemon.links = [link("ams1")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [PROGRAM, *arguments],
+        env=vpnctl.environment,
+        stdout=writer, stderr=subprocess.PIPE, encoding="utf-8", check=False, timeout=60,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 1
+    assert "nobody" in arguments or done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["status >&-", "status 2>&-", "status 2>/dev/full"])
+def test_streams_that_are_closed_or_full(vpnctl: Vpnctl, command: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{PROGRAM} {command}"],
+        env=vpnctl.environment, capture_output=True, encoding="utf-8", check=False, timeout=60,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    if ">&-" in command and "2>" not in command:
+        assert done.returncode == 1
+        assert "stdout is closed" in done.stderr
+    else:
+        assert done.returncode == 3
+
+
+def test_ctrl_c_is_no_traceback(vpnctl: Vpnctl) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(vpnctl.socket))
+        silent.listen()
+        with vpnctl.start("peer", "list") as process:
+            connected, _ = silent.accept()
+            with connected:
+                process.send_signal(signal.SIGINT)
+                _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
 
 
 def test_version_and_help(vpnctl: Vpnctl) -> None:

@@ -684,3 +684,18 @@ def test_what_no_list_of_failed_keys_is(failed: Any) -> None:
     data = payload.encode_refusal(Refusal(4, ""), wire.REJECT_PAYLOAD_LENGTH)
     with pytest.raises(PacketRejected):
         payload.decode_refusal_untrusted(with_fields(data, failed=failed))
+
+
+def test_what_is_allowed_gives_way_to_all_the_rest() -> None:
+    """It is sent where there is room; it keeps no exchange from beginning."""
+    said = announcement(prefixes=v6(16), allows=v6(16))
+    p_r = payload.encode_responder(ResponderPayload(said, 4, 1), P_R)
+    assert payload.decode_responder_untrusted(p_r).announcement.allows == v6(16)
+    for keys, told in ((0, v6(16)), (4, None)):
+        entries = tuple(listed(f"kme{n}", names=64) for n in range(keys))
+        few = announcement(prefixes=v6(4), allows=v6(16))
+        p_i = payload.encode_initiator(InitiatorPayload(few, entries), P_I)
+        assert payload.decode_initiator_untrusted(p_i).announcement.allows == told
+    many = announcement(allows=v6(payload.MAX_PREFIXES + 1))
+    p_i = payload.encode_initiator(InitiatorPayload(many, ()), P_I)
+    assert payload.decode_initiator_untrusted(p_i).announcement.allows is None

@@ -391,6 +391,8 @@ def test_each_key_of_a_payload(name: str, key: str) -> None:
         refused(name, without)
         bare = {other: good[other] for other in good.keys() - optional_together()}
         assert taken(name, bare).announcement.traffic is None
+    elif key == "allows":
+        assert taken(name, without).announcement.allows is None
     else:
         refused(name, without)
 
@@ -413,6 +415,7 @@ def test_the_values_come_through() -> None:
     assert (decoded.minor, decoded.wireguard_port) == (good["minor"], good["port"])
     assert (decoded.interval, decoded.can_start) == (good["interval"], good["starts"])
     assert [[p.prefixlen, p.network_address.packed] for p in decoded.prefixes] == good["prefixes"]
+    assert decoded.allows == decoded.prefixes
     assert (taken("P_r", right("P_r")).mixed, taken("P_r", right("P_r")).suite) == (4, 15)
     assert taken("Reject", right("Reject")).failed == (3,)
 

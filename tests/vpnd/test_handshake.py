@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vpnd.handshake import HandshakeWatch, KeyInForce, WatchedKey
+from vpnd.handshake import EitherKey, HandshakeWatch, KeyInForce, WatchedKey
 
 FIRST, SECOND, THIRD = (1000, 1), (1120, 2), (1240, 3)
 
@@ -251,3 +251,89 @@ def test_a_session_adopted_too_old_is_dead_once_bytes_were_sent_and_nothing_came
     assert watch.dead(0, 5300.0)
     watch.observe((1305, 0), 192, 648, 5305.0)
     assert not watch.dead(0, 5306.0)
+
+
+def undecided(watch: HandshakeWatch, now: float) -> tuple[str, ...]:
+    either = watch.undecided(now)
+    return () if either is None else either.key_ids
+
+
+def test_a_handshake_right_after_a_replacement_leaves_two_keys_until_the_next_one() -> None:
+    """The far end may have been taken off and put back: its sessions are of the newer key alone."""
+    watch = watched()
+    assert undecided(watch, 50.0) == ()
+    watch.installed("bbbbbbbb", FIRST, 60.0, replaces=True)
+    assert undecided(watch, 60.0) == ()
+    watch.observe(SECOND, 0, 0, 60.5)
+    assert undecided(watch, 61.0) == ("aaaaaaaa", "bbbbbbbb")
+    assert watch.either is not None
+    assert watch.either.until == 60.5 + 180.0
+    watch.observe(THIRD, 0, 0, 181.0)
+    assert (in_force(watch), undecided(watch, 181.0)) == ("bbbbbbbb", ())
+
+
+def test_two_keys_are_dead_with_their_session() -> None:
+    watch = watched()
+    watch.installed("bbbbbbbb", FIRST, 60.0, replaces=True)
+    watch.observe(SECOND, 0, 0, 60.5)
+    assert undecided(watch, 240.0) != ()
+    assert undecided(watch, 241.0) == ()
+    assert watch.either is not None  # nothing is called in force from then on
+
+
+def test_a_third_key_joins_those_that_may_be_alive() -> None:
+    watch = watched()
+    watch.installed("bbbbbbbb", FIRST, 60.0, replaces=True)
+    watch.observe(SECOND, 0, 0, 60.5)
+    watch.installed("cccccccc", SECOND, 100.0, replaces=True)
+    assert undecided(watch, 100.0) == ("aaaaaaaa", "bbbbbbbb")
+    watch.observe(THIRD, 0, 0, 101.0)
+    assert undecided(watch, 101.0) == ("aaaaaaaa", "bbbbbbbb", "cccccccc")
+
+
+def test_of_two_first_keys_either_may_be_alive() -> None:
+    watch = HandshakeWatch()
+    watch.installed("aaaaaaaa", None, 0.0, replaces=False)
+    watch.installed("bbbbbbbb", None, 0.5, replaces=True)
+    watch.observe(FIRST, 0, 0, 1.0)
+    assert undecided(watch, 1.0) == ("aaaaaaaa", "bbbbbbbb")
+
+
+def test_a_key_that_may_have_been_set_or_not_is_one_of_two() -> None:
+    watch = watched()
+    watch.doubt("bbbbbbbb")
+    assert undecided(watch, 100.0) == ("aaaaaaaa", "bbbbbbbb")
+    watch.installed("cccccccc", FIRST, 110.0, replaces=True)
+    watch.observe(SECOND, 0, 0, 121.0)
+    assert undecided(watch, 121.0) == ()
+    assert in_force(watch) == "cccccccc"
+
+
+def test_a_peer_that_is_set_anew_has_one_key_alone() -> None:
+    """Also on another interface, with another WireGuard key, or after its lifetime."""
+    watch = watched()
+    watch.installed("bbbbbbbb", FIRST, 60.0, replaces=True)
+    watch.observe(SECOND, 0, 0, 60.5)
+    watch.reset()
+    watch.installed("cccccccc", None, 70.0, replaces=False)
+    watch.observe(THIRD, 0, 0, 71.0)
+    assert (in_force(watch), undecided(watch, 71.0)) == ("cccccccc", ())
+
+
+def test_after_a_restart_two_keys_are_still_two() -> None:
+    either = EitherKey(("aaaaaaaa", "bbbbbbbb"), 5100.0)
+    key = KeyInForce("aaaaaaaa", 4900.0, 4901.0)
+    waiting = WatchedKey("bbbbbbbb", 4990.0, (980, 0), replaces=True)
+    watch = HandshakeWatch()
+    watch.adopt(
+        (980, 0), 100, now=5000.0, wall=1000.0,
+        waiting=waiting, in_force=key, doubtful=False, either=either,
+    )  # fmt: skip
+    assert undecided(watch, 5000.0) == ("aaaaaaaa", "bbbbbbbb")
+    seen = HandshakeWatch()
+    seen.adopt(
+        (992, 0), 100, now=5000.0, wall=1000.0,
+        waiting=waiting, in_force=key, doubtful=False, pending_id="bbbbbbbb",
+    )  # fmt: skip
+    assert undecided(seen, 5000.0) == ("aaaaaaaa", "bbbbbbbb")
+    assert seen.doubtful
