@@ -106,7 +106,8 @@ def prove(link: LinkState, key: bytes) -> None:
     """A WireGuard handshake was made with the key, under a PSK of this link."""
     if key == link.peer_wireguard_key:
         link.proved = key
-        link.trial_at = link.on_trial = None
+        if key == link.on_trial:  # with a key of its own it proves nothing of the one on trial
+            link.trial_at = link.on_trial = None
 
 
 def _same_interface(one: LinkState, other: LinkState) -> bool:

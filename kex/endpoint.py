@@ -113,13 +113,16 @@ class Endpoint:
         if config.name in self._links:
             raise ValueError(f"link {config.name}: there is one of that name")
         claimed = _claimed(config, self._pairs, self._node.identities)
-        self._give_pairs({**self._pairs, **dict.fromkeys(claimed, config.name)})
+        last = self._node.biscuit_keys.next_number - 1
+        # Only these, and not all anew: a start adds a thousand links
+        self._pairs.update(dict.fromkeys(claimed, config.name))
+        self._dead.update(dict.fromkeys(claimed, last))
         link = Link(
             config=config,
             retry_at=now if start_at is None else start_at,
             # What was handed out before is dead: a link that was removed and comes back has
             # forgotten which of it was used up, and the biscuit keys live on
-            last_accepted=self._node.biscuit_keys.next_number - 1,
+            last_accepted=last,
         )
         self._links[config.name] = link
         self._note(link)
@@ -202,7 +205,8 @@ class Endpoint:
         self._note_wireguard_keys(name, set(self._indexed[name][3]), set())
         self._note_sites(self._indexed[name][4], frozenset())
         del self._links[name], self._indexed[name]
-        self._give_pairs({pair: owner for pair, owner in self._pairs.items() if owner != name})
+        for pair in link.config.pairs:
+            del self._pairs[pair], self._dead[pair]
 
     def hold(self) -> None:
         """Begin no more exchanges; those under way go on: before a stop."""

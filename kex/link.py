@@ -197,7 +197,7 @@ class Link(LinkState):
     def _forget_peer(self) -> None:
         """It is another peer: what the one before has said, and where it was, is not this one's."""
         self.peer = self.adopted_wireguard_key = self.proved = self.on_trial = None
-        self.session_at = self.cookie = self.answered_at = None
+        self.session_at = self.cookie = self.answered_at = self.trial_at = None
         self.forget_addresses()
         self.unheard = 0
 

@@ -115,6 +115,40 @@ def test_a_trial_comes_once_in_a_while() -> None:
     assert network["left"].endpoint.link("third").trial_at == trials["third"]
 
 
+def test_a_handshake_with_its_own_key_gives_nobody_another_trial() -> None:
+    """Else two peers could keep an owner out for good: while one has its trial, the other shakes
+    hands with its own key."""
+    network = triangle()
+    impostor(network)
+    for name in ("third", "right", "third"):
+        try_exchange(network, name, "left")
+        network.now += TRIAL_SECONDS
+    own = b"right".ljust(32, b".")
+    changed(network, "right", "left", wireguard_key=own)
+    try_exchange(network, "right", "left")
+    network["left"].endpoint.key_taken_up("right", own)
+    assert network["left"].endpoint.link("right").proved == own
+    impostor(network)
+    try_exchange(network, "right", "left")
+    assert holder(network) == ["right"]
+    try_exchange(network, "third", "left")
+    assert holder(network) == ["third"]
+
+
+def test_another_peer_has_a_trial_of_its_own() -> None:
+    """What the peer before has used up is not the next one's."""
+    network = triangle()
+    impostor(network)
+    for name in ("third", "right"):
+        try_exchange(network, name, "left")
+    left = network["left"].endpoint
+    assert left.link("right").trial_at is not None
+    other = left.link("third").config.remotes[0]
+    left.remove_link("third")
+    left.update_link(replace(left.link("right").config, remotes=(other,)), network.now)
+    assert left.link("right").trial_at is None
+
+
 def test_a_proof_ends_with_the_key_of_the_link() -> None:
     network = triangle()
     try_exchange(network, "third", "left")

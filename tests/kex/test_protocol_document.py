@@ -160,7 +160,7 @@ def test_table_of_times(row: str) -> None:
         f"are opened in a burst and {load.SOURCE.rate:.0f} a second",
         f"of all of them together {load.ALL_SOURCES.burst:.0f} and "
         f"{load.ALL_SOURCES.rate:.0f} a second",
-        f"{timing.INIT_CONFS.burst:.0f} InitConf of a link at once and one in "
+        f"{timing.INIT_CONFS.burst:.0f} InitConf at once, and one every "
         f"{1 / timing.INIT_CONFS.rate:.0f} s",
         f"without an answer in {timing.UNANSWERED_EXCHANGES} exchanges in a row",
         f"{timing.UNPROVED_BYTES.burst / 1024:.0f} KiB, and as much again in an hour",
