@@ -15,6 +15,7 @@ import trio
 
 from tun import NamespaceMissing, TunError, set_guard_routes
 from vpnd.api import DEFAULT_CONFIG_PATH, ExitCode
+from vpnd.atomic_file import make_folder
 from vpnd.config import Config, load_config
 from vpnd.config_errors import ConfigErrors
 from vpnd.control import ControlServer, ControlSocketError, open_control_socket
@@ -172,12 +173,7 @@ async def _serve(
 
 
 def _make_runtime_dir(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileFault(
-            folder, f"cannot be made: {error.strerror}", "look at node.runtime_dir"
-        ) from None
+    make_folder(folder, mode=0o755, hint="look at node.runtime_dir")
 
 
 def _mark(config: Config) -> int | None:

@@ -22,7 +22,7 @@ from kex.errors import InvalidIdentity
 from kex.identity import Fingerprint, Identity
 from kex.mlkem import MlKemProvider
 from kex.suites import Suite, suite
-from vpnd.atomic_file import make_folder, remove_durably, write_atomically
+from vpnd.atomic_file import Owner, make_folder, remove_durably, write_atomically
 from vpnd.config_fields import FieldError
 from vpnd.config_fields import name as parse_name
 from vpnd.file_trust import (
@@ -166,18 +166,29 @@ def load_identity(path: Path, *, suite_of: Callable[[int], Suite] = system_suite
         raise FileFault(path, "is not an identity file", "restore it from a backup") from None
 
 
-def create_identity(state_dir: Path, identity: Identity, name: str = DEFAULT_IDENTITY) -> Path:
-    """Keep a new identity; FileExists, with the old one untouched, if there is one of that name."""
+def create_identity(
+    state_dir: Path,
+    identity: Identity,
+    name: str = DEFAULT_IDENTITY,
+    *,
+    owner: Owner | None = None,
+) -> Path:
+    """Keep a new identity; FileExists, with the old one untouched, if there is one of that name.
+
+    `owner` is whom the file is given to, and the folder where that is made.
+    """
     try:
         parse_name(name)
     except FieldError as error:
         raise FileFault(state_dir, f"identity's name: {error.reason}", error.hint) from None
-    make_folder(state_dir, mode=_FOLDER_MODE)
+    make_folder(state_dir, mode=_FOLDER_MODE, owner=owner)
     fault = folder_fault(state_dir)
     if fault is not None:
         raise fault
     path = identity_path(state_dir, name)
-    write_atomically(path, identity.to_file_text().encode(), mode=_SECRET_MODE, replace=False)
+    write_atomically(
+        path, identity.to_file_text().encode(), mode=_SECRET_MODE, replace=False, owner=owner
+    )
     return path
 
 
