@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vpnd.file_trust import FileFault
-from vpnd.open_folder import names_in, open_own_folder, opened_folder
+from vpnd.open_folder import UntrustedName, names_in, open_own_folder, opened_folder
 
 
 class FileExists(FileFault):
@@ -118,7 +118,7 @@ def _settle(above: int, name: str, mode: int | None, owner: Owner | None) -> Non
     handle = open_own_folder(above, name)
     try:
         if os.fstat(handle).st_uid != os.geteuid() or os.listdir(handle):
-            raise OSError(None, "somebody else has put another one in its place")
+            raise UntrustedName("somebody else has put another one in its place")
         if owner is not None:
             os.fchown(handle, *owner)
         if mode is not None:

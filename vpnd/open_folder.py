@@ -23,8 +23,8 @@ _TRIES: Final = 8
 """For a file that is replaced while it is being opened."""
 
 
-class UntrustedLink(OSError):
-    """A link, symbolic or hard, that may lead anywhere: others than root and this user made it."""
+class UntrustedName(OSError):
+    """What stands under a name may be from anywhere: others than root and this user put it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(errno.ELOOP, reason)
@@ -60,7 +60,7 @@ def open_file(path: Path, flags: int) -> int:
                 os.close(handle)
                 raise
             return handle
-    raise BlockingIOError(errno.EAGAIN, "it is being replaced over and over")
+    raise UntrustedName("it is being replaced over and over")
 
 
 def open_own_folder(folder: int, name: str = ".") -> int:
@@ -154,12 +154,12 @@ def _link_target(folder: int, name: str) -> str | None:
     # Where others can move it elsewhere, a relative one means what they want
     if ours and (sticky or target.startswith("/")):
         return target
-    raise UntrustedLink(f"{name} is a symbolic link that others can change, and is not followed")
+    raise UntrustedName(f"{name} is a symbolic link that others can change, and is not followed")
 
 
 def _check_hard_links(handle: int, above: int, name: str) -> None:
     """In a folder of somebody else, a file of a third user may be one from outside, by a second
-    name. Raises UntrustedLink, or _Replaced."""
+    name. Raises UntrustedName, or _Replaced."""
     folder, found = os.fstat(above), os.fstat(handle)
     if is_trusted(folder) or found.st_uid == folder.st_uid or stat.S_ISDIR(found.st_mode):
         return
@@ -171,4 +171,4 @@ def _check_hard_links(handle: int, above: int, name: str) -> None:
     if not os.path.samestat(now, found):
         raise _Replaced
     if now.st_nlink > 1:
-        raise UntrustedLink(f"{name} is a hard link to a file of another user, and is not used")
+        raise UntrustedName(f"{name} is a hard link to a file of another user, and is not used")
