@@ -122,7 +122,7 @@ async def test_what_a_certificate_says_acts_on_no_terminal(
     source = QkdSource("kme", qkd_config(server, kme_name="kme9"), told)
     refused = await refusal(source)
     assert "kme\\x1b[2J\\r\\nkme9" in refused.reason
-    told_of = source.information().certificates
+    told_of = source.status().certificates
     assert all(one.subject.isprintable() for one in told_of)
     assert any("kme9" in one.subject for one in told_of)
 
