@@ -21,6 +21,7 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
     """
     from vpnd.config import load_config  # with pydantic and cryptography: 150 ms
     from vpnd.config_errors import ConfigErrors
+    from vpnd.host_check import missing_backends
 
     path = Path(Settings.of(context).config or DEFAULT_CONFIG_PATH)
     try:
@@ -30,7 +31,8 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
         if as_json:
             print_json(_document(path, errors=details, notes=[]))
         raise UsageProblem.of([_problem(detail, path) for detail in details]) from None
-    notes = [note.detail() for note in config.notes]
+    # First what keeps a tunnel from coming up at all, whatever is right in the file
+    notes = [note.detail() for note in (*missing_backends(config), *config.notes)]
     if as_json:
         print_json(_document(path, errors=[], notes=notes))
     else:

@@ -21,7 +21,15 @@ _IFF_VNET_HDR = 0x4000
 _IFREQ = struct.Struct("16sH22x")
 
 _HEADERS_CHANGED = 20231211
-_MISSING_TUN = f"{_TUN_DEVICE} does not exist: modprobe tun, or give it to this container"
+_MISSING_TUN = (
+    f"{_TUN_DEVICE} does not exist: modprobe tun; a container has to be given it "
+    f"(--device {_TUN_DEVICE})"
+)
+_MISSING_TUN_DRIVER = f"{_TUN_DEVICE} has no driver in this kernel: modprobe tun"
+_MISSING_TUN_RIGHT = (
+    f"{_TUN_DEVICE} is there and may not be opened: a container has to be given it "
+    f"(--device {_TUN_DEVICE}), a service needs DeviceAllow="
+)
 
 
 def open_tun_link(name: str, program: str) -> int:
@@ -30,18 +38,26 @@ def open_tun_link(name: str, program: str) -> int:
     Raises BackendUnavailable or TunError.
     """
     request = _IFREQ.pack(name.encode("ascii"), _flags(program))
-    try:
-        descriptor = os.open(_TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-            raise BackendUnavailable(_MISSING_TUN) from None
-        raise tun_error(error, f"opening {_TUN_DEVICE}") from error
+    descriptor = _open_device()
     try:
         fcntl.ioctl(descriptor, _TUNSETIFF, request)
     except OSError as error:
         os.close(descriptor)
         raise tun_error(error, f"creating {name}") from error
     return descriptor
+
+
+def _open_device() -> int:
+    try:
+        return os.open(_TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise BackendUnavailable(_MISSING_TUN) from None
+        if error.errno in (errno.ENODEV, errno.ENXIO):
+            raise BackendUnavailable(_MISSING_TUN_DRIVER) from None
+        if error.errno == errno.EPERM:  # of a device's control group; EACCES is the file's mode
+            raise BackendUnavailable(_MISSING_TUN_RIGHT) from None
+        raise tun_error(error, f"opening {_TUN_DEVICE}") from error
 
 
 def _flags(program: str) -> int:

@@ -58,6 +58,7 @@ CLI_MAY_IMPORT = (
     "vpnd.config",
     "vpnd.identity_store",
     "vpnd.link_record",
+    "vpnd.host_check",
     "kex.identity",
     "vpnd_lab.commands",
 )
