@@ -128,7 +128,9 @@ def identity_in_use(state_dir: Path) -> str | None:
 def use_identity(state_dir: Path, name: str) -> None:
     """Let an identity come first from the next start or reload on. FileFault where there is none
     of that name, or where it cannot be written."""
-    if name not in load_identities(state_dir).identities:
+    stored = load_identities(state_dir)
+    if name not in stored.identities:
+        _raise_fault_of(stored, state_dir, name)
         raise FileFault(
             identity_path(state_dir, name),
             "there is no such identity, or it cannot be read",
@@ -141,13 +143,21 @@ def use_identity(state_dir: Path, name: str) -> None:
 
 def remove_identity(state_dir: Path, name: str) -> None:
     """Remove an identity for good. FileFault for the one in use, and on failure."""
-    stored = load_identities(state_dir).identities
+    stored = load_identities(state_dir)
     path = identity_path(state_dir, name)
-    if name not in stored:
+    if name not in stored.identities:
+        _raise_fault_of(stored, state_dir, name)
         raise FileFault(path, "there is no such identity", "`vpnctl id` names those that there are")
-    if name == next(iter(stored)):
+    if name == next(iter(stored.identities)):
         raise FileFault(path, "is the identity in use", "vpnctl id use NAME, with another one")
     remove_durably(path)
+
+
+def _raise_fault_of(stored: StoredIdentities, state_dir: Path, name: str) -> None:
+    """Why an identity is not among those that can be used, where there is a reason."""
+    for fault in stored.faults:
+        if fault.path in (state_dir, identity_path(state_dir, name)):
+            raise fault
 
 
 def _use_path(state_dir: Path) -> Path:

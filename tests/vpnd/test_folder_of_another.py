@@ -45,7 +45,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="is root in a folder o
 
 OTHER = 65534
 OWNER = Owner(OTHER, OTHER)
-TRIES = 60
+TRIES = 40
 IDENTITY = Identity.generate(system_suite(1))
 FINGERPRINT = IDENTITY.fingerprint
 PEER = validate(
