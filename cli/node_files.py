@@ -17,12 +17,14 @@ from typing import Final
 from cli.errors import CliError, Problem, UsageProblem
 from cli.node_paths import DEFAULT_STATE_DIR
 from kex.identity import Fingerprint, Identity
+from vpnd import atomic_file
 from vpnd.api import DEFAULT_RUNTIME_DIR
-from vpnd.atomic_file import write_atomically
+from vpnd.atomic_file import Owner, write_atomically
 from vpnd.config import Config, load_config
 from vpnd.config_errors import ConfigErrors
 from vpnd.config_fields import FieldError, endpoint
-from vpnd.file_trust import DAEMON_USER, FileFault, folder_fault
+from vpnd.config_source import MAX_CONFIG_BYTES
+from vpnd.file_trust import DAEMON_USER, FileFault, folder_fault, read_public
 from vpnd.identity_store import DEFAULT_IDENTITY, create_identity, load_identities, system_suite
 
 _CONFIG_MODE: Final = 0o644
@@ -76,7 +78,8 @@ def render(node: NewNode, far_end_endpoint: str | None) -> str:
 
 def remembered_endpoint(config: Path) -> str | None:
     """The endpoint that `render` noted; None where the note is gone or spoiled."""
-    for line in config.read_text(encoding="utf-8").splitlines():
+    text = read_public(config, limit=MAX_CONFIG_BYTES).data.decode(errors="replace")
+    for line in text.splitlines():
         if line.startswith(_ENDPOINT_NOTE):
             try:
                 return str(endpoint(line.removeprefix(_ENDPOINT_NOTE).strip()))
@@ -113,21 +116,17 @@ def load(path: Path) -> Config:
         ) from None
 
 
-def make_folder(folder: Path, *, sticky_allowed: bool = False) -> list[Path]:
+def make_folder(folder: Path, *, for_daemon: bool = False) -> list[Path]:
     """Makes a folder that all may read, with its parents; what was made.
 
     CliError on failure, also where it is there and the daemon would not believe what is in it.
     """
-    if folder.is_dir():
-        if fault := folder_fault(folder, sticky_allowed=sticky_allowed):
-            raise _failed(fault.path, fault.reason, fault.hint)
-        return []
-    try:
-        folder.mkdir(mode=_FOLDER_MODE, parents=True)
-        folder.chmod(_FOLDER_MODE)  # whatever the umask made of it
-    except OSError as failure:
-        raise _failed(folder, f"cannot be made: {failure.strerror}") from failure
-    return [folder]
+    owner = _daemon_owner() if for_daemon else None
+    with _told():
+        made = atomic_file.make_folder(folder, mode=_FOLDER_MODE, exact=True, owner=owner)
+        if fault := folder_fault(folder):
+            raise fault
+    return [folder] if made else []
 
 
 def write_config(path: Path, text: str) -> list[Path]:
@@ -151,7 +150,7 @@ def ensure_identity(
     new_folder = [] if state_dir.is_dir() else [state_dir]
     made = Identity.generate(system_suite(suite))
     with _told():
-        path = create_identity(state_dir, made, name or DEFAULT_IDENTITY)
+        path = create_identity(state_dir, made, name or DEFAULT_IDENTITY, owner=_daemon_owner())
     return made.fingerprint, [*new_folder, path]
 
 
@@ -167,21 +166,19 @@ def make_identity(state_dir: Path, name: str, suite: int) -> Fingerprint:
         raise _failed(
             state_dir, f"there is an identity {name} already", f"vpnctl id --identity {name}"
         )
-    fingerprint, made = ensure_identity(state_dir, suite, name)
-    hand_over(made)
+    fingerprint, _ = ensure_identity(state_dir, suite, name)
     return fingerprint
 
 
-def hand_over(paths: list[Path]) -> None:
-    """Gives `paths` to the user of an installed daemon, where root made them."""
+def _daemon_owner() -> Owner | None:
+    """The user of an installed daemon, where root makes files; None: they stay whose they are."""
     if os.geteuid() != 0:
-        return
+        return None
     try:
         user = pwd.getpwnam(DAEMON_USER)
     except KeyError:
-        return  # not installed as a service: the daemon runs as root, too
-    for path in paths:
-        os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        return None  # not installed as a service: the daemon runs as root, too
+    return Owner(user.pw_uid, user.pw_gid)
 
 
 @contextmanager

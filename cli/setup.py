@@ -229,13 +229,11 @@ def _make(path: Path, given: Given, endpoint: str | None) -> _Ready:
     )
     state_dir = config.node.state_dir
     made = node_files.make_folder(path.parent)
-    for_daemon = node_files.make_folder(
-        config.node.peers_dir if exists else path.parent / PEERS_DIR
+    made += node_files.make_folder(
+        config.node.peers_dir if exists else path.parent / PEERS_DIR, for_daemon=True
     )
     fingerprint, new_files = node_files.ensure_identity(state_dir, wanted.suite, wanted.identity)
-    for_daemon += new_files
-    node_files.hand_over(for_daemon)
-    made += for_daemon
+    made += new_files
     if not exists:
         made += node_files.write_config(path, text)
     return _Ready(

@@ -22,6 +22,9 @@ esac
 
 say() { printf '%s: %s\n' "$name" "$*"; }
 
+# Also with --if-possible: who presses Ctrl-C does not want what comes next.
+trap 'printf "%s: interrupted; run it again\n" "$name" >&2; exit 130' INT TERM HUP
+
 # give_up WHY WHAT-TO-DO
 give_up() {
     if [[ $if_possible == yes ]]; then

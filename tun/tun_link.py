@@ -20,7 +20,15 @@ _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
 _IFREQ = struct.Struct("16sH22x")
-_MISSING_TUN = f"{_TUN_DEVICE} does not exist: modprobe tun, or give it to this container"
+_MISSING_TUN = (
+    f"{_TUN_DEVICE} does not exist: modprobe tun; a container has to be given it "
+    f"(--device {_TUN_DEVICE})"
+)
+_MISSING_TUN_DRIVER = f"{_TUN_DEVICE} has no driver in this kernel: modprobe tun"
+_MISSING_TUN_RIGHT = (
+    f"{_TUN_DEVICE} is there and may not be opened: a container has to be given it "
+    f"(--device {_TUN_DEVICE}), a service needs DeviceAllow="
+)
 
 WITH_INFORMATION = _IFF_TUN
 """Each packet behind four bytes of packet information: wireguard-go before 0.0.20231211."""
@@ -116,15 +124,23 @@ def _mtu(control: socket.socket, name: str) -> int:
 def _open(name: str, flags: int) -> tuple[int, str]:
     """The descriptor of a new TUN link, and its name: the kernel puts a number in for `%d`."""
     request = _IFREQ.pack(name.encode("ascii"), flags)
-    try:
-        descriptor = os.open(_TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-            raise BackendUnavailable(_MISSING_TUN) from None
-        raise tun_error(error, f"opening {_TUN_DEVICE}") from error
+    descriptor = _open_device()
     try:
         made = fcntl.ioctl(descriptor, _TUNSETIFF, request)
     except OSError as error:
         os.close(descriptor)
         raise tun_error(error, f"creating {name}") from error
     return descriptor, made[:16].rstrip(b"\0").decode("ascii")
+
+
+def _open_device() -> int:
+    try:
+        return os.open(_TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise BackendUnavailable(_MISSING_TUN) from None
+        if error.errno in (errno.ENODEV, errno.ENXIO):
+            raise BackendUnavailable(_MISSING_TUN_DRIVER) from None
+        if error.errno == errno.EPERM:  # of a device's control group; EACCES is the file's mode
+            raise BackendUnavailable(_MISSING_TUN_RIGHT) from None
+        raise tun_error(error, f"opening {_TUN_DEVICE}") from error

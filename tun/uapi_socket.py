@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from copy import copy
 from dataclasses import dataclass
@@ -45,9 +46,10 @@ def bind_socket(interface: str) -> socket.socket:
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        # Linux gives the file the mode of the unbound socket. By its name it might be another
+        # file by now: the folder belongs to the daemon's user.
+        os.fchmod(listener.fileno(), 0o600)
         listener.bind(str(path))
-        # Nobody can connect before listen(): the mode is right from the first moment on.
-        path.chmod(0o600)
         listener.listen(16)
     except BaseException:
         listener.close()

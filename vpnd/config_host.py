@@ -15,6 +15,7 @@ from vpnd.config_errors import ConfigProblem
 from vpnd.config_model import PeerConfig, TunnelConfig, protected_within
 from vpnd.config_source import Source
 from vpnd.forwarding import families_forwarded, hint_for, not_forwarded
+from vpnd.host_check import missing_backends
 
 if TYPE_CHECKING:
     from vpnd.config import Config
@@ -81,7 +82,12 @@ def notes_on_host(config: Config) -> list[ConfigProblem]:
 
     Of tunnels in another namespace nothing is said: the daemon does, once it is in there.
     """
-    return [*trio.run(_notes, config), *_notes_on_forwarding(config)]
+    # First what keeps a tunnel from coming up at all, whatever is right in the file
+    return [
+        *missing_backends(config),
+        *trio.run(_notes, config),
+        *_notes_on_forwarding(config),
+    ]
 
 
 def _notes_on_forwarding(config: Config) -> Iterator[ConfigProblem]:

@@ -21,6 +21,7 @@ from vpnd.config_errors import Location, kind_of, shown
 from vpnd.config_fields import FieldError, did_you_mean
 from vpnd.config_model import AbsolutePath, Table, validate
 from vpnd.config_source import Source
+from vpnd.source_use import no_step_of_a_path
 
 MAX_ADDRESSES: Final = 8
 MAX_KEY_SOURCES: Final = 64
@@ -87,7 +88,7 @@ def _name_of_far(value: object) -> str:
         raise FieldError(
             f"has {len(found.encode())} bytes", f"1 to {MAX_NAME_LENGTH}: it is told the far end"
         )
-    return found
+    return no_step_of_a_path(found)
 
 
 def _glob(value: object) -> str:

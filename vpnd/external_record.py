@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from vpnd.atomic_file import discard_leftovers, remove_durably, write_atomically
+from vpnd.atomic_file import discard_leftovers, make_folder, remove_durably, write_atomically
 from vpnd.clock import boottime
 from vpnd.fallback import Fallback
 from vpnd.file_trust import FileFault, FileMissing, read_public
@@ -50,11 +50,7 @@ class ExternalRecords:
 
     def store(self, peer: str, record: ExternalRecord) -> None:
         """Keep a record; FileFault where it cannot be written."""
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"cannot be made: {error.strerror}"
-            raise FileFault(self._folder, reason, "look at node.runtime_dir") from None
+        make_folder(self._folder, mode=0o700, hint="look at node.runtime_dir")
         content = {
             "boot_id": self._boot_id,
             "fallback": None if record.fallback is None else asdict(record.fallback),

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from vpnd.open_folder import names_in, open_file, opened_folder
+
 DAEMON_USER: Final = "vpnd"
 """The user that the packaged daemon runs as."""
 
@@ -101,13 +103,14 @@ def folder_fault(path: Path, *, sticky_allowed: bool = False) -> FileFault | Non
     In a sticky folder such as /tmp others cannot replace a file, but add new ones.
     """
     try:
-        found = path.stat()
+        with opened_folder(path) as folder:
+            found = os.fstat(folder)
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        return FileFault(path, "is not a folder")
     except (OSError, ValueError) as error:
         return _as_fault(path, error)
-    if not stat.S_ISDIR(found.st_mode):
-        return FileFault(path, "is not a folder")
     if sticky_allowed and found.st_mode & stat.S_ISVTX:
         return None
     return _writers(path, found)
@@ -119,7 +122,8 @@ def folder_files(folder: Path, suffix: str) -> list[Path]:
     Hidden files are left out: editors and half-written files.
     """
     try:
-        found = [path for path in folder.iterdir() if path.suffix == suffix]
+        with opened_folder(folder) as opened:
+            found = [folder / name for name in names_in(opened) if Path(name).suffix == suffix]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
@@ -148,7 +152,7 @@ def _opened(path: Path, flags: int) -> Iterator[tuple[int, os.stat_result]]:
     """A regular file, open for reading, and what it is: looked at once, through the handle."""
     try:
         # Without O_NONBLOCK a FIFO would hold the daemon up
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+        handle = open_file(path, os.O_RDONLY | os.O_NONBLOCK | flags)
     except (OSError, ValueError) as error:
         raise _as_fault(path, error) from None
     try:

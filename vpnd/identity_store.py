@@ -22,7 +22,7 @@ from kex.errors import InvalidIdentity
 from kex.identity import Fingerprint, Identity
 from kex.mlkem import MlKemProvider
 from kex.suites import Suite, suite
-from vpnd.atomic_file import make_folder, remove_durably, write_atomically
+from vpnd.atomic_file import Owner, make_folder, remove_durably, write_atomically
 from vpnd.config_fields import FieldError
 from vpnd.config_fields import name as parse_name
 from vpnd.file_trust import (
@@ -130,8 +130,8 @@ def use_identity(state_dir: Path, name: str) -> None:
     """Let an identity come first from the next start or reload on. FileFault where there is none
     of that name, or where it cannot be written."""
     stored = load_identities(state_dir)
-    _raise_unreadable(stored)
     if name not in stored.identities:
+        _raise_fault_of(stored, state_dir, name)
         raise FileFault(
             identity_path(state_dir, name),
             "there is no such identity, or it cannot be read",
@@ -144,21 +144,22 @@ def use_identity(state_dir: Path, name: str) -> None:
 
 def remove_identity(state_dir: Path, name: str) -> None:
     """Remove an identity for good. FileFault for the one in use, and on failure."""
-    found = load_identities(state_dir)
-    _raise_unreadable(found)
-    stored = found.identities
+    stored = load_identities(state_dir)
     path = identity_path(state_dir, name)
-    if name not in stored:
+    if name not in stored.identities:
+        _raise_fault_of(stored, state_dir, name)
         raise FileFault(path, "there is no such identity", "`vpnctl id` names those that there are")
-    if name == next(iter(stored)):
+    if name == next(iter(stored.identities)):
         raise FileFault(path, "is the identity in use", "vpnctl id use NAME, with another one")
     remove_durably(path)
 
 
-def _raise_unreadable(stored: StoredIdentities) -> None:
-    """Where this user may not look, nothing can be said of what is there."""
+def _raise_fault_of(stored: StoredIdentities, state_dir: Path, name: str) -> None:
+    """Why an identity is not among those that can be used, where there is a reason. Where this user
+    may not look, nothing can be said of what is there."""
     for fault in stored.faults:
-        if isinstance(fault, FileUnreadable):
+        of_it = fault.path in (state_dir, identity_path(state_dir, name))
+        if of_it or isinstance(fault, FileUnreadable):
             raise fault
 
 
@@ -178,18 +179,29 @@ def load_identity(path: Path, *, suite_of: Callable[[int], Suite] = system_suite
         raise FileFault(path, "is not an identity file", "restore it from a backup") from None
 
 
-def create_identity(state_dir: Path, identity: Identity, name: str = DEFAULT_IDENTITY) -> Path:
-    """Keep a new identity; FileExists, with the old one untouched, if there is one of that name."""
+def create_identity(
+    state_dir: Path,
+    identity: Identity,
+    name: str = DEFAULT_IDENTITY,
+    *,
+    owner: Owner | None = None,
+) -> Path:
+    """Keep a new identity; FileExists, with the old one untouched, if there is one of that name.
+
+    `owner` is whom the file is given to, and the folder where that is made.
+    """
     try:
         parse_name(name)
     except FieldError as error:
         raise FileFault(state_dir, f"identity's name: {error.reason}", error.hint) from None
-    make_folder(state_dir, mode=_FOLDER_MODE)
+    make_folder(state_dir, mode=_FOLDER_MODE, owner=owner)
     fault = folder_fault(state_dir)
     if fault is not None:
         raise fault
     path = identity_path(state_dir, name)
-    write_atomically(path, identity.to_file_text().encode(), mode=_SECRET_MODE, replace=False)
+    write_atomically(
+        path, identity.to_file_text().encode(), mode=_SECRET_MODE, replace=False, owner=owner
+    )
     return path
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vpnd.atomic_file import discard_leftovers, remove_durably, write_atomically
-from vpnd.file_trust import FileFault, FileMissing, read_public
+from vpnd.atomic_file import discard_leftovers, make_folder, remove_durably, write_atomically
+from vpnd.file_trust import FileFault, FileMissing, folder_files, read_public
+from vpnd.open_folder import is_trusted, open_file, opened_folder
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 BOOT_ID_VARIABLE: Final = "VPND_BOOT_ID"
@@ -74,11 +76,7 @@ class LinkRecords:
 
     def store(self, peer: str, record: LinkRecord) -> None:
         """Keep a record; FileFault where it cannot be written."""
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"cannot be made: {error.strerror}"
-            raise FileFault(self._folder, reason, "look at node.runtime_dir") from None
+        make_folder(self._folder, mode=0o700, hint="look at node.runtime_dir")
         path = self._path(peer)
         values = {"boot_id": self._boot_id, **_values(record)}
         content = (json.dumps(values) + "\n").encode()
@@ -102,7 +100,9 @@ class LinkRecords:
 
     def names(self) -> list[str]:
         """The peers that there are records of, believed or not."""
-        return sorted(path.stem for path in self._folder.glob("*.json"))
+        with suppress(FileFault):
+            return sorted(path.stem for path in folder_files(self._folder, ".json"))
+        return []
 
     def discard_leftovers(self) -> None:
         """Remove what a writer that was killed has left: for the daemon alone, before it writes."""
@@ -118,7 +118,11 @@ class LinkRecords:
 
 def _written_over(path: Path, content: bytes) -> bool:
     try:
-        with path.open("r+b", buffering=0) as file:
+        with opened_folder(path.parent) as folder:
+            if not is_trusted(os.fstat(folder)):
+                return False  # whose file it is may change until it is written
+        handle = open_file(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with open(handle, "r+b", buffering=0) as file:
             # Blanks over the rest of a longer one: JSON may end with them
             before = os.fstat(file.fileno()).st_size
             return (file.write(content.ljust(before)) or 0) >= len(content)

@@ -51,7 +51,7 @@ def write_peer_file(
 
 def restore_peer_file(path: Path, content: bytes) -> None:
     """Give a peer's file the content that it had; FileFault where it cannot be done."""
-    write_atomically(path, content, mode=path.stat().st_mode & 0o777, replace=True)
+    write_atomically(path, content, mode=_MODE, replace=True)
 
 
 def remove_peer_file(peers_dir: Path, name: str) -> None:

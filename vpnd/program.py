@@ -18,6 +18,7 @@ import trio
 
 from tun import TunError
 from vpnd.api import DEFAULT_CONFIG_PATH, ExitCode
+from vpnd.atomic_file import make_folder
 from vpnd.config import Config, load_config
 from vpnd.config_errors import ConfigErrors, ConfigProblem
 from vpnd.config_host import notes_on_host
@@ -242,12 +243,7 @@ async def _serve(
 
 
 def _make_runtime_dir(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileFault(
-            folder, f"cannot be made: {error.strerror}", "look at node.runtime_dir"
-        ) from None
+    make_folder(folder, mode=0o755, hint="look at node.runtime_dir")
 
 
 def _mark(config: Config) -> int | None:

@@ -23,8 +23,8 @@ from vpnd.config import NOTHING_BEFORE, Before, Config, HeldPeer, complete_peer,
 from vpnd.config_diff import described, diff, needs_restart
 from vpnd.config_errors import ConfigErrors
 from vpnd.config_model import PeerConfig, PeerSettings, validate
-from vpnd.config_source import Source, read_document
-from vpnd.file_trust import FileFault
+from vpnd.config_source import MAX_CONFIG_BYTES, Source, read_document
+from vpnd.file_trust import FileFault, read_public
 from vpnd.identity_store import load_identities
 from vpnd.journal import Journal
 from vpnd.node_control import Caller, ControlError, not_guarded, not_taken
@@ -169,7 +169,7 @@ async def change_peer(node: Node, name: str, change: Mapping[str, Any]) -> list[
     changed = diff(old, new).peers.changed.get(name, ())
     if not changed and settings == before:
         return []
-    kept = await trio.Path(peer.file).read_bytes()
+    kept = await trio.to_thread.run_sync(partial(read_public, peer.file, limit=MAX_CONFIG_BYTES))
     # In a thread, as all that waits for a disk; once begun it is finished
     await trio.to_thread.run_sync(
         partial(write_peer_file, peer.file.parent, name, settings, replace=True)
@@ -178,7 +178,7 @@ async def change_peer(node: Node, name: str, change: Mapping[str, Any]) -> list[
         problems = await apply(node, make_plan(old, new, node.identities))
     except BaseException:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(restore_peer_file, peer.file, kept)
+            await trio.to_thread.run_sync(restore_peer_file, peer.file, kept.data)
         raise
     await node.adopt(new, peer.file)
     if problems:

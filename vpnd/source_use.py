@@ -36,7 +36,15 @@ def read_peer_sae(value: object) -> str:
         )
     if found.endswith("=") or "vpnd-identity" in found:
         raise FieldError("looks like a key", "an SAE ID or a system ID is a name, and no secret")
-    return found
+    return no_step_of_a_path(found)
+
+
+def no_step_of_a_path(name: str) -> str:
+    """A name that stands in the path of a request, where these two mean another folder, encoded
+    as well."""
+    if name in (".", ".."):
+        raise FieldError("is a step in a path, and no name", "the ID that the key manager has")
+    return name
 
 
 def source_uses(value: object) -> tuple[SourceUse, ...]:

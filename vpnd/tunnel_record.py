@@ -7,6 +7,7 @@ interface that nobody configures any more would carry traffic with its last keys
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from tun import TunnelSpec
 from vpnd.atomic_file import discard_leftovers, make_folder, remove_durably, write_atomically
 from vpnd.config_fields import FieldError
 from vpnd.config_fields import name as parse_name
-from vpnd.file_trust import FileFault, read_public
+from vpnd.file_trust import FileFault, folder_files, read_public
 
 _MAX_BYTES: Final = 4096
 _MODE: Final = 0o600
@@ -51,7 +52,7 @@ class TunnelRecords:
         What cannot be read is no record."""
         discard_leftovers(self._folder)
         found = []
-        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+        for path in self._files():
             spec = self._load(path.stem)
             now = wanted.get(path.stem)
             if spec is None or (
@@ -60,6 +61,11 @@ class TunnelRecords:
                 continue
             found.append(spec)
         return found
+
+    def _files(self) -> list[Path]:
+        with suppress(FileFault):
+            return folder_files(self._folder, _SUFFIX)
+        return []
 
     def _load(self, tunnel: str) -> TunnelSpec | None:
         try:

@@ -18,14 +18,14 @@ from vpnd_lab.plan import End, Plan
 from vpnd_lab.state import SOCKET_PATH_MAX, LabState, NodeState
 
 _PACKAGES = {"ip": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "mount": "mount"}
+TUN_DEVICE = "/dev/net/tun"
 # Above what Linux gives to an interface that asks for none: a site's tunnels come later.
 _FIRST_INDEX = 1000
 
 
 def check_host(plan: Plan, folder: Path) -> None:
     """Raise LabError where the lab cannot be built here, before anything is made."""
-    path = ":".join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    if missing := [name for name in _PACKAGES if shutil.which(name, path=path) is None]:
+    if missing := [name for name in _PACKAGES if shutil.which(name, path=_path()) is None]:
         packages = " ".join(sorted({_PACKAGES[name] for name in missing}))
         raise LabError(f"missing: {', '.join(missing)}", hint=f"apt-get install {packages}")
     for name in plan.kmes:
@@ -34,6 +34,46 @@ def check_host(plan: Plan, folder: Path) -> None:
         sockets = [f"wireguard/{tunnel.interface}.sock" for tunnel in site.tunnels]
         for socket in ("vpnd/control.sock", *sockets):
             _check_socket(folder / name / "run" / socket)
+
+
+def check_wireguard(plan: Plan) -> None:
+    """Raise LabError where the sites' tunnels cannot come up on this host. Blocking."""
+    backends = {tunnel.backend for site in plan.sites.values() for tunnel in site.tunnels}
+    missing = _missing_for_userspace()
+    if missing is None or backends <= {"kernel"}:
+        return
+    if "userspace" in backends or not _kernel_has_wireguard():
+        raise missing
+
+
+def _path() -> str:
+    return ":".join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def _missing_for_userspace() -> LabError | None:
+    program = "wireguard-go"
+    if shutil.which(program, path=_path()) is None:
+        return LabError(f"missing: {program}", hint=f"apt-get install {program}")
+    try:
+        os.close(os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return LabError(
+            f"{TUN_DEVICE} cannot be opened: {error.strerror}",
+            hint=f"modprobe tun; a container has to be given it: --device {TUN_DEVICE}",
+        )
+    return None
+
+
+def _kernel_has_wireguard() -> bool:
+    """By making an interface in a network namespace of its own, which goes with it."""
+    made = subprocess.run(
+        ["unshare", "--net", "ip", "link", "add", "wg0", "type", "wireguard"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=os.environ | {"PATH": _path()},
+        check=False,
+    )
+    return made.returncode == 0
 
 
 def _check_socket(file: Path) -> None:

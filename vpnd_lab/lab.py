@@ -13,7 +13,7 @@ from typing import Any, Literal
 import trio
 
 from vpnd_lab import programs
-from vpnd_lab.build import build, check_host
+from vpnd_lab.build import build, check_host, check_wireguard
 from vpnd_lab.capture import Capture, open_capture
 from vpnd_lab.errors import LabError, last_lines
 from vpnd_lab.external_keys import KeyManager, start_key_managers
@@ -76,9 +76,11 @@ class Lab:
             raise LabError(f"{name} is or has no such key manager", hint=hint) from None
 
     async def start(self, upto: Start = "links") -> None:
-        """Start daemons in all sites, and link them as the lab file says."""
+        """Start daemons in all sites, and link them as the lab file says. Raises LabError."""
         if upto == "network":
             return
+        # Before anything is started that would only wait for it
+        await trio.to_thread.run_sync(check_wireguard, self.plan)
         failures: list[LabError] = []
         async with trio.open_nursery() as nursery:
             for site in self.sites.values():

@@ -76,7 +76,13 @@ def _is_member(pid: int, uid: str, namespaces: set[int]) -> bool:
     if netns_inode(pid) in namespaces:
         return True
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/root/run/{MARK}").read_text(encoding="ascii") == uid
+        # Of whatever process: what stands there may be a pipe, or a link to anything
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(f"/proc/{pid}/root/run/{MARK}", flags)
+        try:
+            return os.read(handle, len(uid) + 1) == uid.encode("ascii")
+        finally:
+            os.close(handle)
     return False
 
 

@@ -173,7 +173,8 @@ KEY_REASON_AND_HINT = "_Found"
 TAKES_A_MESSAGE: dict[str, dict[str, dict[str, int]]] = {
     OF_THE_CONFIGURATION: {
         "vpnd/**/*.py": {
-            "FieldError": 0, "MlKemUnavailable": 0, "problem": 1, "ConfigProblem": 2,
+            "FieldError": 0, "MlKemUnavailable": 0, "UntrustedName": 0,
+            "problem": 1, "ConfigProblem": 2,
             **dict.fromkeys(OF_A_FILE, 1), REASON_AND_HINT: 0, KEY_REASON_AND_HINT: 1,
         },
         "vpnd/config.py": {"_tell": 2, "_is_name": 3},

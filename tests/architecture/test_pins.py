@@ -55,8 +55,11 @@ def pinned_versions() -> dict[str, str]:
 
 
 def tracked_files() -> list[str]:
+    # Root may test somebody else's checkout: git would say "dubious ownership", and only for
+    # reading names it has nothing to fear (no hook and no filter runs)
+    git = ["git", "-c", f"safe.directory={ROOT}", "-c", "core.fsmonitor=false"]
     listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
+        [*git, "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
     )
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 

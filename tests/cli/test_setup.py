@@ -254,22 +254,37 @@ def test_root_hands_the_folders_to_the_daemons_user(node: Node) -> None:
     passwd.write_text(f"root:x:0:0::/root:/bin/sh\nvpnd:x:{uid}:{gid}::/:/bin/false\n")
     script = 'mount --bind "$0" /etc/passwd && exec "$@"'
     in_namespace = ["unshare", "--mount", "sh", "-c", script, str(passwd)]
-    init = [str(PROGRAM), "init", "--address", "10.0.0.1/24", "--name", "a"]
-    subprocess.run(
-        [*in_namespace, *init, "--state-dir", str(node.state)],
-        env=node.vpnctl.environment,
-        capture_output=True,
-        check=True,
-    )
+
+    def vpnctl(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*in_namespace, str(PROGRAM), *words]
+        environment = node.vpnctl.environment
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    init = ("init", "--address", "10.0.0.1/24", "--name", "a", "--state-dir", str(node.state))
+    assert vpnctl(*init).returncode == 0
+    assert vpnctl("id", "new", "next").returncode == 0
 
     def owner(path: Path) -> tuple[int, int]:
         found = path.stat()
         return found.st_uid, found.st_gid
 
-    for handed_over in (node.state, node.identity, node.config.parent / "peers.d"):
+    new = node.state / "identity-next.key"
+    for handed_over in (node.state, node.identity, new, node.config.parent / "peers.d"):
         assert owner(handed_over) == (uid, gid)
     for kept in (node.config, node.config.parent):
         assert owner(kept) == (os.geteuid(), os.getegid())
+    # What that user puts under the names leads root nowhere
+    outside = node.vpnctl.home / "outside"
+    outside.mkdir(mode=0o755)
+    node.state.rename(node.vpnctl.home / "aside")
+    node.state.symlink_to(outside)
+    os.chown(node.state, uid, gid, follow_symlinks=False)
+    os.chown(node.vpnctl.home, uid, gid)
+    for command in (("id", "new", "third"), ("id", "use", "next"), ("id", "remove", "next"), init):
+        refused = vpnctl(*command)
+        assert refused.returncode == 1, command
+        assert "is a symbolic link that others can change" in refused.stderr
+    assert os.listdir(outside) == []
 
 
 def test_id_is_read_from_disk_without_a_daemon(node: Node) -> None:

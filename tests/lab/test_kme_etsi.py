@@ -80,6 +80,16 @@ async def test_one_key_is_fetched_with_get(tmp_path: Path) -> None:
         assert got.document == {"keys": [key]}
 
 
+@pytest.mark.parametrize("spelling", ["{{{}}}", "urn:uuid:{}", "..", "{}\r\n", "x"])
+async def test_a_key_id_is_a_uuid(tmp_path: Path, spelling: str) -> None:
+    async with both(tmp_path) as (near, far):
+        (key,) = await near.keys("sae-b")
+        refused = await far.fetch("sae-a", spelling.format(key["key_ID"]))
+        assert refused.status == 400
+        assert "is not a UUID" in refused.document["message"]
+        assert (await far.fetch("sae-a", key["key_ID"].upper())).status == 200
+
+
 async def test_a_delivered_key_is_gone(tmp_path: Path) -> None:
     async with both(tmp_path) as (near, far):
         (key,) = await near.keys("sae-b")

@@ -92,7 +92,7 @@ def test_a_file_that_is_there_is_not_overwritten(site: Site) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileFault, match="cannot be written"):
+    with pytest.raises(FileFault, match="cannot be made: Not a directory"):
         write_peer_file(tmp_path / "file" / "peers.d", "lon1", request())
     write_peer_file(tmp_path / "new" / "peers.d", "lon1", request())
     assert peer_path(tmp_path / "new" / "peers.d", "lon1").exists()

@@ -82,6 +82,7 @@ def test_what_is_right(linked: Site, external: dict[str, Any]) -> None:
         ),
         ({"mode": "require", "source": "kme-x"}, "source", 'no key source "kme-x"'),
         ({"mode": "require", "source": "kme-a"}, "peer_sae", "is missing"),
+        ({"mode": "require", "source": "kme-a", "peer_sae": ".."}, "peer_sae", "a step in a path"),
         ({"mode": "require", "source": "shared", "peer_sae": "s"}, "peer_sae", "is a file"),
         ({"mode": "require", "sources": [QKD, QKD]}, "sources", "twice"),
         (

@@ -264,5 +264,5 @@ def test_another_ones_key_is_not_kept(cache: PeerKeyCache, peer: Identity) -> No
 
 def test_a_folder_that_cannot_be_made(state_dir: Path, cache: PeerKeyCache, peer: Identity) -> None:
     state_dir.write_text("a file")
-    with pytest.raises(FileFault, match="cannot be written"):
+    with pytest.raises(FileFault, match="cannot be made: Not a directory"):
         cache.store(peer.fingerprint, peer.public_key)

@@ -161,12 +161,17 @@ def _tls_cause(error: BaseException) -> ssl.SSLError | None:
     return None
 
 
+_BY_SUBJECT: Final = "or has it as common name alone: no subject alternative name has it"
+_NAME_HINT: Final = (
+    "use a subject alternative name of the certificate in `urls`, or set server_name; if it has "
+    "none, have it made anew with one: the common name does not count (RFC 9525)"
+)
 _VERIFY: Final[dict[int, tuple[str, str]]] = {
     # X509_V_ERR_… of OpenSSL
     9: ("is not valid yet", "is this host's clock right, and the key manager's certificate?"),
     10: ("has expired", "renew the key manager's certificate"),
-    62: ("is for another name", "use the name in the certificate in `urls`, or set server_name"),
-    64: ("is for another address", "use the name in the certificate in `urls`, or set server_name"),
+    62: (f"is for another name, {_BY_SUBJECT}", _NAME_HINT),
+    64: (f"is for another address, {_BY_SUBJECT}", _NAME_HINT),
 }
 
 

@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from vpnd.config_errors import printable
 from vpnd.file_trust import FileFault, read_public, read_secret
 from vpnd.keysource.base import Certificate
 
@@ -36,7 +37,7 @@ def certificate_of(found: x509.Certificate, what: str) -> Certificate:
     """What is told of a certificate."""
     return Certificate(
         what=what,
-        subject=found.subject.rfc4514_string() or "(no subject)",
+        subject=printable(found.subject.rfc4514_string(), limit=256) or "(no subject)",
         not_after=found.not_valid_after_utc.timestamp(),
         sha256=found.fingerprint(SHA256()).hex(),
     )
@@ -49,6 +50,7 @@ def load_credentials(ca: Path, certificate: Path, key: Path) -> Credentials:
     _check_pair(key, certificate, chain[0])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # host name and certificate are checked
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False  # RFC 9525, section 1.2: alternative names alone
     try:
         context.load_verify_locations(cadata=_read_public(ca).decode("ascii"))
         context.load_cert_chain(certificate, key, password=_no_password)

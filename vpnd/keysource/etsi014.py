@@ -34,6 +34,9 @@ STATUS: Final = "status"
 GET_KEY: Final = "enc_keys"
 GET_KEY_WITH_IDS: Final = "dec_keys"
 
+KEY_ID: Final = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
+"""Clause 6.3: a UUID; in either case, and let pass without its hyphens."""
+
 _EMPTY: Final = re.compile(
     r"(no|not enough|insufficient|out of|too few|lack of|exhaust\w*|empty|deplet\w*)"
     r"\b.{0,40}\b(key|keys|pool|store|buffer|material)\b"
@@ -196,11 +199,11 @@ def _key_id(one: JsonObject) -> str:
             SourceFault.WRONG_KEY_ID,
             f'expected a "key_ID" with each key; {came if "key_ID" in one else "none"} came',
         )
-    if not (key_id.isascii() and key_id.isprintable()) or len(key_id) > MAX_KEY_ID_LENGTH:
+    if not KEY_ID.fullmatch(key_id):
         raise BadAnswer(
             SourceFault.WRONG_KEY_ID,
-            f"expected a UUID as key_ID; a text of {len(key_id)} characters came that cannot "
-            "be passed on",
+            f"expected a UUID as key_ID; a text of {len(key_id)} characters came that is none",
+            "an error of the key manager: clause 6.3 has UUIDs, 8-4-4-4-12 hexadecimal digits",
         )
     return key_id
 

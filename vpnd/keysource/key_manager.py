@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from vpnd.clock import wall
+from vpnd.config_errors import printable
 from vpnd.config_key_sources import RemoteSourceConfig
 from vpnd.file_trust import FileFault
 from vpnd.keysource.addresses import Address, Addresses
@@ -206,7 +207,7 @@ class KeyManager:
             raise CallFailed(
                 SourceFault.CERTIFICATE,
                 f"expected a certificate of {' or '.join(wanted)}; it is of "
-                f"{', '.join(found[:8]) or 'nobody'}",
+                f"{', '.join(printable(name) for name in found[:8]) or 'nobody'}",
                 "is this the right address, and kme_name the name in the certificate?",
             )
 

@@ -20,6 +20,7 @@ from vpnd.keysource.base import (
     SourceType,
 )
 from vpnd.keysource.etsi014 import (
+    KEY_ID,
     DeliveredKey,
     Status,
     get_key_request,
@@ -47,6 +48,8 @@ class QkdSource(RemoteSource):
     """See RemoteSource; here is what ETSI GS QKD 014 makes of it."""
 
     _type = SourceType.QKD
+    _key_id = KEY_ID
+    _key_id_is = "a UUID"
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ run ──▶ fetches ahead, keeps the stock, watches certificates
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -62,6 +63,10 @@ class RemoteSource(ABC):
     """One configured source (KeySource) over HTTPS."""
 
     _type: SourceType
+    _key_id: re.Pattern[str]
+    """What the specification allows as a key ID."""
+    _key_id_is: str
+    """In words."""
 
     def __init__(
         self,
@@ -189,6 +194,14 @@ class RemoteSource(ABC):
         if len(set(ids)) < len(ids) or any(not key_id for key_id in ids):
             raise SourceError(
                 self._name, SourceFault.WRONG_KEY_ID, "the far end names one key ID twice, or none"
+            )
+        # Each goes into the path of a request: nothing but what the specification has
+        if not all(self._key_id.fullmatch(key_id) for key_id in ids):
+            raise SourceError(
+                self._name,
+                SourceFault.WRONG_KEY_ID,
+                f"the far end names a key ID that is not {self._key_id_is}: it is not asked for",
+                "an error of the far end, or of its key manager",
             )
         for key_id in ids:
             if self.used.seen_id(far.peer_id, key_id):

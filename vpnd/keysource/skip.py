@@ -16,6 +16,7 @@ from vpnd.keysource.json_answer import json_kind, message_untrusted, object_untr
 from vpnd.keysource.key_manager import BadAnswer
 
 _HEX: Final = re.compile(r"[0-9A-Fa-f]+")
+KEY_ID: Final = re.compile(rf"[0-9A-Fa-f]{{1,{MAX_KEY_ID_LENGTH}}}")
 MAX_REMOTE_SYSTEMS: Final = 4096
 
 

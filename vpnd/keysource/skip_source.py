@@ -23,6 +23,7 @@ from vpnd.keysource.json_answer import quoted_untrusted
 from vpnd.keysource.key_manager import AskFailed, BadAnswer
 from vpnd.keysource.remote_source import Had, RemoteSource
 from vpnd.keysource.skip import (
+    KEY_ID,
     Capabilities,
     capabilities_request,
     key_by_id_request,
@@ -38,6 +39,8 @@ class SkipSource(RemoteSource):
     """See RemoteSource; here is what the draft makes of it."""
 
     _type = SourceType.SKIP
+    _key_id = KEY_ID
+    _key_id_is = "hexadecimal digits"
 
     def __init__(
         self,

@@ -68,6 +68,65 @@ async def test_a_certificate_of_the_kme_that_cannot_be_used(
     assert server.received == []
 
 
+@pytest.mark.parametrize(
+    ("host", "common_name", "names", "server_name"),
+    [
+        ("localhost", "localhost", (), None),
+        ("localhost", "localhost", ("127.0.0.1",), None),
+        ("127.0.0.1", "127.0.0.1", (), None),
+        ("127.0.0.1", "kme1.example.net", (), "kme1.example.net"),
+    ],
+    ids=["name", "name beside an address", "address", "server_name"],
+)
+async def test_a_common_name_is_no_name_of_a_kme(
+    authority: Authority,
+    make_server: MakeServer,
+    nursery: trio.Nursery,
+    qkd_config: QkdConfig,
+    told: Told,
+    host: str,
+    common_name: str,
+    names: tuple[str, ...],
+    server_name: str | None,
+) -> None:
+    """RFC 9525: a subject alternative name is, and nothing else."""
+    changed = {} if server_name is None else {"server_name": server_name}
+    for issued, accepted in (
+        (authority.issue(common_name, names=names), False),
+        (authority.issue("anything", names=(server_name or host,)), True),
+    ):
+        server = make_server(issued=issued, answers=[keys(SPEC_KEYS[0])])
+        await server.start(nursery)
+        url = server.url.replace("127.0.0.1", host)
+        source = QkdSource("kme", qkd_config(urls=[url], **changed), told)
+        if accepted:
+            await source.obtain(FAR)
+            continue
+        refused = await refusal(source)
+        assert refused.fault is SourceFault.CERTIFICATE
+        assert "as common name alone" in refused.reason
+        assert "RFC 9525" in refused.hint
+        assert server.received == []
+
+
+async def test_what_a_certificate_says_acts_on_no_terminal(
+    authority: Authority,
+    make_server: MakeServer,
+    nursery: trio.Nursery,
+    qkd_config: QkdConfig,
+    told: Told,
+) -> None:
+    issued = authority.issue("kme\x1b[2J\r\nkme9", names=("127.0.0.1",))
+    server = make_server(issued=issued, answers=[keys(SPEC_KEYS[0])])
+    await server.start(nursery)
+    source = QkdSource("kme", qkd_config(server, kme_name="kme9"), told)
+    refused = await refusal(source)
+    assert "kme\\x1b[2J\\r\\nkme9" in refused.reason
+    told_of = source.status().certificates
+    assert all(one.subject.isprintable() for one in told_of)
+    assert any("kme9" in one.subject for one in told_of)
+
+
 async def test_a_kme_of_another_ca(
     authority: Authority,
     make_server: MakeServer,

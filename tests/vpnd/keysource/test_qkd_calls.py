@@ -156,6 +156,23 @@ async def test_another_spelling_of_an_id_is_the_same_id(
     assert len(kme.received) == 1
 
 
+@pytest.mark.parametrize("verbs", ["post", "get"])
+@pytest.mark.parametrize(
+    "key_id", ["..", "../status", "key-1", "bc490419-7d60-487f-adc1-4ddcc177c139/..", "a&size=8"]
+)
+async def test_an_id_of_the_far_end_that_is_no_uuid_is_not_asked_for(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, key_id: str, verbs: str
+) -> None:
+    kme.answers = [http(200, {"keys": SPEC_KEYS[:1]})]
+    source = QkdSource("kme", qkd_config(kme, verbs=verbs), told)
+    with pytest.raises(SourceError) as refused:
+        await source.retrieve(FAR, reference(key_id))
+    assert refused.value.fault is SourceFault.WRONG_KEY_ID
+    assert "a key ID that is not a UUID" in refused.value.reason
+    assert kme.received == []
+    await source.retrieve(FAR, reference(FIRST_ID))
+
+
 async def test_a_length_that_the_kme_cannot_give_is_told(
     kme: TlsServer, qkd_config: QkdConfig, told: Told
 ) -> None:

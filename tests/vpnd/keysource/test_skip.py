@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kex.external import ExternalKeyReference
@@ -111,6 +113,23 @@ async def test_a_key_that_is_not_there_yet_is_asked_for_again(
     with pytest.raises(SourceError) as again:
         await source.retrieve(FAR, REFERENCE)
     assert again.value.fault is SourceFault.WRONG_KEY_ID
+
+
+@pytest.mark.parametrize(
+    "key_id",
+    ["..", ".", "../entropy", "ab/../..", "%2e%2e", "ab?size=8", "ab#", "0x1f", "xyz", "١٢", "a b"],
+)
+async def test_an_id_of_the_far_end_that_is_no_key_id_is_not_asked_for(
+    kme: TlsServer, skip_config: SkipConfig, told: Told, key_id: str
+) -> None:
+    kme.answers = [http(200, CAPABILITIES), http(200, ANSWER)]
+    source = SkipSource("skip", skip_config(kme), told)
+    with pytest.raises(SourceError) as refused:
+        await source.retrieve(FAR, replace(REFERENCE, key_ids=(key_id,)))
+    assert refused.value.fault is SourceFault.WRONG_KEY_ID
+    assert "a key ID that is not hexadecimal digits" in refused.value.reason
+    assert kme.received == []
+    assert (await source.retrieve(FAR, REFERENCE)).expose().hex() == KEY
 
 
 async def test_another_key_than_asked_for(
