@@ -91,6 +91,9 @@ class LinkState:
     """Exchanges of ours in a row that gave no key."""
     refusals: int = 0
     skip_external: bool = False
+    asked_afresh: bool = False
+    """The last exchange was refused for a key that was had before it began, and the next one has
+    fresh keys."""
     retransmit_at: float | None = None
     retransmit_interval: float = 0.0
     exchange_deadline: float | None = None
@@ -184,6 +187,7 @@ class LinkState:
             self.proved = None
         self.failures = self.refusals = 0
         self.skip_external = False  # it was for the exchange after the one that was refused
+        self.asked_afresh = False
         self.schedule_renewal(node, now)
         node.emit(KeyConfirmed(self.name, key_id, role, self.key.expires_at))
 

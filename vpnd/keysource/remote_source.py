@@ -124,9 +124,11 @@ class RemoteSource(ABC):
 
     # ---- the two ends of an exchange
 
-    async def obtain(self, far: Correspondent) -> ExternalKey:
+    async def obtain(self, far: Correspondent, *, fresh: bool = False) -> ExternalKey:
         """IC1: see KeySource."""
         self._seen(far)
+        if fresh:
+            self._reserve.throw_away(far)
         ready = self._reserve.take(far)
         if ready is None:
             with self._told(far):

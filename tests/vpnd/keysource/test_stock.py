@@ -77,7 +77,13 @@ def test_failures_in_a_row_are_no_rhythm() -> None:
     for _ in range(5):
         reserve.used(FAR)
         clock.now += 1
-    assert reserve.next_due() == 14  # half of 30 s after the last use
+    assert reserve.next_due() == float("inf")
+    clock.now += 120
+    reserve.used(FAR)
+    for _ in range(5):  # refused, and again with a fresh key
+        clock.now += 1
+        reserve.used(FAR)
+    assert reserve.next_due() == pytest.approx(60, abs=3), "the rhythm of before"
 
 
 def test_a_long_interval_needs_no_key_that_waits_long() -> None:
