@@ -101,7 +101,7 @@ class ManagedLink:
             peer_keys=peer_keys,
             journal=journal,
         )
-        self._missing = MissingKeys(self.external, self.exchanges)
+        self.missing_keys = MissingKeys(self.external, self.exchanges)
         self.report = LinkReport(
             peer,
             tunnel=tunnel,
@@ -153,7 +153,7 @@ class ManagedLink:
                 nursery.start_soon(self._guarded, self._keep_address)
                 nursery.start_soon(self._guarded, self._work_off)
                 nursery.start_soon(self._guarded, self.external.run)
-                nursery.start_soon(self._guarded, self._missing.run)
+                nursery.start_soon(self._guarded, self.missing_keys.run)
         finally:
             self._ended.set()
 
@@ -393,7 +393,7 @@ class ManagedLink:
         if event.code in EXPECTED:
             return
         self._objected(event.reject, event.detail)
-        self._missing.exchange_failed()
+        self.missing_keys.exchange_failed()
         if self.external.gives_better_or_none(event):
             return  # the link is as it was, and what it lacks is told
         self.report.gave_no_key(event)
@@ -460,7 +460,7 @@ class ManagedLink:
                 self.exchanges.key_taken_up(before)
         self.external.established(event, "" if in_force is None else in_force.key_id)
         self.exchanges.installed(event)
-        self._missing.key_set(event.role)
+        self.missing_keys.key_set(event.role)
         self._update_exchanges()  # a fallback may be over
         if self.external.wants_another:
             self.exchanges.want()

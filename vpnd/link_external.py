@@ -302,7 +302,7 @@ class LinkExternal:
         external = self.config
         deadline = event.deadline - ANSWER_MARGIN
         limited = await self._wait_for_turn(external, deadline)
-        uses = self._to_ask(external, asked.must)
+        uses = external.uses if asked.better else self._to_ask(external, asked.must)
         if limited is None:
             self._used_at = boottime()
             answers = await self._obtain(uses, deadline)

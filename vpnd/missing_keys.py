@@ -60,7 +60,8 @@ class MissingKeys:
         self._news.set()
 
     @property
-    def _wanted(self) -> bool:
+    def wanted(self) -> bool:
+        """Whether such exchanges are begun now."""
         watch, state = self._external.watch, self._exchanges.state
         if not watch.standing or watch.over or state is None or state.address is None:
             return False  # over its limit it is as with `require`: each exchange is such a one
@@ -77,6 +78,6 @@ class MissingKeys:
             if boottime() < self._due_at:
                 continue
             self._due_at = boottime() + timing.RETRY_LAST
-            if self._wanted:
+            if self.wanted:
                 self._tried += 1
                 self._exchanges.want(StartReason.END_FALLBACK)
