@@ -132,8 +132,11 @@ class QkdSource(RemoteSource):
         try:
             return await self._manager.ask(
                 get_key_with_ids_request(far.peer_id, ids, post=self._post),
-                lambda answer, _: read_keys_untrusted(
-                    answer, number=len(ids), length=length, wanted=ids
+                self._read_by_id(
+                    far,
+                    lambda answer, _: read_keys_untrusted(
+                        answer, number=len(ids), length=length, wanted=ids
+                    ),
                 ),
                 room=self._retrieving,
                 about_to_ask=remember,
@@ -188,6 +191,7 @@ class QkdSource(RemoteSource):
             self._stir()
             raise
         self._health.succeeded()
+        self._answered(far)
         self._statuses[far.peer_id] = status
         if status.stored is None:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -39,7 +39,8 @@ from vpnd.keysource.certificate_watch import CertificateWatch
 from vpnd.keysource.etsi014 import DeliveredKey
 from vpnd.keysource.files import day
 from vpnd.keysource.health import Health
-from vpnd.keysource.key_manager import AT_ONCE, AskFailed, KeyManager
+from vpnd.keysource.https_call import Answer
+from vpnd.keysource.key_manager import AT_ONCE, AskFailed, BadAnswer, KeyManager
 from vpnd.keysource.reserve import Reserve
 from vpnd.keysource.stock import DAY, Stock
 from vpnd.keysource.token_bucket import TokenBucket
@@ -52,8 +53,19 @@ SPARE: Final = 1.0
 told in time on a busy machine, too."""
 NOT_YET: Final = (0.25, 0.5, 1.0)
 """Seconds until a key that is not there yet is asked for again; then always the last."""
+MAYBE_NOT_YET: Final = frozenset({400, 401, 404})
+"""What key managers answer, in words of their own, for a key that they do not have. They say the
+same to an application that they do not know: so it counts as that only where another call, made
+lately, was answered."""
+KNOWN_SECONDS: Final = 30.0
+"""How long an answer proves that the key manager knows both ends."""
 AHEAD_AT_ONCE: Final = 4
 
+UNKNOWN_HINT: Final = (
+    "not synchronised yet, fetched by somebody else, or does it know the two ends by other names?"
+)
+
+T = TypeVar("T")
 Had = dict[tuple[str, ...], list[DeliveredKey]]
 """Parts of one key that were delivered already, by the IDs that a call asks for."""
 
@@ -86,6 +98,8 @@ class RemoteSource(ABC):
         self._fars: dict[str, Correspondent] = {}
         """Who was asked for lately, by ID."""
         self._looked_at: dict[str, float] = {}
+        self._answered_at: dict[str, float] = {}
+        """When it last answered a question about a far end that gives no key."""
         self._asked_at: dict[str, float] = {}
         self._stirred = trio.Event()
         # Each kind waits for its own: a responder has 8 s, and looks must not take its place
@@ -161,17 +175,59 @@ class RemoteSource(ABC):
             while True:
                 try:
                     return await self._ask_for(far, reference, had)
-                except AskFailed as failed:
+                except AskFailed as error:
+                    failed = await self._not_yet(far, error)
                     pause = next(pauses, NOT_YET[-1])
                     again = failed.fault in (SourceFault.UNKNOWN_KEY, SourceFault.UNAVAILABLE)
                     late = trio.current_time() + pause >= until
                     if failed.consumed or not again or late:
-                        raise
+                        raise failed from None
                     not_yet = failed
                     self._health.counters["asked_again"] += 1
                     await trio.sleep(pause)
         # That the last question got no answer in time says less than the answer before
         raise not_yet or self._too_late(RESPONDER_SECONDS)
+
+    async def _not_yet(self, far: Correspondent, failed: AskFailed) -> AskFailed:
+        """What a failed call by ID means: where the key manager answers another question about
+        this far end, it is the key that it does not have."""
+        known = failed.fault in (SourceFault.UNKNOWN_KEY, SourceFault.UNAVAILABLE)
+        if failed.consumed or known or failed.status not in MAYBE_NOT_YET:
+            return failed
+        if not self._is_known(far):
+            try:
+                await self._look(far, self._retrieving)
+            except SourceError:
+                return failed
+            if not self._is_known(far):
+                return failed
+        unknown = AskFailed(self._name, SourceFault.UNKNOWN_KEY, failed.reason, UNKNOWN_HINT)
+        unknown.status = failed.status
+        return unknown
+
+    def _is_known(self, far: Correspondent) -> bool:
+        at = self._answered_at.get(far.peer_id)
+        return at is not None and trio.current_time() < at + KNOWN_SECONDS
+
+    def _answered(self, far: Correspondent) -> None:
+        self._answered_at[far.peer_id] = trio.current_time()
+
+    def _read_by_id(
+        self, far: Correspondent, read: Callable[[Answer, Address], T]
+    ) -> Callable[[Answer, Address], T]:
+        """`read` for an answer to a call by ID: another address may have what this one has not."""
+
+        def read_untrusted(answer: Answer, address: Address) -> T:
+            try:
+                return read(answer, address)
+            except BadAnswer as bad:
+                if answer.status in MAYBE_NOT_YET and bad.undelivered and self._is_known(far):
+                    raise BadAnswer(
+                        SourceFault.UNKNOWN_KEY, bad.reason, UNKNOWN_HINT, undelivered=True
+                    ) from None
+                raise
+
+        return read_untrusted
 
     def serves(self, far: Correspondent, reference: ExternalKeyReference) -> bool:
         return reference.source_type == self._type.value and reference.sae == far.peer_id
@@ -375,7 +431,7 @@ class RemoteSource(ABC):
         """Far ends that no link has any more, or that are not used."""
         for peer_id, at in tuple(self._asked_at.items()):
             if now - at > DAY:
-                for each in (self._asked_at, self._fars, self._looked_at):
+                for each in (self._asked_at, self._fars, self._looked_at, self._answered_at):
                     each.pop(peer_id, None)
                 self._health.forget(peer_id)
                 self._stock.forget(peer_id)

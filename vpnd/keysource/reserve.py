@@ -19,7 +19,7 @@ MAX_AGE: Final = 300.0
 LONGEST_LEAD: Final = 60.0
 """Seconds before the next use that a key is fetched at the earliest."""
 SHORTEST_LEAD: Final = 5.0
-"""Seconds. A key that was refused was fetched too early, perhaps: the lead is halved down to this."""
+"""Seconds. A key that was refused may have been fetched too early: the lead is halved then."""
 SHORTEST_GAP: Final = 45.0
 """Seconds: uses that follow each other more quickly are failures, not a rhythm."""
 
