@@ -114,6 +114,8 @@ class ExternalKeysWanted(Event):
     deadline: float
     listing: tuple[ExternalListing, ...]
     peer_mode: ExternalMode | None = None
+    ends_fallback: bool = False
+    """Whether an exchange of our own is to give a key with external keys, or none."""
 
     @property
     def references(self) -> tuple[ExternalKeyReference, ...]:

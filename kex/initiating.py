@@ -152,7 +152,14 @@ def resp_hello_untrusted(link: LinkState, node: Node, body: bytes, now: float) -
     link.retransmit_at = None
     link.exchange_deadline = now + timing.INITIATOR_KEYS_SECONDS
     node.emit(
-        ExternalKeysWanted(link.name, after.exchange_id, Role.INITIATOR, link.exchange_deadline, ())
+        ExternalKeysWanted(
+            link.name,
+            after.exchange_id,
+            Role.INITIATOR,
+            link.exchange_deadline,
+            (),
+            ends_fallback=after.ends_fallback,
+        )
     )
 
 

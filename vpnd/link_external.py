@@ -298,7 +298,7 @@ class LinkExternal:
 
     async def _as_initiator(self, event: ExternalKeysWanted) -> None:
         asked = self._remembered(event.token)
-        asked.better = self._is_for_better(event.token)
+        asked.better = event.ends_fallback
         external = self.config
         deadline = event.deadline - ANSWER_MARGIN
         limited = await self._wait_for_turn(external, deadline)
@@ -345,13 +345,6 @@ class LinkExternal:
             key.reference for key in answers.given.values() if isinstance(key, KeyFetchedAhead)
         ]
         self._hand_over(event, tuple(keys), ahead=frozenset(ahead))
-
-    def _is_for_better(self, token: bytes) -> bool:
-        try:
-            exchange = self._engine.endpoint.look_at(self._peer.name).exchange
-        except KexError:
-            return False  # the link is gone meanwhile
-        return exchange is not None and exchange.exchange_id == token and exchange.ends_fallback
 
     async def _wait_for_turn(self, external: ExternalKeys, deadline: float) -> SourceError | None:
         """Wait until the link's sources may be used again; an error where that is too late."""
