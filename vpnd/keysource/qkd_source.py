@@ -198,15 +198,7 @@ class QkdSource(RemoteSource):
         change = self._stock.said(
             far.peer_id, status.stored, status.capacity or 0, status.key_size or 0
         )
-        if change is not None:
-            level = self._stock.level(far.peer_id)
-            left = "" if level is None or level.days_left is None else f", {level.days_left} days"
-            self._health.tell(
-                "source_stock_low" if change else "source_stock_back",
-                level="warning" if change else "info",
-                reason=f"{status.stored} keys for {far.peer_id} are left{left}",
-                code=SourceFault.EMPTY.value if change and not status.stored else "",
-            )
+        self._tell_stock(far, change)
 
     def _read_status(self, answer: Answer, address: Address, far: Correspondent) -> Status:
         status = read_status_untrusted(answer)

@@ -42,7 +42,7 @@ from vpnd.keysource.health import Health
 from vpnd.keysource.https_call import Answer
 from vpnd.keysource.key_manager import AT_ONCE, AskFailed, BadAnswer, KeyManager
 from vpnd.keysource.reserve import Reserve
-from vpnd.keysource.stock import DAY, Stock
+from vpnd.keysource.stock import DAY, Stock, keys_of
 from vpnd.keysource.token_bucket import TokenBucket
 from vpnd.keysource.used_keys import UsedKeys
 
@@ -162,7 +162,7 @@ class RemoteSource(ABC):
             self._check_asked(far, reference)
             key = await self._ask_until_there(far, reference)
             self._health.counters["retrieved"] += 1
-            self._stock.used(far.peer_id, len(reference.key_ids))
+            self._stock.used(far.peer_id, len(reference.key_ids), new=False)
             return key
 
     async def _ask_until_there(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
@@ -288,7 +288,12 @@ class RemoteSource(ABC):
                 f"key is asked for in {self._bucket.wait():.0f} s at the earliest",
                 "which link uses so many? `vpnctl keysource show` counts; or raise the limit",
             )
-        key = await self._fetch(far, room)
+        try:
+            key = await self._fetch(far, room)
+        except SourceError as error:
+            if error.fault is SourceFault.EMPTY:
+                self._tell_stock(far, self._stock.empty(far.peer_id))
+            raise
         self._stock.used(far.peer_id, len(key.reference.key_ids))
         return key
 
@@ -322,7 +327,7 @@ class RemoteSource(ABC):
             since_wall=0.0 if trouble is None else trouble.since_wall,
             stock=self._stock.levels(),
             certificates=self._watch.certificates(),
-            warnings=self._watch.warnings(),
+            warnings=[*self._watch.warnings(), *self._stock.doubts()],
             prefetched=len(self._reserve),
             counters=counters,
         )
@@ -422,6 +427,24 @@ class RemoteSource(ABC):
             except SourceError:
                 self._looked_at[oldest] = now
             await trio.sleep(1)
+
+    def _tell_stock(self, far: Correspondent, low: bool | None) -> None:
+        """Tell that the stock for a far end became low just now, or is no longer."""
+        if low is None:
+            return
+        level = self._stock.level(far.peer_id)
+        if level is None:
+            reason = "; ".join(self._stock.doubts())
+        else:
+            verb = "is" if level.stored == 1 else "are"
+            reason = f"{keys_of(level.stored)} for {far.peer_id} {verb} left"
+            reason += "" if level.days_left is None else f", {level.days_left} days"
+        self._health.tell(
+            "source_stock_low" if low else "source_stock_back",
+            level="warning" if low else "info",
+            reason=reason,
+            code=SourceFault.EMPTY.value if low and level and not level.stored else "",
+        )
 
     async def _look_told(self, far: Correspondent) -> None:
         with self._told(far):
