@@ -19,6 +19,7 @@ from kex.events import (
     WireGuardKeyContested,
     WireGuardKeyYielded,
 )
+from kex.external import ExternalMode
 from kex.identity import Fingerprint
 from vpnd.api import LinkState
 from vpnd.clock import boottime, wall
@@ -33,6 +34,8 @@ from vpnd.tunnels import ManagedTunnel
 
 LIFETIME_OVER: Final = "the key's lifetime is over, and no exchange gave a new one"
 CLOSED_WHILE_AWAY: Final = "the key's lifetime is over: it ended while no daemon ran here"
+POLICIES: Final = "external keys: "
+"""How a difference between the two ends' policies for external keys begins."""
 OTHER_IDENTITY: Final = "the peer used another identity than the first one pinned here"
 
 EXPECTED: Final = (FailureCode.CROSSED, FailureCode.ABANDONED)
@@ -83,7 +86,9 @@ class LinkReport:
         self.fault = ""
         """The bug of ours that has stopped the link's task, if one has."""
         self.problem: Problem | None = None
-        self.warnings: tuple[str, ...] = ()
+        self._warnings: tuple[str, ...] = ()
+        self._peer_mode: ExternalMode | None = None
+        """The peer's policy for external keys as it said last, since this end's was changed."""
         self.state = LinkState.DOWN
         self.reason = "starting"
         self.since_wall = wall()
@@ -99,7 +104,24 @@ class LinkReport:
         where = (peer.endpoint, peer.wireguard_endpoint)
         if where != (before.endpoint, before.wireguard_endpoint):
             self._waiting_reason = ""
-        self.warnings = tuple(warning for warning in self.warnings if warning != OTHER_IDENTITY)
+        self._warnings = tuple(warning for warning in self._warnings if warning != OTHER_IDENTITY)
+        if peer.external_keys != before.external_keys:
+            # What the two ends said of the policy before; an exchange under the new one follows
+            self._peer_mode = None
+            self._warnings = tuple(
+                warning for warning in self._warnings if not warning.startswith(POLICIES)
+            )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the two ends say differently, as it is now."""
+        return tuple(dict.fromkeys((*self._warnings, *self._modes())))
+
+    def _modes(self) -> list[str]:
+        if self._peer_mode is None:
+            return []
+        differ = modes_differ(self._external.mode_of(self._peer), self._peer_mode)
+        return [differ] if differ else []
 
     # ---- exchanges
 
@@ -185,13 +207,15 @@ class LinkReport:
         self._renewal_problem = detail
 
     def policies_differ(self, detail: str) -> None:
-        self._warn((*self.warnings, detail))
+        self._warn((*self._warnings, detail))
 
     def gave_key(self, event: KeyEstablished) -> None:
         """A key is on the interface. What the two ends say differently is warned of; none of it
         stops the link."""
         self.last = LastExchange(event.role, event.suite, event.peer_identity)
-        self._warn(tuple(self._differences(event)))
+        before = self._modes()
+        self._peer_mode = event.peer.mode
+        self._warn(tuple(self._differences(event)), before)
 
     def _differences(self, event: KeyEstablished) -> Iterable[str]:
         for prefix in event.peer.prefixes:
@@ -201,19 +225,17 @@ class LinkReport:
             )
             if not any(inside):
                 yield f"the peer announces {prefix}, which is not in allowed_ips here"
-        differ = modes_differ(self._external.mode_of(self._peer), event.peer.mode)
-        if differ:
-            yield differ
         if event.peer_identity != self._peer.identity[0]:
             yield OTHER_IDENTITY
 
-    def _warn(self, warnings: tuple[str, ...]) -> None:
-        for warning in warnings:
-            if warning not in self.warnings:
+    def _warn(self, warnings: tuple[str, ...], modes_before: Iterable[str] | None = None) -> None:
+        before = {*self._warnings, *(self._modes() if modes_before is None else modes_before)}
+        for warning in (*warnings, *self._modes()):
+            if warning not in before:
                 self._journal.record(
                     "ends_differ", peer=self._peer.name, level="warning", reason=warning
                 )
-        self.warnings = tuple(dict.fromkeys(warnings))
+        self._warnings = tuple(dict.fromkeys(warnings))
 
     def name_not_resolved(self, reason: str) -> None:
         self._waiting_reason = reason

@@ -138,6 +138,7 @@ async def test_a_source_that_no_key_needs_is_asked_for_now_and_then(
     async with linked(fra, ams, lambda far: both(far, "require", at_least=1), **DAY):
         await first_key(fra, ams)
         await new_key(fra, ams)
+        await rest(fra, ams)
         keys = len(fra.named("key_installed"))
         await fra.wait_for("exchange_failed", len(fra.named("exchange_failed")) + 2)
         assert len(fra.named("key_installed")) == keys, "no key that is no better"
@@ -148,6 +149,64 @@ async def test_a_source_that_no_key_needs_is_asked_for_now_and_then(
         fra.shake_hands()
         assert external_keys(fra.link)["mixed"] == ["kme-a", "kme-b"]
         assert fra.link.report.state is LinkState.ACTIVE
+
+
+# ---- what is said of the two policies
+
+
+def reload(site: Site, far: Site, mode: str, **more: Any) -> None:
+    """As `vpnctl reload` does it."""
+    peer = site.configure(far, one(far, mode, **more), **DAY)
+    own = (site.identity.fingerprint,)
+    config = site.link.exchanges.config_with(peer, own)
+    assert config is not None
+    with site.engine.driving() as (endpoint, now):
+        endpoint.update_link(config, now)
+    site.link.take(peer, own)
+
+
+async def test_no_mode_is_shown_that_was(sites: tuple[Site, Site]) -> None:
+    """Two reloads within min_interval: each is followed by an exchange, and none of them waits."""
+    fra, ams = sites
+    spaced: Any = {"min_interval": 5}
+    async with linked(
+        fra,
+        ams,
+        lambda far: one(far, "prefer", **spaced),
+        lambda far: one(far, "require", **spaced),
+        **DAY,
+    ):
+        await first_key(fra, ams)
+        await rest(fra, ams)
+        assert "external keys: prefer here, require at the peer" in fra.link.report.warnings
+        keys = len(ams.named("key_installed"))
+        reload(fra, ams, "require", **spaced)
+        assert fra.link.report.warnings == ()
+        assert not fra.link.external.used_lately
+        for site in sites:
+            await site.wait_for("key_installed", keys + 1)
+        await rest(fra, ams)
+        assert ams.link.report.warnings == ()
+        reload(fra, ams, "prefer", **spaced)
+        assert fra.link.report.warnings == ()
+        for site in sites:
+            await site.wait_for("key_installed", keys + 2)
+        assert "external keys: require here, prefer at the peer" in ams.link.report.warnings
+        assert "external keys: prefer here, require at the peer" in fra.link.report.warnings
+
+
+async def test_a_policy_that_is_over_its_limit_is_shown_as_what_it_is(
+    sites: tuple[Site, Site],
+) -> None:
+    fra, ams = sites
+    limited = {"fallback_limit": 1}
+    async with linked(
+        fra, ams, lambda far: one(far, "prefer", **limited), lambda _: {"mode": "off"}, **DAY
+    ):
+        await fra.wait_for("fallback_started")
+        await fra.wait_for("fallback_limit_reached")
+        assert "external keys: require here, off at the peer" in fra.link.report.warnings
+        assert "external keys: prefer here, off at the peer" not in fra.link.report.warnings
 
 
 # ---- keys that were fetched ahead
