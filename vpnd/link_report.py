@@ -34,8 +34,6 @@ from vpnd.tunnels import ManagedTunnel
 
 LIFETIME_OVER: Final = "the key's lifetime is over, and no exchange gave a new one"
 CLOSED_WHILE_AWAY: Final = "the key's lifetime is over: it ended while no daemon ran here"
-POLICIES: Final = "external keys: "
-"""How a difference between the two ends' policies for external keys begins."""
 OTHER_IDENTITY: Final = "the peer used another identity than the first one pinned here"
 
 EXPECTED: Final = (FailureCode.CROSSED, FailureCode.ABANDONED)
@@ -87,6 +85,8 @@ class LinkReport:
         """The bug of ours that has stopped the link's task, if one has."""
         self.problem: Problem | None = None
         self._warnings: tuple[str, ...] = ()
+        self._refused_policies: tuple[str, ...] = ()
+        """What was said of the two policies when one end refused an exchange, since the last key."""
         self._peer_mode: ExternalMode | None = None
         """The peer's policy for external keys as it said last, since this end's was changed."""
         self.state = LinkState.DOWN
@@ -107,15 +107,12 @@ class LinkReport:
         self._warnings = tuple(warning for warning in self._warnings if warning != OTHER_IDENTITY)
         if peer.external_keys != before.external_keys:
             # What the two ends said of the policy before; an exchange under the new one follows
-            self._peer_mode = None
-            self._warnings = tuple(
-                warning for warning in self._warnings if not warning.startswith(POLICIES)
-            )
+            self._peer_mode, self._refused_policies = None, ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the two ends say differently, as it is now."""
-        return tuple(dict.fromkeys((*self._warnings, *self._modes())))
+        return tuple(dict.fromkeys((*self._warnings, *self._refused_policies, *self._modes())))
 
     def _modes(self) -> list[str]:
         if self._peer_mode is None:
@@ -207,15 +204,18 @@ class LinkReport:
         self._renewal_problem = detail
 
     def policies_differ(self, detail: str) -> None:
-        self._warn((*self._warnings, detail))
+        before = self.warnings
+        self._refused_policies = (*self._refused_policies, detail)
+        self._tell_new(before)
 
     def gave_key(self, event: KeyEstablished) -> None:
         """A key is on the interface. What the two ends say differently is warned of; none of it
         stops the link."""
         self.last = LastExchange(event.role, event.suite, event.peer_identity)
-        before = self._modes()
+        before = self.warnings
+        self._warnings, self._refused_policies = tuple(self._differences(event)), ()
         self._peer_mode = event.peer.mode
-        self._warn(tuple(self._differences(event)), before)
+        self._tell_new(before)
 
     def _differences(self, event: KeyEstablished) -> Iterable[str]:
         for prefix in event.peer.prefixes:
@@ -228,14 +228,12 @@ class LinkReport:
         if event.peer_identity != self._peer.identity[0]:
             yield OTHER_IDENTITY
 
-    def _warn(self, warnings: tuple[str, ...], modes_before: Iterable[str] | None = None) -> None:
-        before = {*self._warnings, *(self._modes() if modes_before is None else modes_before)}
-        for warning in (*warnings, *self._modes()):
+    def _tell_new(self, before: tuple[str, ...]) -> None:
+        for warning in self.warnings:
             if warning not in before:
                 self._journal.record(
                     "ends_differ", peer=self._peer.name, level="warning", reason=warning
                 )
-        self._warnings = tuple(dict.fromkeys(warnings))
 
     def name_not_resolved(self, reason: str) -> None:
         self._waiting_reason = reason

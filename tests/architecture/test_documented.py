@@ -212,7 +212,7 @@ TAKES_A_MESSAGE: dict[str, dict[str, dict[str, int]]] = {
     },
     REASONS: {
         "vpnd/link_external.py": {"SourceError": 2},
-        "vpnd/listed_keys.py": {"SourceError": 2, "__init__": 2},
+        "vpnd/listed_keys.py": {"SourceError": 2, "NoOwner": 2, "__init__": 2},
     },
 }  # fmt: skip
 """What is called with an error's message, and how many arguments stand before it, or what gives

@@ -45,14 +45,14 @@ async def rest(*sites: Site) -> None:
         state = site.link.exchanges.state
         return state is None or state.exchange_due or state.responding is not None
 
-    with trio.fail_after(30):
+    with trio.fail_after(45):
         while any(map(busy, sites)):
             await sites[0].news.wait()
 
 
 async def told(site: Site, text: str) -> None:
     """Wait until the link's reason has this text."""
-    with trio.fail_after(30):
+    with trio.fail_after(45):
         while text not in site.link.external.watch.standing:
             await site.news.wait()
 
@@ -104,9 +104,9 @@ async def test_an_exchange_is_begun_when_the_limit_is_over(sites: tuple[Site, Si
         await fra.wait_for("fallback_limit_reached")
         await told(fra, "the fallback is over its limit")
         failed = len(fra.named("exchange_failed"))
-        await fra.wait_for("exchange_failed", failed + 1)
+        await fra.wait_for("exchange_failed", failed + 1, seconds=45)
         source(fra).fault = SourceFault.EMPTY
-        await fra.wait_for("exchange_failed", failed + 2)
+        await fra.wait_for("exchange_failed", failed + 2, seconds=45)
         source(fra).fault = None
         for site in sites:
             await site.wait_for("fallback_ended", seconds=45)
