@@ -86,7 +86,7 @@ class LinkReport:
         self.problem: Problem | None = None
         self._warnings: tuple[str, ...] = ()
         self._refused_policies: tuple[str, ...] = ()
-        """What was said of the two policies when one end refused an exchange, since the last key."""
+        """What the two ends said of their policies when one refused, since the last key."""
         self._peer_mode: ExternalMode | None = None
         """The peer's policy for external keys as it said last, since this end's was changed."""
         self.state = LinkState.DOWN
@@ -205,7 +205,7 @@ class LinkReport:
 
     def policies_differ(self, detail: str) -> None:
         before = self.warnings
-        self._refused_policies = (*self._refused_policies, detail)
+        self._refused_policies = tuple(dict.fromkeys((*self._refused_policies, detail)))
         self._tell_new(before)
 
     def gave_key(self, event: KeyEstablished) -> None:
