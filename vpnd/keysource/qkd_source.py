@@ -133,11 +133,12 @@ class QkdSource(RemoteSource):
             await self._learn_limit(far)
         # One ID a call where it is a GET (clause 5.4)
         size = self._at_once(far) if self._post else 1
-        left = [key_id for key_id in ids if key_id not in _by_id(had)]
+        left = [key_id for key_id in ids if key_id not in had.parts]
         for at in range(0, len(left), size):
             group = tuple(left[at : at + size])
-            had[group] = await self._ask_for_some(far, group, length)
-        found = [_by_id(had)[key_id] for key_id in ids]
+            for one in await self._ask_for_some(far, group, length, had):
+                had.parts[one.key_id] = one
+        found = [had.parts[key_id] for key_id in ids]
         self._health.succeeded(far=far.peer_id, link=far.link)
         for one in found:
             self.used.add_key(one.key)
@@ -153,7 +154,7 @@ class QkdSource(RemoteSource):
             return  # what it gives is seen when it is asked
 
     async def _ask_for_some(
-        self, far: Correspondent, ids: tuple[str, ...], length: int
+        self, far: Correspondent, ids: tuple[str, ...], length: int, had: Had
     ) -> list[DeliveredKey]:
         def remember() -> None:
             # Before anything is sent: whatever becomes of the call, it is not made twice
@@ -165,6 +166,7 @@ class QkdSource(RemoteSource):
                 get_key_with_ids_request(far.peer_id, ids, post=self._post),
                 self._read_by_id(
                     far,
+                    had,
                     lambda answer, _: read_keys_untrusted(
                         answer, number=len(ids), length=length, wanted=ids
                     ),
@@ -266,10 +268,6 @@ class QkdSource(RemoteSource):
             f"{_number(status.stored)} of {_number(status.capacity)} keys, "
             f"{_sizes(status)}"
         )
-
-
-def _by_id(had: Had) -> dict[str, DeliveredKey]:
-    return {one.key_id: one for some in had.values() for one in some}
 
 
 def _joined(keys: list[DeliveredKey]) -> Secret:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import trio
@@ -56,9 +57,7 @@ NOT_YET: Final = (0.25, 0.5, 1.0)
 MAYBE_NOT_YET: Final = frozenset({400, 401, 404})
 """What key managers answer, in words of their own, for a key that they do not have. They say the
 same to an application that they do not know: so it counts as that only where another call, made
-lately, was answered."""
-KNOWN_SECONDS: Final = 30.0
-"""How long an answer proves that the key manager knows both ends."""
+after the first such answer, was answered."""
 AHEAD_AT_ONCE: Final = 4
 
 UNKNOWN_HINT: Final = (
@@ -66,8 +65,16 @@ UNKNOWN_HINT: Final = (
 )
 
 T = TypeVar("T")
-Had = dict[tuple[str, ...], list[DeliveredKey]]
-"""Parts of one key that were delivered already, by the IDs that a call asks for."""
+
+
+@dataclass(slots=True)
+class Had:
+    """What came of the calls by ID for one key."""
+
+    since: float
+    """When the first of them was made (trio's clock)."""
+    parts: dict[str, DeliveredKey] = field(default_factory=dict)
+    """Of several that make the key, by ID."""
 
 
 class RemoteSource(ABC):
@@ -169,14 +176,14 @@ class RemoteSource(ABC):
         """Asked for again only where the answer says that nothing was delivered."""
         until = _until(RESPONDER_SECONDS)
         pauses = iter(NOT_YET)
-        had: Had = {}
+        had = Had(trio.current_time())
         not_yet: AskFailed | None = None
         with trio.CancelScope(deadline=until):
             while True:
                 try:
                     return await self._ask_for(far, reference, had)
                 except AskFailed as error:
-                    failed = await self._not_yet(far, error)
+                    failed = await self._not_yet(far, had, error)
                     pause = next(pauses, NOT_YET[-1])
                     again = failed.fault in (SourceFault.UNKNOWN_KEY, SourceFault.UNAVAILABLE)
                     late = trio.current_time() + pause >= until
@@ -188,32 +195,32 @@ class RemoteSource(ABC):
         # That the last question got no answer in time says less than the answer before
         raise not_yet or self._too_late(RESPONDER_SECONDS)
 
-    async def _not_yet(self, far: Correspondent, failed: AskFailed) -> AskFailed:
+    async def _not_yet(self, far: Correspondent, had: Had, failed: AskFailed) -> AskFailed:
         """What a failed call by ID means: where the key manager answers another question about
         this far end, it is the key that it does not have."""
         known = failed.fault in (SourceFault.UNKNOWN_KEY, SourceFault.UNAVAILABLE)
         if failed.consumed or known or failed.status not in MAYBE_NOT_YET:
             return failed
-        if not self._is_known(far):
+        if not self._is_known(far, had):
             try:
                 await self._look(far, self._retrieving)
             except SourceError:
                 return failed
-            if not self._is_known(far):
+            if not self._is_known(far, had):
                 return failed
         unknown = AskFailed(self._name, SourceFault.UNKNOWN_KEY, failed.reason, UNKNOWN_HINT)
         unknown.status = failed.status
         return unknown
 
-    def _is_known(self, far: Correspondent) -> bool:
+    def _is_known(self, far: Correspondent, had: Had) -> bool:
         at = self._answered_at.get(far.peer_id)
-        return at is not None and trio.current_time() < at + KNOWN_SECONDS
+        return at is not None and at > had.since
 
     def _answered(self, far: Correspondent) -> None:
         self._answered_at[far.peer_id] = trio.current_time()
 
     def _read_by_id(
-        self, far: Correspondent, read: Callable[[Answer, Address], T]
+        self, far: Correspondent, had: Had, read: Callable[[Answer, Address], T]
     ) -> Callable[[Answer, Address], T]:
         """`read` for an answer to a call by ID: another address may have what this one has not."""
 
@@ -221,7 +228,7 @@ class RemoteSource(ABC):
             try:
                 return read(answer, address)
             except BadAnswer as bad:
-                if answer.status in MAYBE_NOT_YET and bad.undelivered and self._is_known(far):
+                if answer.status in MAYBE_NOT_YET and bad.undelivered and self._is_known(far, had):
                     raise BadAnswer(
                         SourceFault.UNKNOWN_KEY, bad.reason, UNKNOWN_HINT, undelivered=True
                     ) from None

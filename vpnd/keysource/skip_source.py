@@ -90,6 +90,7 @@ class SkipSource(RemoteSource):
                 key_by_id_request(far.peer_id, key_id),
                 self._read_by_id(
                     far,
+                    had,
                     lambda answer, _: read_key_untrusted(
                         answer, length=reference.bits // 8, wanted=key_id
                     ),
