@@ -300,3 +300,22 @@ async def test_a_name_that_no_source_knows_is_told_as_that(sites: tuple[Site, Si
             'no qkd source of this link knows the initiator as "sae-fra-kme-a"'
             in (refused["reason"])
         )
+
+
+async def test_a_renewal_by_hand_follows_an_exchange_that_may_give_none(
+    sites: tuple[Site, Site],
+) -> None:
+    fra, ams = sites
+    async with linked(fra, ams, lambda far: one(far, "prefer"), **DAY):
+        await in_fallback(fra, ams, fra)
+        source(fra).fault, source(fra).hangs = None, True
+        asked = source(fra).asked
+        with trio.fail_after(45):
+            while source(fra).asked == asked:
+                await trio.lowlevel.checkpoint()
+        keys = len(fra.named("key_installed"))
+        assert fra.link.exchanges.begin()
+        assert fra.link.exchanges.begin_with("kme-a") is None
+        source(fra).fault, source(fra).hangs = SourceFault.EMPTY, False
+        source(fra).wake()
+        await fra.wait_for("key_installed", keys + 1)
