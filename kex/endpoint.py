@@ -23,7 +23,7 @@ from kex.claims import Claims, installing
 from kex.errors import KexError, PacketRejected
 from kex.events import Event, IdentityLearned, RejectCode, StartReason, WireGuardKeyYielded
 from kex.exchange import Exchange, Phase
-from kex.external import ExternalKey
+from kex.external import ExternalKey, ExternalKeyReference
 from kex.identity import Fingerprint, Identity
 from kex.link import Link, Timer
 from kex.link_config import LinkConfig
@@ -698,16 +698,19 @@ class Endpoint:
         now: float,
         *,
         holders: str = "",
+        ahead: frozenset[ExternalKeyReference] = frozenset(),
     ) -> None:
         """Answer ExternalKeysWanted. Too late is no error. Raises UnknownLink, ValueError.
 
         `holders` names who gave the keys, at the responder: it stands in the Reject where the
-        two ends turn out to hold different ones.
+        two ends turn out to hold different ones. `ahead` are those that an initiator had before
+        the exchange began: where the peer cannot have one of them, one more exchange follows at
+        once, in which fresh keys are to be given.
         """
         link = self._link(name)
         if answering.wants_keys(link, token):
             answering.check_claim(link, self._node, self._claims, now)
-        link.external_keys(self._node, token, keys, now, holders=holders)
+        link.external_keys(self._node, token, keys, now, holders=holders, ahead=ahead)
         self._note(link)
         self._claim(link, now)
 

@@ -26,6 +26,8 @@ class StartReason(StrEnum):
     REFUSED = "an earlier exchange was refused"
     REQUESTED = "requested"
     HANDSHAKE_OVERDUE = "a WireGuard handshake is overdue"
+    END_FALLBACK = "external keys are missing"
+    """It gives a key with external keys or none: `prefer` goes on with the key that it has."""
 
 
 class RejectCode(IntEnum):
@@ -112,6 +114,8 @@ class ExternalKeysWanted(Event):
     deadline: float
     listing: tuple[ExternalListing, ...]
     peer_mode: ExternalMode | None = None
+    ends_fallback: bool = False
+    """Whether an exchange of our own is to give a key with external keys, or none."""
 
     @property
     def references(self) -> tuple[ExternalKeyReference, ...]:

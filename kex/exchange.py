@@ -14,7 +14,7 @@ from kex import noise, payload, schedule, wire
 from kex.address import Address
 from kex.errors import MalformedAnswer, PacketRejected
 from kex.events import StartReason
-from kex.external import ExternalKey, in_fixed_order
+from kex.external import ExternalKey, ExternalKeyReference, in_fixed_order
 from kex.external import check as check_external_keys
 from kex.identity import Fingerprint, Identity
 from kex.noise import InitiatorState, Session
@@ -102,9 +102,16 @@ class Exchange:
     exporter: Exporter | None = None
     biscuit: bytes = b""
     external: tuple[ExternalKey, ...] = ()
+    ahead: frozenset[ExternalKeyReference] = frozenset()
+    """Those of the external keys that were had before the exchange began."""
     root: Root | None = None
     established: Established | None = None
     install_failures: int = 0
+
+    @property
+    def ends_fallback(self) -> bool:
+        """Whether it is to give a key with external keys, or none."""
+        return self.reason is StartReason.END_FALLBACK
 
     def after(self, happened: Input, **changes: Any) -> Exchange:
         """The exchange in the phase that `happened` leads to; a KeyError is a bug of ours."""

@@ -166,7 +166,14 @@ def resp_hello_untrusted(link: LinkState, node: Node, body: bytes, now: float) -
     link.retransmit_at = None
     link.exchange_deadline = now + timing.INITIATOR_KEYS_SECONDS
     node.emit(
-        ExternalKeysWanted(link.name, after.exchange_id, Role.INITIATOR, link.exchange_deadline, ())
+        ExternalKeysWanted(
+            link.name,
+            after.exchange_id,
+            Role.INITIATOR,
+            link.exchange_deadline,
+            (),
+            ends_fallback=after.ends_fallback,
+        )
     )
 
 
@@ -230,15 +237,23 @@ def wants_keys(link: LinkState, token: bytes) -> bool:
     return own is not None and own.phase is Phase.KEYS and own.exchange_id == token
 
 
-def external_keys(link: LinkState, node: Node, keys: tuple[ExternalKey, ...], now: float) -> None:
+def external_keys(
+    link: LinkState,
+    node: Node,
+    keys: tuple[ExternalKey, ...],
+    now: float,
+    *,
+    ahead: frozenset[ExternalKeyReference] = frozenset(),
+) -> None:
     """IC1: the keys that the sources gave. Raises ValueError for keys that cannot be mixed."""
     enough = sum(key.present for key in keys) >= link.config.external_at_least
     if link.exchange is None:
         return
-    if link.config.external_mode is ExternalMode.REQUIRE and not enough:
+    strict = link.config.external_mode is ExternalMode.REQUIRE or link.exchange.ends_fallback
+    if strict and not enough:
         no_external_keys(link, node, "too few external keys", now)
     else:
-        _confirm(link, node, link.exchange, keys, now)
+        _confirm(link, node, replace(link.exchange, ahead=ahead), keys, now)
 
 
 def no_external_keys(
@@ -249,10 +264,12 @@ def no_external_keys(
     *,
     code: RejectCode = RejectCode.KEY_MANAGER,
 ) -> None:
-    """`prefer` goes on without where none can be had, and only there; `require` does not."""
+    """`prefer` goes on without where none can be had, and only there; `require` does not, nor does
+    an exchange that is to end a fallback."""
     if link.exchange is None:
         return
-    if link.config.external_mode is ExternalMode.PREFER and code is RejectCode.KEY_MANAGER:
+    prefers = link.config.external_mode is ExternalMode.PREFER and not link.exchange.ends_fallback
+    if prefers and code is RejectCode.KEY_MANAGER:
         _confirm(link, node, link.exchange, (), now)
     else:
         _fail(link, node, FailureCode.EXTERNAL_KEYS, detail, now)
@@ -356,7 +373,7 @@ def give_way(link: LinkState, node: Node, now: float) -> None:
         return
     end(link, Input.CROSSED)
     order.after_failure(link, own, FailureCode.CROSSED)
-    link.owe(own.reason, now + timing.RETRY_FIRST)
+    link.owe(_owed_for(own), now + timing.RETRY_FIRST)
     node.emit(
         ExchangeFailed(link.name, own.exchange_id, FailureCode.CROSSED, "the peer's goes first")
     )
@@ -374,7 +391,13 @@ def abandon(link: LinkState, node: Node, now: float) -> None:
             link.name, own.exchange_id, FailureCode.ABANDONED, "the configuration changed"
         )
     )
-    link.owe(own.reason, now)
+    link.owe(_owed_for(own), now)
+
+
+def _owed_for(own: Exchange) -> StartReason:
+    """Why another exchange is owed in place of one that had to stop: it has to come to its end,
+    with external keys or, in `prefer`, without."""
+    return StartReason.REQUESTED if own.ends_fallback else own.reason
 
 
 def _fail(
@@ -391,13 +414,21 @@ def _fail(
     if exchange is None:
         return
     end(link, _ENDED_BY[code])
-    link.failures += 1
-    link.renew_at = None
     reject = None if refusal is None else refusal.code
     failed = _named_failed(exchange, refusal)
     node.emit(ExchangeFailed(link.name, exchange.exchange_id, code, detail, reject, failed))
     order.after_failure(link, exchange, code)
     link.unanswered = link.unanswered + 1 if code is FailureCode.NO_ANSWER else 0
+    afresh = not link.asked_afresh and reject == RejectCode.KEY_MANAGER
+    link.asked_afresh = afresh and _was_ahead(exchange, failed)
+    if exchange.ends_fallback and code in _LEAVES_NOTHING_OPEN and not link.in_doubt:
+        _keep_fallback(link, node, now)
+        return
+    link.failures += 1
+    link.renew_at = None
+    if link.asked_afresh:
+        link.owe(StartReason.REFUSED, now)
+        return
     if code in (FailureCode.NO_ANSWER, FailureCode.INIT_CONF_UNANSWERED):
         link.unanswered_from(exchange.address)
         silence = timing.silence(link.unanswered, has_key=link.key is not None)
@@ -412,6 +443,23 @@ def _fail(
         link.skip_external = not others_are_left or link.refusals > 1
         pause = 0.0
     link.owe(StartReason.REFUSED, now + pause)
+
+
+def _keep_fallback(link: LinkState, node: Node, now: float) -> None:
+    """An exchange that was to end a fallback gave no key: the link goes on with the one that it
+    has, which is renewed when that is due. Whoever began the exchange begins the next such one."""
+    if link.key is None:
+        link.owe(StartReason.FIRST_KEY, now)  # its lifetime ended meanwhile
+        return
+    link.schedule_renewal(node, now)
+    if link.asked_afresh:
+        link.owe(StartReason.END_FALLBACK, now)
+
+
+def _was_ahead(exchange: Exchange, failed: tuple[ExternalKeyReference, ...]) -> bool:
+    """Whether a key that the peer could not have is one that was had before the exchange began; it
+    need not say which."""
+    return bool(exchange.ahead & set(failed)) if failed else bool(exchange.ahead)
 
 
 def _named_failed(exchange: Exchange, refusal: Refusal | None) -> tuple[ExternalKeyReference, ...]:
@@ -435,6 +483,8 @@ def end(link: LinkState, happened: Input) -> None:
     link.retransmit_at = link.exchange_deadline = None
 
 
+_LEAVES_NOTHING_OPEN = (FailureCode.REFUSED, FailureCode.EXTERNAL_KEYS)
+"""The peer has installed nothing, and will not."""
 _ALLOWS_FALLBACK = (RejectCode.KEY_MANAGER, RejectCode.POLICY)
 _ENDED_BY = {
     FailureCode.NO_ANSWER: Input.TIME_OUT,

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from kex import answering, claims, initiating, order, timing
 from kex.events import LinkExpired, RejectCode, StartReason
 from kex.exchange import Phase
-from kex.external import ExternalKey
+from kex.external import ExternalKey, ExternalKeyReference
 from kex.link_config import LinkConfig
 from kex.link_state import LinkKey, LinkState
 from kex.node import Node
@@ -97,6 +97,7 @@ class Link(LinkState):
         now: float,
         *,
         holders: str = "",
+        ahead: frozenset[ExternalKeyReference] = frozenset(),
     ) -> None:
         """The keys that ExternalKeysWanted asked for; too late is no error. May raise ValueError.
 
@@ -105,7 +106,7 @@ class Link(LinkState):
         if answering.wants_keys(self, token):
             answering.external_keys(self, node, keys, holders)
         elif initiating.wants_keys(self, token):
-            initiating.external_keys(self, node, keys, now)
+            initiating.external_keys(self, node, keys, now, ahead=ahead)
 
     def external_keys_failed(
         self,
@@ -150,10 +151,19 @@ class Link(LinkState):
             self.schedule_renewal(node, now)
 
     def request(self, node: Node, reason: StartReason, now: float) -> None:
-        """Start an exchange because somebody asks: a person, or the watch over handshakes.
+        """Start an exchange because somebody asks: a person, the watch over handshakes, or who
+        wants a fallback to end.
 
-        Raises NotPossible where no address is known. The watch is heard once in 30 s.
+        Raises NotPossible where no address is known. The watch is heard once in 30 s. An exchange
+        that is to end a fallback stands in nobody's way: another one that is owed asks for the
+        same keys, and one that is wanted meanwhile follows it if it gives none.
         """
+        if reason is StartReason.END_FALLBACK and self.retry_at is not None:
+            return
+        if self.exchange is not None and self.exchange.ends_fallback:
+            if reason is not StartReason.END_FALLBACK:
+                self.owe(reason, now)
+            return
         if reason is StartReason.HANDSHAKE_OVERDUE:
             if self.silent_until is not None and now < self.silent_until:
                 return  # an exchange is owed, and begins when the silence is over

@@ -127,6 +127,9 @@ class LinkState:
     silent_until: float | None = None
     """Until when nothing is sent, so that routers on the way forget this flow."""
     skip_external: bool = False
+    asked_afresh: bool = False
+    """The last exchange was refused for a key that was had before it began, and the next one has
+    fresh keys."""
     retransmit_at: float | None = None
     retransmit_interval: float = 0.0
     exchange_deadline: float | None = None
@@ -285,6 +288,7 @@ class LinkState:
         self.failures = self.refusals = self.unanswered = 0
         self.silent_until = None
         self.skip_external = False  # it was for the exchange after the one that was refused
+        self.asked_afresh = False
         self.schedule_renewal(node, now)
         node.emit(KeyConfirmed(self.name, key_id, role, self.key.expires_at))
 

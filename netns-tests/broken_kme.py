@@ -149,6 +149,7 @@ async def initiator_fails(
         assert names in ended["reason"]
         await watched.event(HUB, "external_keys_missing", peer=LENIENT, role="initiator", code=code)
         await watched.lenient_falls_back("kme")
+        await watched.event(LENIENT, "fallback_started", peer=HUB, reason="the peer had no key")
         await watched.strict_keeps_its_key()
         assert not matching(watched.at(STRICT), "exchange_refused")
         await watched.mended()
@@ -176,7 +177,7 @@ async def responder_fails(
             assert "kme" in missing["reason"]
             await watched.event(far, "exchange_refused", code="refused_key_manager")
             # On a slow machine the first one may have been refused before there was an answer
-            heard = f"fra-kme: {code} at the responder"
+            heard = f"{far}-kme at the responder: {code}"
             await watched.said(HUB, "exchange_failed", heard, peer=far, code="refused")
         await watched.lenient_falls_back(code)
         await watched.strict_keeps_its_key()

@@ -33,10 +33,11 @@ def _same(name: str, code: str, tell: Tell | None = None) -> Row:
 
 
 def _statuses() -> Iterator[Row]:
-    """What each HTTP status says, whatever comes with it; 404 says that there is no such key."""
+    """What each HTTP status says, whatever comes with it. 400, 401 and 404 to a call by ID say that
+    there is no such key, for the status of the pair is answered."""
     codes = {
-        400: ("source_refused", "source_refused"),
-        401: ("source_unauthorized", "source_unauthorized"),
+        400: ("source_refused", "source_unknown_key"),
+        401: ("source_unauthorized", "source_unknown_key"),
         404: ("source_refused", "source_unknown_key"),
         422: ("source_refused", "source_refused"),
         500: ("source_refused", "source_refused"),
@@ -44,10 +45,8 @@ def _statuses() -> Iterator[Row]:
     }
     for status, (initiator, responder) in codes.items():
         for body in ("json", "html", "empty"):
-            # A page says nothing of keys: it may be a proxy's, or that of another server
-            at_responder = "source_refused" if (status, body) == (404, "html") else responder
             tell = fault("status", status=status, body=body)
-            yield Row(f"{status}-{body}", tell, initiator, at_responder)
+            yield Row(f"{status}-{body}", tell, initiator, responder)
 
 
 ROWS: Final = [

@@ -35,12 +35,13 @@ async def test_a_fault_of_each_kind(case: Case) -> None:
 @pytest.mark.kernel_long
 @pytest.mark.long
 async def test_sae_names_exchanged(case: Case) -> None:
-    """Where a key manager takes the master for the slave, the other one gives none."""
+    """Where a key manager takes the master for the slave, the other one gives none. It answers a
+    status, so to the responder it is a key that is not there."""
     async with open_backbone() as backbone:
         await responder_fails(
-            backbone, case, fault("sae-exchanged"), "source_unauthorized", tell_initiator=True
+            backbone, case, fault("sae-exchanged"), "source_unknown_key", tell_initiator=True
         )
-        await responder_fails(backbone, case, fault("sae-exchanged"), "source_unauthorized")
+        await responder_fails(backbone, case, fault("sae-exchanged"), "source_unknown_key")
 
 
 @pytest.mark.kernel_long

@@ -91,8 +91,12 @@ def as_initiator(
     failed: Mapping[str, SourceError],
     must: str | None = None,
     good_key_lives: bool = False,
+    better_than: Container[str] | None = None,
 ) -> Decision:
     """Whether an exchange of our own goes on with the keys that could be had.
+
+    `better_than` has the sources of the key in use where the exchange is to give one with what is
+    needed and with a source more, or none.
 
     `good_key_lives` says that a key with all that is needed is in use and not about to end: our
     own limits are no reason to replace it by a lesser one.
@@ -105,7 +109,13 @@ def as_initiator(
         return Decision(Step.END, why, RejectCode.KEY_MISMATCH)
     names = [use.source for use in external.uses]
     needed = Needed.by(external)
-    if needed.met(given, names):
+    enough = needed.met(given, names)
+    if better_than is not None:
+        more = any(name in given and name not in better_than for name in names)
+        if enough and more:
+            return Decision(Step.MIX)
+        return Decision(Step.END, why or "too few external keys", RejectCode.POLICY)
+    if enough:
         return Decision(Step.MIX)
     if mode is ExternalMode.PREFER:
         own_limit = any(error.fault is SourceFault.LIMITED for error in failed.values())

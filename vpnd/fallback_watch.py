@@ -70,11 +70,15 @@ class FallbackWatch:
         """Whether a key with all that is needed is in use, and not near the end of its life."""
         return boottime() < self._good_until
 
+    @property
+    def newest(self) -> tuple[str, ...]:
+        """The sources of the key that was set last."""
+        newest = self.keys[[*self.keys][-1]] if self.keys else ()
+        return tuple(mixed.source for mixed in newest)
+
     def newest_has(self, needed: policy.Needed) -> bool:
         """Whether the key that was set last has what is needed."""
-        newest = self.keys[[*self.keys][-1]] if self.keys else ()
-        names = [mixed.source for mixed in newest]
-        return needed.met(names, names)
+        return needed.met(self.newest, self.newest)
 
     @property
     def standing(self) -> str:
@@ -139,6 +143,13 @@ class FallbackWatch:
             if self.fallback is not None:
                 self._end("a key with external keys is established")
         if self._external.mode != "off" or mixed:
+            self._remember()
+
+    def still_missing(self, reason: str) -> None:
+        """An exchange that was to bring the missing keys back gave none: why that is so now."""
+        self._missing_reason = reason
+        if self.fallback is not None and self.fallback.reason != reason:
+            self._without(reason)
             self._remember()
 
     def adopted(self, key_id: str) -> None:

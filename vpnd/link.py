@@ -45,6 +45,7 @@ from vpnd.link_peer import Superseded, WireGuardPeer
 from vpnd.link_record import LinkRecords
 from vpnd.link_report import EXPECTED, LinkReport
 from vpnd.listed_keys import SourceFinder
+from vpnd.missing_keys import MissingKeys
 from vpnd.tunnels import ManagedTunnel
 
 RESTART_SECONDS: Final = 5.0
@@ -87,7 +88,7 @@ class ManagedLink:
             engine=engine,
             find=find_source,
             watch=FallbackWatch(
-                peer.name, peer.external_keys, external_records, journal, self._update_exchanges
+                peer.name, peer.external_keys, external_records, journal, self._fallback_is_over
             ),
             journal=journal,
         )
@@ -100,6 +101,7 @@ class ManagedLink:
             peer_keys=peer_keys,
             journal=journal,
         )
+        self.missing_keys = MissingKeys(self.external, self.exchanges)
         self.report = LinkReport(
             peer,
             tunnel=tunnel,
@@ -151,6 +153,7 @@ class ManagedLink:
                 nursery.start_soon(self._guarded, self._keep_address)
                 nursery.start_soon(self._guarded, self._work_off)
                 nursery.start_soon(self._guarded, self.external.run)
+                nursery.start_soon(self._guarded, self.missing_keys.run)
         finally:
             self._ended.set()
 
@@ -185,6 +188,12 @@ class ManagedLink:
     def extend_fallback(self, seconds: int, reason: str, *, uid: int) -> None:
         """Let a fallback go on for longer. Raises NotExtensible."""
         self.external.watch.extend(seconds, reason, uid=uid)
+        self._update_exchanges()
+        self.exchanges.want()
+        self.report.refresh()
+
+    def _fallback_is_over(self) -> None:
+        """The limit is reached: as with `require` from now on, which tries until there is a key."""
         self._update_exchanges()
         self.exchanges.want()
         self.report.refresh()
@@ -400,6 +409,9 @@ class ManagedLink:
         if event.code in EXPECTED:
             return
         self._objected(event.reject, event.detail)
+        self.missing_keys.exchange_failed()
+        if self.external.gives_better_or_none(event):
+            return  # the link is as it was, and what it lacks is told
         self.report.gave_no_key(event)
         if event.code in (FailureCode.NO_ANSWER, FailureCode.INIT_CONF_UNANSWERED):
             # The name may have moved, or the other family may get through
@@ -466,6 +478,7 @@ class ManagedLink:
                 self.exchanges.key_taken_up(before)
         self.external.established(event, "" if in_force is None else in_force.key_id)
         self.exchanges.installed(event)
+        self.missing_keys.key_set(event.role)
         self._update_exchanges()  # a fallback may be over
         if self.external.wants_another:
             self.exchanges.want()

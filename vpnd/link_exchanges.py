@@ -172,14 +172,16 @@ class LinkExchanges:
     # ---- exchanges that are wanted
 
     def begin(self) -> bool:
-        """Start an exchange now; whether that was needed, or one was under way already.
+        """Start an exchange now; whether that was needed, or one was under way already. It follows
+        one that may end without a key because the one in use is good enough.
 
         Raises NotPossible.
         """
         name, state = self._peer.name, self.state
         if state is None:
             raise NotPossible(f"{name}: there is no interface: {self._tunnel.error}")
-        if state.exchange is not None or state.responding is not None:
+        own = state.exchange
+        if (own is not None and not own.ends_fallback) or state.responding is not None:
             return False
         with self._engine.driving() as (endpoint, now):
             endpoint.request_exchange(name, StartReason.REQUESTED, now)
@@ -188,7 +190,7 @@ class LinkExchanges:
     def begin_with(self, source: str) -> Asked | None:
         """Start an exchange that gives no key without one of this source, and follow it; None
         where one is under way already. Raises NotPossible."""
-        if not self.begin():
+        if (self.state is not None and self.state.exchange is not None) or not self.begin():
             return None
         exchange = None if self.state is None else self.state.exchange
         return None if exchange is None else self._external.demand(exchange.exchange_id, source)

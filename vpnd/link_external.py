@@ -9,7 +9,7 @@ kept. Nothing here holds up the link's other work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -20,12 +20,13 @@ from kex.errors import KexError
 from kex.events import (
     ExchangeFailed,
     ExternalKeysWanted,
+    FailureCode,
     KeyEstablished,
     RejectCode,
     RejectSent,
     Role,
 )
-from kex.external import ExternalKey, ExternalMode
+from kex.external import ExternalKey, ExternalKeyReference, ExternalMode
 from kex.secret import Secret
 from vpnd import external_policy as policy
 from vpnd.ask_sources import Answers, ask_all
@@ -37,15 +38,18 @@ from vpnd.fallback_watch import FallbackWatch
 from vpnd.journal import Journal
 from vpnd.keysource.base import (
     Correspondent,
+    KeyFetchedAhead,
     KeySource,
     SourceError,
     SourceFault,
 )
 from vpnd.listed_keys import (
+    NoOwner,
     SourceFinder,
     StaticKeysDiffer,
     absent_entry,
     holders,
+    manager_of,
     means,
     owner,
 )
@@ -55,6 +59,8 @@ from vpnd.source_use import SourceUse
 ANSWER_MARGIN: Final = 0.25
 """Seconds before the key exchange's own deadline: what was had by then is to be used."""
 OTHER_POLICY: Final = "the policy for external keys was changed during the exchange"
+KEPT_THE_KEY: Final = (FailureCode.REFUSED, FailureCode.EXTERNAL_KEYS)
+"""How an exchange ends without a key and leaves the link as it was before."""
 KEPT_TOKENS: Final = 4
 """Exchanges whose sources are remembered: one of each role, and the two before."""
 
@@ -68,6 +74,12 @@ class Asked:
     """Why the key of a source is not in it."""
     must: str | None = None
     """The source without which the exchange is to give no key."""
+    better: bool = False
+    """Whether the exchange is to give a better key than the one in use, or none."""
+    ahead: frozenset[str] = frozenset()
+    """The sources of those of its keys that were fetched ahead."""
+    limited: bool = False
+    """Whether this end's own limits are why there is no key."""
     over: trio.Event = field(default_factory=trio.Event)
     outcome: str = ""
     """Once it is over: empty for a key, else why there is none."""
@@ -98,6 +110,10 @@ class LinkExternal:
         """When the sources were last asked for an exchange of this link's own."""
         self._refusal = ""
         """Why the last exchange of this link's own was refused, if it was about external keys."""
+        self._own_refusal = ""
+        """Why this end has refused the peer's last exchange, if its sources had no key."""
+        self._afresh: set[str] = set()
+        """Sources whose key that was fetched ahead the peer could not have: the next is fresh."""
         self._wanted: list[ExternalKeysWanted] = []
         self._news = trio.Event()
         self._scopes: dict[Role, tuple[bytes, trio.CancelScope]] = {}
@@ -119,6 +135,7 @@ class LinkExternal:
         changed = peer.external_keys != before.external_keys
         if changed:
             self._left_out.clear()
+            self._used_at = None  # what the new policy asks for must not wait for `min_interval`
             self.watch.take(peer.external_keys)
         return changed
 
@@ -147,12 +164,35 @@ class LinkExternal:
             self._refusal = f'the peer says "{event.detail}"'
         if asked is None:
             return
+        if event.reject is RejectCode.KEY_MANAGER and not event.failed:
+            self._ask_afresh(asked.ahead)
         for reference in event.failed:
             for mixed in asked.mixed:
-                if means(mixed, reference):
+                if not means(mixed, reference):
+                    continue
+                if mixed.source in asked.ahead:
+                    self._ask_afresh({mixed.source})
+                else:
                     self._leave_out(mixed.source, event.detail)
+        still = asked.better or self.watch.over
+        if still and event.code in KEPT_THE_KEY and not asked.limited:
+            refused = event.code is FailureCode.REFUSED
+            self.watch.still_missing(self._refusal if refused else event.detail)
         asked.outcome = event.detail or event.code.value
         asked.over.set()
+
+    def _ask_afresh(self, sources: Collection[str]) -> None:
+        """The peer could not have keys that were fetched ahead: a key manager may have lost them,
+        and may well have others."""
+        if sources:
+            self._afresh.update(sources)
+            self._used_at = None  # the sources were not used for that exchange, but before it
+
+    def gives_better_or_none(self, event: ExchangeFailed) -> bool:
+        """Whether an exchange that gave no key was only to bring missing keys back, and has left
+        the link as it was."""
+        asked = self._asked.get(event.exchange_id)
+        return asked is not None and asked.better and event.code in KEPT_THE_KEY
 
     def _leave_out(self, source: str, detail: str) -> None:
         self._left_out[source] = boottime() + policy.LEFT_OUT_SECONDS
@@ -186,7 +226,7 @@ class LinkExternal:
         names = [each.source for each in mixed]
         reason = ""
         if policy.missing(self.config, names):
-            reason = self._why_missing(event.role, asked, names)
+            reason = self._why_missing(event, asked, names)
         self.watch.key_set(
             event.key_id,
             mixed,
@@ -194,15 +234,21 @@ class LinkExternal:
             lifetime=self._peer.key_lifetime,
             in_force=in_force,
         )
-        if event.role is Role.INITIATOR and not policy.is_fallback(self.config, names):
-            self._refusal = ""
+        if not policy.is_fallback(self.config, names):
+            self._own_refusal = ""
+            if event.role is Role.INITIATOR:
+                self._refusal = ""
         asked.key_id = event.key_id
         asked.over.set()
 
-    def _why_missing(self, role: Role, asked: Asked, mixed: list[str]) -> str:
+    def _why_missing(self, event: KeyEstablished, asked: Asked, mixed: list[str]) -> str:
         lacking = ", ".join(policy.missing(self.config, mixed))
-        if role is Role.RESPONDER:
-            return f"the peer's exchange had no key of {lacking}"
+        if event.role is Role.RESPONDER:
+            absent = [each.reference for each in event.external if not each.present]
+            if absent:
+                named = ", ".join(each.source or each.source_type for each in absent)
+                return f"the peer had no key from its {named}"
+            return self._own_refusal or f"the peer's exchange had no key of {lacking}"
         if asked.reason:
             return asked.reason
         left_out = [name for name in self._left_out if name not in mixed]
@@ -252,15 +298,21 @@ class LinkExternal:
 
     async def _as_initiator(self, event: ExternalKeysWanted) -> None:
         asked = self._remembered(event.token)
+        asked.better = event.ends_fallback
         external = self.config
         deadline = event.deadline - ANSWER_MARGIN
         limited = await self._wait_for_turn(external, deadline)
-        uses = self._to_ask(external, asked.must)
+        uses = external.uses if asked.better else self._to_ask(external, asked.must)
         if limited is None:
             self._used_at = boottime()
             answers = await self._obtain(uses, deadline)
         else:
             answers = Answers({}, {use.source: limited for use in uses})
+        asked.ahead = frozenset(
+            name for name, key in answers.given.items() if isinstance(key, KeyFetchedAhead)
+        )
+        faults = [error.fault for error in answers.failed.values()]
+        asked.limited = bool(faults) and set(faults) == {SourceFault.LIMITED}
         decision = policy.as_initiator(
             external,
             self.mode_of(self._peer),
@@ -268,6 +320,7 @@ class LinkExternal:
             failed=answers.failed,
             must=asked.must,
             good_key_lives=self.watch.good_key_lives,
+            better_than=self.watch.newest if asked.better else None,
         )
         asked.reason = policy.told(answers.failed.values())
         if external is not self.config:
@@ -288,7 +341,10 @@ class LinkExternal:
             answers.given.get(use.source, nothing)
             for use, nothing in zip(external.uses, absent, strict=True)
         ]
-        self._hand_over(event, tuple(keys))
+        ahead = [
+            key.reference for key in answers.given.values() if isinstance(key, KeyFetchedAhead)
+        ]
+        self._hand_over(event, tuple(keys), ahead=frozenset(ahead))
 
     async def _wait_for_turn(self, external: ExternalKeys, deadline: float) -> SourceError | None:
         """Wait until the link's sources may be used again; an error where that is too late."""
@@ -314,8 +370,11 @@ class LinkExternal:
     async def _obtain(
         self, uses: tuple[SourceUse, ...], deadline: float
     ) -> Answers[str, ExternalKey]:
+        afresh, self._afresh = self._afresh, set()
+
         async def obtain(use: SourceUse) -> ExternalKey:
-            return await self._named(use.source).obtain(self._far(use))
+            source = self._named(use.source)
+            return await source.obtain(self._far(use), fresh=use.source in afresh)
 
         questions = {use.source: (use.source, partial(obtain, use)) for use in uses}
         return await ask_all(questions, deadline, self._journal)
@@ -360,14 +419,14 @@ class LinkExternal:
             peers=event.peer_mode or ExternalMode.OFF,
         )
         if errors:
-            self._refuse(event, errors)
+            self._refuse(event, errors, owners)
             return
         if objection:
             self._give_up(event, objection, code=RejectCode.POLICY)
             return
         answers = await self._retrieve(event, owners)
         if answers.failed:
-            self._refuse(event, answers.failed)
+            self._refuse(event, answers.failed, owners)
             return
         if external is not self.config:
             self._give_up(event, OTHER_POLICY, code=RejectCode.KEY_MANAGER)
@@ -393,8 +452,14 @@ class LinkExternal:
         questions = {at: (use.source, partial(retrieve, at)) for at, use in owners.items()}
         return await ask_all(questions, event.deadline - ANSWER_MARGIN, self._journal)
 
-    def _refuse(self, event: ExternalKeysWanted, errors: Mapping[int, SourceError]) -> None:
+    def _refuse(
+        self,
+        event: ExternalKeysWanted,
+        errors: Mapping[int, SourceError],
+        owners: Mapping[int, SourceUse],
+    ) -> None:
         code, failed = policy.refusal(errors)
+        self._own_refusal = policy.told(errors.values())
         for error in errors.values():
             self._journal.record(
                 "external_keys_missing",
@@ -408,21 +473,30 @@ class LinkExternal:
         # Addresses and certificates of this end's key managers are not the peer's business
         detail = "; ".join(
             error.reason
-            if isinstance(error, StaticKeysDiffer)
-            else f"{event.listing[at].reference.source or 'the static key'}: {error.fault.value} "
-            "at the responder"
+            if isinstance(error, (StaticKeysDiffer, NoOwner))
+            else f"{self._manager(owners[at])} at the responder: {error.fault.value}"
             for at, error in errors.items()
         )
         self._give_up(event, detail, code=code, failed=failed)
 
+    def _manager(self, use: SourceUse) -> str:
+        return manager_of(self._find(use.source), use.source)
+
     # ---- answers
 
     def _hand_over(
-        self, event: ExternalKeysWanted, keys: tuple[ExternalKey, ...], holders: str = ""
+        self,
+        event: ExternalKeysWanted,
+        keys: tuple[ExternalKey, ...],
+        holders: str = "",
+        *,
+        ahead: frozenset[ExternalKeyReference] = frozenset(),
     ) -> None:
         try:
             with self._engine.driving() as (endpoint, now):
-                endpoint.external_keys(self._peer.name, event.token, keys, now, holders=holders)
+                endpoint.external_keys(
+                    self._peer.name, event.token, keys, now, holders=holders, ahead=ahead
+                )
         except ValueError as error:
             # A source has given what cannot be mixed or sent
             self._give_up(event, str(error), code=RejectCode.POLICY)

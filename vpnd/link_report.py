@@ -20,6 +20,7 @@ from kex.events import (
     WireGuardKeyContested,
     WireGuardKeyYielded,
 )
+from kex.external import ExternalMode
 from kex.identity import Fingerprint
 from kex.payload import Announcement
 from vpnd.api import LinkState
@@ -88,10 +89,13 @@ class LinkReport:
         self.fault = ""
         """The bug of ours that has stopped the link's task, if one has."""
         self.problem: Problem | None = None
-        self.warnings: tuple[str, ...] = ()
         self._said: Announcement | None = None
         """What the peer said of itself in the exchange that gave the last key."""
-        self._prefixes_differ: tuple[str, ...] = ()
+        self._warnings: tuple[str, ...] = ()
+        self._refused_policies: tuple[str, ...] = ()
+        """What the two ends said of their policies when one refused, since the last key."""
+        self._peer_mode: ExternalMode | None = None
+        """The peer's policy for external keys as it said last, since this end's was changed."""
         self.state = LinkState.DOWN
         self.reason = "starting"
         self.since_wall = wall()
@@ -106,14 +110,29 @@ class LinkReport:
 
     def take(self, peer: PeerConfig) -> None:
         """Go by this configuration from now on."""
+        told = self.warnings
         before, self._peer = self._peer, peer
         where = (peer.endpoint, peer.wireguard_endpoint)
         if where != (before.endpoint, before.wireguard_endpoint):
             self._waiting_reason = ""
-        gone = (OTHER_IDENTITY, *self._prefixes_differ)
-        self._prefixes_differ = self._prefix_differences()
-        others = (warning for warning in self.warnings if warning not in gone)
-        self._warn((*self._prefixes_differ, *others))
+        self._warnings = tuple(warning for warning in self._warnings if warning != OTHER_IDENTITY)
+        if peer.external_keys != before.external_keys:
+            # What the two ends said of the policy before; an exchange under the new one follows
+            self._peer_mode, self._refused_policies = None, ()
+        self._tell_new(told)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the two ends say differently, as it is now."""
+        prefixes = self._prefix_differences()
+        rest = (*self._warnings, *self._refused_policies, *self._modes())
+        return tuple(dict.fromkeys((*prefixes, *rest)))
+
+    def _modes(self) -> list[str]:
+        if self._peer_mode is None:
+            return []
+        differ = modes_differ(self._external.mode_of(self._peer), self._peer_mode)
+        return [differ] if differ else []
 
     # ---- exchanges
 
@@ -221,15 +240,19 @@ class LinkReport:
         self._renewal_problem = detail
 
     def policies_differ(self, detail: str) -> None:
-        self._warn((*self.warnings, detail))
+        before = self.warnings
+        self._refused_policies = tuple(dict.fromkeys((*self._refused_policies, detail)))
+        self._tell_new(before)
 
     def gave_key(self, event: KeyEstablished) -> None:
         """A key is on the interface. What the two ends say differently is warned of; none of it
         stops the link."""
         self.last = LastExchange(event.role, event.suite, event.peer_identity)
+        before = self.warnings
         self._said = event.peer
-        self._prefixes_differ = self._prefix_differences()
-        self._warn((*self._prefixes_differ, *self._differences(event)))
+        self._warnings, self._refused_policies = tuple(self._differences(event)), ()
+        self._peer_mode = event.peer.mode
+        self._tell_new(before)
 
     def _prefix_differences(self) -> tuple[str, ...]:
         if self._said is None:
@@ -245,19 +268,15 @@ class LinkReport:
         )
 
     def _differences(self, event: KeyEstablished) -> Iterable[str]:
-        differ = modes_differ(self._external.mode_of(self._peer), event.peer.mode)
-        if differ:
-            yield differ
         if event.peer_identity != self._peer.identity[0]:
             yield OTHER_IDENTITY
 
-    def _warn(self, warnings: tuple[str, ...]) -> None:
-        for warning in warnings:
-            if warning not in self.warnings:
+    def _tell_new(self, before: tuple[str, ...]) -> None:
+        for warning in self.warnings:
+            if warning not in before:
                 self._journal.record(
                     "ends_differ", peer=self._peer.name, level="warning", reason=warning
                 )
-        self.warnings = tuple(dict.fromkeys(warnings))
 
     def name_not_resolved(self, reason: str) -> None:
         self._waiting_reason = reason

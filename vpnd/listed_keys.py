@@ -32,6 +32,10 @@ class StaticKeysDiffer(SourceError):
         )
 
 
+class NoOwner(SourceError):
+    """No source of this end's link is the one that the initiator means; that may be told."""
+
+
 def owner(
     external: ExternalKeys, find: SourceFinder, link: str, reference: ExternalKeyReference
 ) -> SourceUse:
@@ -48,12 +52,18 @@ def owner(
     if reference.source_type == SourceType.FILE.value and files:
         ours = ", ".join(source.status().identity for source in files)
         raise StaticKeysDiffer(files[0].name, ", ".join(reference.key_ids), ours)
-    raise SourceError(
+    raise NoOwner(
         reference.source or reference.source_type,
         SourceFault.UNKNOWN_KEY,
         f'no {reference.source_type} source of this link knows the initiator as "{reference.sae}"',
         "peer_sae has to be the far end's own name at both ends",
     )
+
+
+def manager_of(source: KeySource | None, name: str) -> str:
+    """What the other end may know a key manager of this one by: what it calls itself, else its
+    name in the configuration."""
+    return name if source is None else source.status().identity or name
 
 
 def holders(

@@ -247,3 +247,37 @@ def test_orders_that_cannot_be_followed(order: dict[str, Any], said: str) -> Non
 def test_every_fault_is_tried_here() -> None:
     tried = Path(__file__).read_text(encoding="utf-8")
     assert [kind for kind in KINDS if f'"{kind}"' not in tried] == []
+
+
+async def test_a_status_that_counts_nothing(tmp_path: Path) -> None:
+    async with both(tmp_path) as (near, far):
+        near.fault("counts-nothing")
+        got = (await near.call("GET", STATUS)).document
+        numbers = ("stored_key_count", "max_key_count", "key_size", "min_key_size", "max_key_size")
+        assert [got[name] for name in numbers] == [0] * 5
+        await works(near, far)
+
+
+async def test_one_key_a_request(tmp_path: Path) -> None:
+    async with both(tmp_path) as (near, far):
+        near.fault("one-a-request")
+        assert (await near.call("GET", STATUS)).document["max_key_per_request"] == 1
+        assert (await near.call("POST", NEW, {"number": 2})).status == 400
+        await works(near, far)
+
+
+async def test_a_refusal_in_other_words(tmp_path: Path) -> None:
+    async with both(tmp_path) as (near, far):
+        far.fault("other-words", times=1)
+        got = await far.fetch("sae-a", "bc490419-7d60-487f-adc1-4ddcc177c139")
+        assert (got.status, got.document) == (400, {"message": "the request was rejected"})
+        await works(near, far)
+
+
+async def test_keys_that_wait_are_lost(tmp_path: Path) -> None:
+    async with both(tmp_path) as (near, far):
+        (key,) = await near.keys("sae-b", {"size": 256})
+        far.fault("keys-lost", times=1)
+        assert (await far.fetch("sae-a", key["key_ID"])).status == 400
+        assert (await far.fetch("sae-a", key["key_ID"])).status == 400
+        await works(near, far)

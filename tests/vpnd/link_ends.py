@@ -37,6 +37,7 @@ from vpnd.identity_store import PeerKeyCache, system_suite
 from vpnd.journal import Journal
 from vpnd.keysource.base import (
     Correspondent,
+    KeyFetchedAhead,
     KeySource,
     ProbeStep,
     SourceError,
@@ -79,6 +80,8 @@ class StandInSource:
         self.wrong = False
         """Whether it answers with other keys than the far end's."""
         self.asked = 0
+        self.ahead: list[ExternalKey] = []
+        """Keys that were fetched ahead."""
         self._awake = trio.Event()
 
     def wake(self) -> None:
@@ -102,7 +105,10 @@ class StandInSource:
         if self.fault is not None:
             raise SourceError(self._name, self.fault, "as the test wants it")
 
-    async def obtain(self, far: Correspondent) -> ExternalKey:
+    async def obtain(self, far: Correspondent, *, fresh: bool = False) -> ExternalKey:
+        if not fresh and self.ahead:
+            ready = self.ahead.pop()
+            return KeyFetchedAhead(ready.reference, ready.key)
         await self._trouble()
         self.vault.made += 1
         key_id = f"{self._name}-{self.vault.made}"

@@ -231,7 +231,7 @@ async def test_a_source_that_fails_at_the_peer_is_left_out_for_a_while(
         await fra.renew()
         refused = await ams.wait_for("exchange_refused")
         assert refused["fields"]["code"] == "refused_key_manager"
-        assert "KME-sae-fra-kme-b: source_unknown_key" in refused["reason"]
+        assert "KME-sae-ams-kme-b at the responder: source_unknown_key" in refused["reason"]
         await fra.wait_for("source_left_out")
         asked = source(fra, "kme-b").asked
         await fra.wait_for("key_installed", len(fra.named("key_installed")) + 1)

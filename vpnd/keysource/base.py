@@ -91,6 +91,11 @@ class Correspondent:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyFetchedAhead(ExternalKey):
+    """A key that was had some time before the exchange: the key manager may have lost it since."""
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """A certificate that a source uses or was shown."""
 
@@ -167,8 +172,9 @@ class KeySource(Protocol):
     @property
     def source_type(self) -> SourceType: ...
 
-    async def obtain(self, far: Correspondent) -> ExternalKey:
-        """IC1: a fresh key for an exchange with this far end, with the reference for the wire.
+    async def obtain(self, far: Correspondent, *, fresh: bool = False) -> ExternalKey:
+        """IC1: a new key for an exchange with this far end, with the reference for the wire. One
+        that was fetched ahead is a KeyFetchedAhead; with `fresh` none such is given.
 
         Raises SourceError. Bounded by the source's own time-outs; the caller bounds all sources
         together (INITIATOR_SECONDS). A key that was handed out is never handed out again.

@@ -37,11 +37,19 @@ GET_KEY_WITH_IDS: Final = "dec_keys"
 KEY_ID: Final = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
 """Clause 6.3: a UUID; in either case, and let pass without its hyphens."""
 
+_THINGS: Final = r"\b(key|keys|pool|store|buffer|material)\b"
+_LEFT: Final = r"(available|left|remain\w*|stored|in stock|exist\w*|present|have|has|had)"
 _EMPTY: Final = re.compile(
-    r"(no|not enough|insufficient|out of|too few|lack of|exhaust\w*|empty|deplet\w*)"
-    r"\b.{0,40}\b(key|keys|pool|store|buffer|material)\b"
-    r"|\b(key|keys|pool|store|buffer|material)\b.{0,40}\b"
-    r"(empty|exhaust\w*|insufficient|deplet\w*|not available|unavailable|not enough)",
+    r"(\b(no|not enough|insufficient|too few|lack of|lacks|short(age)? of|running low on)"
+    r"|\bout of|exhaust\w*|empty|deplet\w*|drained)"
+    r"\b.{0,40}" + _THINGS + r"|" + _THINGS + r".{0,40}\b"
+    r"(empty|exhaust\w*|insufficient|deplet\w*|not available|unavailable|not enough|drained"
+    r"|(run|ran|running|runs)\s+(out|dry)|used up)"
+    r"|\b(0|zero|none)\b.{0,20}\bkeys?\b.{0,30}\b" + _LEFT + r"\b"
+    r"|\bkeys?\b.{0,30}\b" + _LEFT + r"\b\W{0,3}(is |are |: ?|= ?)?\W{0,2}(0|zero|none)\b"
+    r"|\bonly\s+(0|zero)\b.{0,40}\b" + _LEFT + r"\b"
+    r"|\b(more|fewer|less)\s+keys?\b.{0,20}\bthan\b.{0,40}\b(" + _LEFT + r"|requested)\b"
+    r"|\bexceed\w*\b.{0,40}\b(available|stored|remaining|stock|pool)\b",
     re.IGNORECASE,
 )
 _UNKNOWN: Final = re.compile(

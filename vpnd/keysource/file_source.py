@@ -59,7 +59,7 @@ class FileSource:
             self._health.succeeded()
         return self._hash != before
 
-    async def obtain(self, far: Correspondent) -> ExternalKey:
+    async def obtain(self, far: Correspondent, *, fresh: bool = False) -> ExternalKey:
         await trio.lowlevel.checkpoint()
         key = self._there(far)
         reference = ExternalKeyReference(SourceType.FILE.value, "", "", (self._hash,), len(key) * 8)

@@ -50,6 +50,8 @@ class AskFailed(SourceError):
     """Nothing was had. `consumed`: a key may have left the pool all the same."""
 
     consumed = False
+    status = 0
+    """Of the answer in HTTP; 0 without one."""
 
 
 class KeyManager:
@@ -131,6 +133,7 @@ class KeyManager:
                 self.addresses.answered(address)
             error = self._error(address, request, bad)
             error.consumed = not bad.undelivered
+            error.status = answer.status
             if bad.undelivered and bad.fault in ELSEWHERE:
                 raise _NextAddress(error) from None
             raise error from None

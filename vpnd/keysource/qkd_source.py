@@ -79,23 +79,19 @@ class QkdSource(RemoteSource):
         if far.peer_id not in self._statuses and "no-status" not in self._qkd.quirks:
             await self._look(far, room)
         shape = self._shape(far)
-        request = get_key_request(
-            far.peer_id, number=shape.parts, size=self._size(shape.bits), post=self._post
-        )
-        try:
-            keys, said_name = await self._manager.ask(
-                request,
-                lambda answer, address: (
-                    read_keys_untrusted(answer, number=shape.parts, length=shape.bits // 8),
-                    address.identity,
-                ),
-                room=room,
-            )
-        except AskFailed as failed:
-            if failed.consumed:
-                self._health.counters["maybe_lost"] += shape.parts
-            raise
-        self._fresh(far, [one.key_id for one in keys], [one.key for one in keys])
+        keys: list[DeliveredKey] = []
+        said_name = ""
+        while len(keys) < shape.parts:
+            number = min(shape.parts - len(keys), self._at_once(far))
+            try:
+                more, said_name = await self._fetch_some(far, number, shape.bits, room)
+                self._fresh(far, [one.key_id for one in more], [one.key for one in more])
+            except SourceError:
+                # A key of which a part is missing is none
+                self._health.counters["maybe_lost"] += len(keys)
+                self._stock.used(far.peer_id, len(keys))
+                raise
+            keys += more
         self._health.succeeded(far=far.peer_id, link=far.link)
         return ExternalKey(
             ExternalKeyReference(
@@ -108,24 +104,60 @@ class QkdSource(RemoteSource):
             _joined(keys),
         )
 
+    async def _fetch_some(
+        self, far: Correspondent, number: int, bits: int, room: trio.CapacityLimiter
+    ) -> tuple[list[DeliveredKey], str]:
+        """New keys in one call, and what the KME calls itself."""
+        try:
+            return await self._manager.ask(
+                get_key_request(far.peer_id, number=number, size=self._size(bits), post=self._post),
+                lambda answer, address: (
+                    read_keys_untrusted(answer, number=number, length=bits // 8),
+                    address.identity,
+                ),
+                room=room,
+            )
+        except AskFailed as failed:
+            if failed.consumed:
+                self._health.counters["maybe_lost"] += number
+            raise
+
+    def _at_once(self, far: Correspondent) -> int:
+        """How many keys it gives in one call, as far as it has said so."""
+        status = self._statuses.get(far.peer_id)
+        return MAX_KEY_IDS if status is None else status.max_per_request or MAX_KEY_IDS
+
     async def _ask_for(
         self, far: Correspondent, reference: ExternalKeyReference, had: Had
     ) -> Secret:
         ids = reference.key_ids
         length = reference.bits // 8 // len(ids)
+        if len(ids) > 1 and self._post:
+            await self._learn_limit(far)
         # One ID a call where it is a GET (clause 5.4)
-        groups = [ids] if self._post else [(key_id,) for key_id in ids]
-        for group in groups:
-            if group not in had:
-                had[group] = await self._ask_for_some(far, group, length)
-        found = [one for group in groups for one in had[group]]
+        size = self._at_once(far) if self._post else 1
+        left = [key_id for key_id in ids if key_id not in had.parts]
+        for at in range(0, len(left), size):
+            group = tuple(left[at : at + size])
+            for one in await self._ask_for_some(far, group, length, had):
+                had.parts[one.key_id] = one
+        found = [had.parts[key_id] for key_id in ids]
         self._health.succeeded(far=far.peer_id, link=far.link)
         for one in found:
             self.used.add_key(one.key)
         return _joined(found)
 
+    async def _learn_limit(self, far: Correspondent) -> None:
+        """Have a status, if there is none yet: how many keys it gives in one call stands there."""
+        if far.peer_id in self._statuses or "no-status" in self._qkd.quirks:
+            return
+        try:
+            await self._look(far, self._retrieving)
+        except SourceError:
+            return  # what it gives is seen when it is asked
+
     async def _ask_for_some(
-        self, far: Correspondent, ids: tuple[str, ...], length: int
+        self, far: Correspondent, ids: tuple[str, ...], length: int, had: Had
     ) -> list[DeliveredKey]:
         def remember() -> None:
             # Before anything is sent: whatever becomes of the call, it is not made twice
@@ -135,8 +167,12 @@ class QkdSource(RemoteSource):
         try:
             return await self._manager.ask(
                 get_key_with_ids_request(far.peer_id, ids, post=self._post),
-                lambda answer, _: read_keys_untrusted(
-                    answer, number=len(ids), length=length, wanted=ids
+                self._read_by_id(
+                    far,
+                    had,
+                    lambda answer, _: read_keys_untrusted(
+                        answer, number=len(ids), length=length, wanted=ids
+                    ),
                 ),
                 room=self._retrieving,
                 about_to_ask=remember,
@@ -191,21 +227,14 @@ class QkdSource(RemoteSource):
             self._stir()
             raise
         self._health.succeeded()
+        self._answered(far)
         self._statuses[far.peer_id] = status
         if status.stored is None:
             return
         change = self._stock.said(
             far.peer_id, status.stored, status.capacity or 0, status.key_size or 0
         )
-        if change is not None:
-            level = self._stock.level(far.peer_id)
-            left = "" if level is None or level.days_left is None else f", {level.days_left} days"
-            self._health.tell(
-                "source_stock_low" if change else "source_stock_back",
-                level="warning" if change else "info",
-                reason=f"{status.stored} keys for {far.peer_id} are left{left}",
-                code=SourceFault.EMPTY.value if change and not status.stored else "",
-            )
+        self._tell_stock(far, change)
 
     def _read_status(self, answer: Answer, address: Address, far: Correspondent) -> Status:
         status = read_status_untrusted(answer)
@@ -240,13 +269,20 @@ class QkdSource(RemoteSource):
         return (
             f"KME {status.source_kme or '(no ID)'} to {status.target_kme or '(no ID)'}: "
             f"{_number(status.stored)} of {_number(status.capacity)} keys, "
-            f"{_number(status.min_key_size)} to {_number(status.max_key_size)} bits, "
-            f"{_number(status.key_size)} without a size"
+            f"{_sizes(status)}"
         )
 
 
 def _joined(keys: list[DeliveredKey]) -> Secret:
     return Secret(b"".join(one.key.expose() for one in keys))
+
+
+def _sizes(status: Status) -> str:
+    """The lengths that it says it gives. A 0 says nothing."""
+    low, high, usual = status.min_key_size, status.max_key_size, status.key_size
+    told = [f"{_number(low or None)} to {_number(high or None)} bits"] if low or high else []
+    told += [f"{usual} bits without a size"] if usual else []
+    return ", ".join(told) or "no lengths told"
 
 
 def _number(value: int | None) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
 
 import trio
 
@@ -40,9 +41,10 @@ from vpnd.keysource.certificate_watch import CertificateWatch
 from vpnd.keysource.etsi014 import DeliveredKey
 from vpnd.keysource.files import day
 from vpnd.keysource.health import Health
-from vpnd.keysource.key_manager import AT_ONCE, AskFailed, KeyManager
+from vpnd.keysource.https_call import Answer
+from vpnd.keysource.key_manager import AT_ONCE, AskFailed, BadAnswer, KeyManager
 from vpnd.keysource.reserve import Reserve
-from vpnd.keysource.stock import DAY, Stock
+from vpnd.keysource.stock import DAY, Stock, keys_of
 from vpnd.keysource.token_bucket import TokenBucket
 from vpnd.keysource.used_keys import UsedKeys
 
@@ -53,10 +55,27 @@ SPARE: Final = 1.0
 told in time on a busy machine, too."""
 NOT_YET: Final = (0.25, 0.5, 1.0)
 """Seconds until a key that is not there yet is asked for again; then always the last."""
+MAYBE_NOT_YET: Final = frozenset({400, 401, 404})
+"""What key managers answer, in words of their own, for a key that they do not have. They say the
+same to an application that they do not know: so it counts as that only where another call, made
+after the first such answer, was answered."""
 AHEAD_AT_ONCE: Final = 4
 
-Had = dict[tuple[str, ...], list[DeliveredKey]]
-"""Parts of one key that were delivered already, by the IDs that a call asks for."""
+UNKNOWN_HINT: Final = (
+    "not synchronised yet, fetched by somebody else, or does it know the two ends by other names?"
+)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Had:
+    """What came of the calls by ID for one key."""
+
+    since: float
+    """When the first of them was made (trio's clock)."""
+    parts: dict[str, DeliveredKey] = field(default_factory=dict)
+    """Of several that make the key, by ID."""
 
 
 class RemoteSource(ABC):
@@ -91,6 +110,8 @@ class RemoteSource(ABC):
         self._fars: dict[str, Correspondent] = {}
         """Who was asked for lately, by ID."""
         self._looked_at: dict[str, float] = {}
+        self._answered_at: dict[str, float] = {}
+        """When it last answered a question about a far end that gives no key."""
         self._asked_at: dict[str, float] = {}
         self._stirred = trio.Event()
         # Each kind waits for its own: a responder has 8 s, and looks must not take its place
@@ -129,9 +150,11 @@ class RemoteSource(ABC):
 
     # ---- the two ends of an exchange
 
-    async def obtain(self, far: Correspondent) -> ExternalKey:
+    async def obtain(self, far: Correspondent, *, fresh: bool = False) -> ExternalKey:
         """IC1: see KeySource."""
         self._seen(far)
+        if fresh:
+            self._reserve.throw_away(far)
         ready = self._reserve.take(far)
         if ready is None:
             with self._told(far):
@@ -151,30 +174,72 @@ class RemoteSource(ABC):
             self._check_asked(far, reference)
             key = await self._ask_until_there(far, reference)
             self._health.counters["retrieved"] += 1
-            self._stock.used(far.peer_id, len(reference.key_ids))
+            self._stock.used(far.peer_id, len(reference.key_ids), new=False)
             return key
 
     async def _ask_until_there(self, far: Correspondent, reference: ExternalKeyReference) -> Secret:
         """Asked for again only where the answer says that nothing was delivered."""
         until = _until(RESPONDER_SECONDS)
         pauses = iter(NOT_YET)
-        had: Had = {}
+        had = Had(trio.current_time())
         not_yet: AskFailed | None = None
         with trio.CancelScope(deadline=until):
             while True:
                 try:
                     return await self._ask_for(far, reference, had)
-                except AskFailed as failed:
+                except AskFailed as error:
+                    failed = await self._not_yet(far, had, error)
                     pause = next(pauses, NOT_YET[-1])
                     again = failed.fault in (SourceFault.UNKNOWN_KEY, SourceFault.UNAVAILABLE)
                     late = trio.current_time() + pause >= until
                     if failed.consumed or not again or late:
-                        raise
+                        raise failed from None
                     not_yet = failed
                     self._health.counters["asked_again"] += 1
                     await trio.sleep(pause)
         # That the last question got no answer in time says less than the answer before
         raise not_yet or self._too_late(RESPONDER_SECONDS)
+
+    async def _not_yet(self, far: Correspondent, had: Had, failed: AskFailed) -> AskFailed:
+        """What a failed call by ID means: where the key manager answers another question about
+        this far end, it is the key that it does not have."""
+        known = failed.fault in (SourceFault.UNKNOWN_KEY, SourceFault.UNAVAILABLE)
+        if failed.consumed or known or failed.status not in MAYBE_NOT_YET:
+            return failed
+        if not self._is_known(far, had):
+            try:
+                await self._look(far, self._retrieving)
+            except SourceError:
+                return failed
+            if not self._is_known(far, had):
+                return failed
+        unknown = AskFailed(self._name, SourceFault.UNKNOWN_KEY, failed.reason, UNKNOWN_HINT)
+        unknown.status = failed.status
+        return unknown
+
+    def _is_known(self, far: Correspondent, had: Had) -> bool:
+        at = self._answered_at.get(far.peer_id)
+        return at is not None and at > had.since
+
+    def _answered(self, far: Correspondent) -> None:
+        self._answered_at[far.peer_id] = trio.current_time()
+
+    def _read_by_id(
+        self, far: Correspondent, had: Had, read: Callable[[Answer, Address], T]
+    ) -> Callable[[Answer, Address], T]:
+        """`read` for an answer to a call by ID: another address may have what this one has not."""
+
+        def read_untrusted(answer: Answer, address: Address) -> T:
+            try:
+                return read(answer, address)
+            except BadAnswer as bad:
+                if answer.status in MAYBE_NOT_YET and bad.undelivered and self._is_known(far, had):
+                    raise BadAnswer(
+                        SourceFault.UNKNOWN_KEY, bad.reason, UNKNOWN_HINT, undelivered=True
+                    ) from None
+                raise
+
+        return read_untrusted
 
     def serves(self, far: Correspondent, reference: ExternalKeyReference) -> bool:
         return reference.source_type == self._type.value and reference.sae == far.peer_id
@@ -243,7 +308,12 @@ class RemoteSource(ABC):
                 f"key is asked for in {self._bucket.wait():.0f} s at the earliest",
                 "which link uses so many? `vpnctl keysource show` counts; or raise the limit",
             )
-        key = await self._fetch(far, room)
+        try:
+            key = await self._fetch(far, room)
+        except SourceError as error:
+            if error.fault is SourceFault.EMPTY:
+                self._tell_stock(far, self._stock.empty(far.peer_id))
+            raise
         self._stock.used(far.peer_id, len(key.reference.key_ids))
         return key
 
@@ -277,7 +347,7 @@ class RemoteSource(ABC):
             since_wall=0.0 if trouble is None else trouble.since_wall,
             stock=self._stock.levels(),
             certificates=self._watch.certificates(),
-            warnings=self._watch.warnings(),
+            warnings=[*self._watch.warnings(), *self._stock.doubts()],
             prefetched=len(self._reserve),
             counters=counters,
         )
@@ -378,6 +448,24 @@ class RemoteSource(ABC):
                 self._looked_at[oldest] = now
             await trio.sleep(1)
 
+    def _tell_stock(self, far: Correspondent, low: bool | None) -> None:
+        """Tell that the stock for a far end became low just now, or is no longer."""
+        if low is None:
+            return
+        level = self._stock.level(far.peer_id)
+        if level is None:
+            reason = "; ".join(self._stock.doubts())
+        else:
+            verb = "is" if level.stored == 1 else "are"
+            reason = f"{keys_of(level.stored)} for {far.peer_id} {verb} left"
+            reason += "" if level.days_left is None else f", {level.days_left} days"
+        self._health.tell(
+            "source_stock_low" if low else "source_stock_back",
+            level="warning" if low else "info",
+            reason=reason,
+            code=SourceFault.EMPTY.value if low and level and not level.stored else "",
+        )
+
     async def _look_told(self, far: Correspondent) -> None:
         with self._told(far):
             await self._look(far, self._aside)
@@ -386,7 +474,7 @@ class RemoteSource(ABC):
         """Far ends that no link has any more, or that are not used."""
         for peer_id, at in tuple(self._asked_at.items()):
             if now - at > DAY:
-                for each in (self._asked_at, self._fars, self._looked_at):
+                for each in (self._asked_at, self._fars, self._looked_at, self._answered_at):
                     each.pop(peer_id, None)
                 self._health.forget(peer_id)
                 self._stock.forget(peer_id)

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from kex.external import ExternalKey
-from vpnd.keysource.base import Correspondent
+from vpnd.keysource.base import Correspondent, KeyFetchedAhead
 
 MAX_AGE: Final = 300.0
 """Seconds. How long a key manager keeps its half is not known: no longer than this is relied on."""
 LONGEST_LEAD: Final = 60.0
 """Seconds before the next use that a key is fetched at the earliest."""
-SHORTEST_GAP: Final = 30.0
+SHORTEST_LEAD: Final = 5.0
+"""Seconds. A key that was refused may have been fetched too early: the lead is halved then."""
+SHORTEST_GAP: Final = 45.0
 """Seconds: uses that follow each other more quickly are failures, not a rhythm."""
 
 
@@ -27,6 +29,7 @@ class _Place:
     far: Correspondent
     used_at: float
     gap: float | None = None
+    lead: float = LONGEST_LEAD
     tried: bool = False
     key: ExternalKey | None = None
     fetched_at: float = 0.0
@@ -50,7 +53,17 @@ class Reserve:
         if place is None or place.key is None:
             return None
         key, place.key = place.key, None
-        return key
+        return KeyFetchedAhead(key.reference, key.key)
+
+    def throw_away(self, far: Correspondent) -> None:
+        """A key for this far end that was fetched ahead was of no use: nor is what is here."""
+        place = self._places.get(far.peer_id)
+        if place is None:
+            return
+        place.lead = max(SHORTEST_LEAD, place.lead / 2)
+        if place.key is not None:
+            place.key = None
+            self.thrown_away += 1
 
     def used(self, far: Correspondent) -> None:
         """A key for this far end was handed out just now."""
@@ -59,7 +72,8 @@ class Reserve:
         if place is None:
             self._places[far.peer_id] = _Place(far, now)
             return
-        place.gap = max(SHORTEST_GAP, now - place.used_at)
+        if now - place.used_at >= SHORTEST_GAP:
+            place.gap = now - place.used_at
         place.far = far
         place.used_at = now
         place.tried = False
@@ -108,4 +122,4 @@ class Reserve:
 def _due_at(place: _Place) -> float | None:
     if place.gap is None or place.tried or place.key is not None:
         return None
-    return place.used_at + place.gap - min(LONGEST_LEAD, place.gap / 2)
+    return place.used_at + place.gap - min(place.lead, place.gap / 2)

@@ -91,8 +91,12 @@ class SkipSource(RemoteSource):
         try:
             one = await self._manager.ask(
                 key_by_id_request(far.peer_id, key_id),
-                lambda answer, _: read_key_untrusted(
-                    answer, length=reference.bits // 8, wanted=key_id
+                self._read_by_id(
+                    far,
+                    had,
+                    lambda answer, _: read_key_untrusted(
+                        answer, length=reference.bits // 8, wanted=key_id
+                    ),
                 ),
                 room=self._retrieving,
                 about_to_ask=lambda: self.used.add_id(far.peer_id, key_id),
@@ -133,6 +137,7 @@ class SkipSource(RemoteSource):
         self._known = await self._manager.ask(
             capabilities_request(), self._read_capabilities, room=room
         )
+        self._answered(far)
         self._health.succeeded()
 
     def _read_capabilities(self, answer: Answer, address: Address) -> Capabilities:

@@ -82,7 +82,8 @@ def answer(
         }
         result.answer = Answer.of(200, calls[kind](request, other, result.key_ids))
     except Refusal as refusal:
-        result.answer = refusal.answer
+        told = Refusal(refusal.answer.status, "the request was rejected").answer
+        result.answer = told if "other-words" in faults else refusal.answer
     except BadRequest as error:
         result.answer = Refusal(400, str(error)).answer
     return result
@@ -99,6 +100,11 @@ class _Service:
     def _unit(self) -> int:
         """Bits of the unit in which sizes are."""
         return 8 if "bytes-for-bits" in self.faults else 1
+
+    @property
+    def _at_once(self) -> int:
+        """Keys a request."""
+        return 1 if "one-a-request" in self.faults else MAX_KEYS_PER_REQUEST
 
     def admit(self, other: str) -> None:
         """Refuse applications that are not known here."""
@@ -117,17 +123,18 @@ class _Service:
         """5.1 Get status, and 6.1 its format."""
         ends = self._ends(master=self.caller.sae, slave=slave)
         unit, pool = self._unit, self.network.settings.pool
+        counts = 0 if "counts-nothing" in self.faults else 1
         return {
             "source_KME_ID": self.caller.kme,
             "target_KME_ID": ends.far_kme,
             "master_SAE_ID": ends.master,
             "slave_SAE_ID": ends.slave,
-            "key_size": self.key_bits // unit,
-            "stored_key_count": self.network.stored_bits(ends) // self.key_bits,
-            "max_key_count": pool // self.key_bits,
-            "max_key_per_request": MAX_KEYS_PER_REQUEST,
-            "max_key_size": MAX_KEY_BITS // unit,
-            "min_key_size": MIN_KEY_BITS // unit,
+            "key_size": counts * self.key_bits // unit,
+            "stored_key_count": counts * self.network.stored_bits(ends) // self.key_bits,
+            "max_key_count": counts * pool // self.key_bits,
+            "max_key_per_request": self._at_once,
+            "max_key_size": counts * MAX_KEY_BITS // unit,
+            "min_key_size": counts * MIN_KEY_BITS // unit,
             "max_SAE_ID_count": 0,
         }
 
@@ -136,8 +143,8 @@ class _Service:
         wanted = request.json() if request.method == "POST" else _numbers(request.query)
         number = _count(wanted, "number", 1)
         size = _count(wanted, "size", self.key_bits // self._unit) * self._unit
-        if number > MAX_KEYS_PER_REQUEST:
-            raise Refusal(400, f"number shall be at most {MAX_KEYS_PER_REQUEST}")
+        if number > self._at_once:
+            raise Refusal(400, f"number shall be at most {self._at_once}")
         if size % 8 != 0:
             raise Refusal(400, "size shall be a multiple of 8")
         if not MIN_KEY_BITS <= size <= MAX_KEY_BITS:
@@ -165,10 +172,12 @@ class _Service:
             key_ids.append(request.query["key_ID"])
         else:
             raise Refusal(400, "key_ID is missing")
-        if not 0 < len(key_ids) <= MAX_KEYS_PER_REQUEST:
-            raise Refusal(400, f"ask for 1 to {MAX_KEYS_PER_REQUEST} key IDs")
+        if not 0 < len(key_ids) <= self._at_once:
+            raise Refusal(400, f"ask for 1 to {self._at_once} key IDs")
         ends = self._ends(master=master, slave=self.caller.sae)
         canonical = [_uuid(key_id) for key_id in key_ids]
+        if "keys-lost" in self.faults:
+            self.network.lose_keys(holder=self.caller.kme)
         try:
             return _container(self.network.retrieve(ends, canonical, api=API))
         except KeyNotFound as error:

@@ -48,6 +48,10 @@ KINDS: Mapping[str, str] = {
     "key-differs": "another key than the far end has under the ID",
     "sae-exchanged": "takes the master for the slave and the slave for the master",
     "bytes-for-bits": "takes and tells sizes in bytes",
+    "counts-nothing": "a status that says 0 keys of 0, and 0 bits",
+    "one-a-request": "gives one key a request, and says so in its status",
+    "other-words": "refuses in words that say nothing, without details",
+    "keys-lost": "has lost the keys that wait for this end, as after a restart",
 }
 
 

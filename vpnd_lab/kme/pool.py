@@ -159,6 +159,10 @@ class Network:
                 (time.monotonic(), f"% {kme} %"),
             )
 
+    def lose_keys(self, *, holder: str) -> None:
+        """Forget the keys that wait at a key manager for their second end."""
+        self._db.execute("DELETE FROM keys WHERE holder = ? AND taken IS NULL", (holder,))
+
     def introduce(self, ends: Ends) -> None:
         """Have the pool of a pair there, full, unless it is already."""
         self._db.execute(

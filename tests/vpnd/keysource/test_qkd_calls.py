@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -124,6 +125,61 @@ async def test_a_key_longer_than_the_kme_has_is_made_of_several(
     ids = [one["key_ID"] for one in SPEC_KEYS[2:]]
     key = await source.retrieve(FAR, reference(*ids, bits=512))
     assert key.expose() == parts[2] + parts[3]
+
+
+@pytest.mark.parametrize(("limit", "numbers"), [(1, [1, 1, 1, 1]), (3, [3, 1]), (0, [4])])
+async def test_no_more_keys_are_asked_for_in_one_call_than_it_gives(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, limit: int, numbers: list[int]
+) -> None:
+    status = SPEC_STATUS | {"max_key_size": 256, "max_key_per_request": limit}
+    at = [sum(numbers[:n]) for n in range(len(numbers) + 1)]
+    containers = [
+        http(200, {"keys": SPEC_KEYS[begin:end]}) for begin, end in itertools.pairwise(at)
+    ]
+    kme.answers = [http(200, status), *containers]
+    found = await QkdSource("kme", qkd_config(kme, quirks=[], key_size=1024), told).obtain(FAR)
+    assert [one.json for one in kme.received[1:]] == [
+        {"number": number, "size": 256} for number in numbers
+    ]
+    ids = [one["key_ID"] for one in SPEC_KEYS]
+    assert list(found.reference.key_ids) == ids
+    # By ID, too, by an end that has asked nothing before
+    kme.received.clear()
+    kme.answers = [http(200, status), *containers]
+    source = QkdSource("kme", qkd_config(kme, quirks=[], key_size=1024), told)
+    key = await source.retrieve(FAR, reference(*ids, bits=1024))
+    assert key.expose() == b"".join(base64.b64decode(one["key"]) for one in SPEC_KEYS)
+    assert [len(one.json["key_IDs"]) for one in kme.received[1:]] == numbers
+
+
+async def test_parts_whose_key_never_came_whole_are_counted(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told
+) -> None:
+    status = SPEC_STATUS | {"max_key_size": 256, "max_key_per_request": 1}
+    empty = http(503, {"message": "no keys left"})
+    kme.answers = [http(200, status), http(200, {"keys": SPEC_KEYS[:1]}), empty]
+    source = QkdSource("kme", qkd_config(kme, quirks=[], key_size=512), told)
+    with pytest.raises(SourceError) as refused:
+        await source.obtain(FAR)
+    assert refused.value.fault is SourceFault.EMPTY
+    assert source.status().counters["maybe_lost"] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        ({"min_key_size": 0, "max_key_size": 0, "key_size": 256}, ", 256 bits without a size"),
+        ({"min_key_size": 0, "max_key_size": 0, "key_size": 0}, ", no lengths told"),
+        ({"min_key_size": 0, "max_key_size": 512, "key_size": 0}, ", ? to 512 bits"),
+    ],
+)
+async def test_a_test_of_a_source_shows_no_length_of_0_bits(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, status: dict[str, int], says: str
+) -> None:
+    kme.answers = [http(200, SPEC_STATUS | status)]
+    *_, step = await QkdSource("kme", qkd_config(kme, quirks=[]), told).probe(FAR)
+    assert step.step == "status"
+    assert step.detail.endswith(says)
 
 
 async def test_parts_that_were_delivered_are_not_asked_for_again(

@@ -255,6 +255,93 @@ async def test_a_key_that_is_not_there_yet_is_asked_for_again(
     assert source.status().counters["asked_again"] == 2
 
 
+OTHER_WORDS: list[tuple[str, bytes]] = [
+    ("400 in other words", http(400, {"message": "Schlüssel liegt nicht vor"})),
+    ("400 HTML", http(400, HTML, "text/html")),
+    ("400 nothing", http(400)),
+    ("401", http(401, {"message": "not authorised"})),
+    ("404 HTML", http(404, HTML, "text/html")),
+]
+
+
+@pytest.mark.parametrize(
+    "answer", [one[1] for one in OTHER_WORDS], ids=[one[0] for one in OTHER_WORDS]
+)
+async def test_a_kme_that_answers_a_status_means_the_key(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, answer: bytes
+) -> None:
+    """Whatever its words are: it knows both ends, and the path is right."""
+    kme.answers = [answer, http(200, SPEC_STATUS), answer, GOOD]
+    source = QkdSource("kme", qkd_config(kme, quirks=[]), told)
+    assert (await source.retrieve(FAR, reference())).expose() == FIRST_KEY
+    calls = [target.rpartition("/")[2] for target in kme.targets]
+    assert calls == ["dec_keys", "status", "dec_keys", "dec_keys"]
+    assert told.events == []
+
+
+@pytest.mark.parametrize(
+    "status", [http(401), http(200, SPEC_STATUS | {"slave_SAE_ID": "QQQQ"})], ids=["401", "names"]
+)
+async def test_a_kme_that_answers_no_status_does_not_know_this_end(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, status: bytes
+) -> None:
+    kme.answers = [http(401, {"message": "who?"}), status]
+    with pytest.raises(SourceError) as refused:
+        await QkdSource("kme", qkd_config(kme, quirks=[]), told).retrieve(FAR, reference())
+    assert refused.value.fault is SourceFault.UNAUTHORIZED
+    assert '"who?"' in refused.value.reason
+    assert len(kme.received) == 2
+
+
+async def test_a_key_that_is_not_here_may_be_at_the_next_address(
+    kme: TlsServer,
+    make_server: MakeServer,
+    nursery: trio.Nursery,
+    qkd_config: QkdConfig,
+    told: Told,
+) -> None:
+    second = make_server(answers=[GOOD])
+    await second.start(nursery)
+    kme.answers = [http(400), http(200, SPEC_STATUS), http(400)]
+    source = QkdSource("kme", qkd_config(kme, second, quirks=[]), told)
+    assert (await source.retrieve(FAR, reference())).expose() == FIRST_KEY
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "0 keys remaining",
+        "Requested more keys than available",
+        "number exceeds the keys available in the store",
+        "keys available: 0",
+        "there are fewer keys than requested",
+        "Only 0 of 5 available",
+        "the key pool ran dry",
+        "zero keys are left",
+    ],
+)
+async def test_an_empty_pool_has_many_words(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, words: str
+) -> None:
+    kme.answers = [http(400, {"message": words})]
+    with pytest.raises(SourceError) as refused:
+        await QkdSource("kme", qkd_config(kme), told).obtain(FAR)
+    assert refused.value.fault is SourceFault.EMPTY
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["size exceeds max_key_size", "10 keys are more than max_key_per_request", "key size 100"],
+)
+async def test_what_is_no_empty_pool(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, words: str
+) -> None:
+    kme.answers = [http(400, {"message": words})]
+    with pytest.raises(SourceError) as refused:
+        await QkdSource("kme", qkd_config(kme), told).obtain(FAR)
+    assert refused.value.fault is SourceFault.REFUSED
+
+
 MAYBE_DELIVERED: list[tuple[str, bytes, SourceFault]] = [
     ("500", http(500, {"message": "key not found"}), SourceFault.REFUSED),
     ("502", http(502), SourceFault.REFUSED),

@@ -172,3 +172,11 @@ async def test_capabilities_that_cannot_be_used(
 )
 def test_globs(glob: str, name: str, fits: bool) -> None:
     assert matches_glob(glob, name) is fits
+
+
+async def test_a_provider_that_tells_its_capabilities_means_the_key(
+    kme: TlsServer, skip_config: SkipConfig, told: Told
+) -> None:
+    kme.answers = [http(200, CAPABILITIES), http(401), http(200, ANSWER)]
+    source = SkipSource("skip", skip_config(kme), told)
+    assert (await source.retrieve(FAR, REFERENCE)).expose().hex() == KEY

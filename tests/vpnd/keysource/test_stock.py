@@ -11,7 +11,7 @@ from kex.secret import Secret
 from tests.vpnd.keysource.conftest import FAR, SPEC_STATUS, QkdConfig, Told
 from tests.vpnd.keysource.test_fail_over import fresh
 from tests.vpnd.keysource.tls_server import Received, Stream, TlsServer, http
-from vpnd.keysource.base import Correspondent
+from vpnd.keysource.base import Correspondent, SourceError
 from vpnd.keysource.qkd_source import QkdSource
 from vpnd.keysource.registry import KeySources
 from vpnd.keysource.reserve import MAX_AGE, Reserve
@@ -77,7 +77,13 @@ def test_failures_in_a_row_are_no_rhythm() -> None:
     for _ in range(5):
         reserve.used(FAR)
         clock.now += 1
-    assert reserve.next_due() == 14  # half of 30 s after the last use
+    assert reserve.next_due() == float("inf")
+    clock.now += 120
+    reserve.used(FAR)
+    for _ in range(5):  # refused, and again with a fresh key
+        clock.now += 1
+        reserve.used(FAR)
+    assert reserve.next_due() == pytest.approx(60, abs=3), "the rhythm of before"
 
 
 def test_a_long_interval_needs_no_key_that_waits_long() -> None:
@@ -117,6 +123,100 @@ def test_the_low_water_mark_is_told_once_and_taken_back(
     assert stock.said("far", low - 1, 1000, 256) is None
     assert stock.said("far", still, 1000, 256) is None
     assert stock.said("far", back, 1000, 256) is False
+
+
+def test_a_mark_of_0_is_silent() -> None:
+    stock = Stock(Clock(), 0)
+    assert stock.said("far", 10, 1000, 256) is None
+    assert stock.said("far", 0, 1000, 256) is None
+    assert stock.empty("far") is None
+    assert stock.said("far", 500, 1000, 256) is None
+
+
+def test_a_store_for_a_few_keys_is_not_low_between_two_of_them() -> None:
+    stock = Stock(Clock(), None)
+    for stored in (1, 0, 1, 0):
+        assert stock.said("far", stored, 1, 256) is None
+        stock.used("far", stored)
+
+
+@pytest.mark.parametrize(("stored", "capacity"), [(0, 0), (0, 100_000), (3, 100_000)])
+def test_a_count_that_contradicts_what_came_is_not_believed(stored: int, capacity: int) -> None:
+    stock = Stock(Clock(), None)
+    told = [stock.said("far", stored, capacity, 256)]
+    for _ in range(20):
+        stock.used("far", 1)
+        told.append(stock.said("far", stored, capacity, 256))
+    changes = [change for change in told if change is not None]
+    assert changes == ([True, False] if stored else []), "3 may be a number; 20 came of it"
+    assert stock.level("far") is None
+    (doubt,) = stock.doubts()
+    assert f"says {stored} of {capacity} keys for far, and 20 keys came since" in doubt
+
+
+def test_a_count_of_0_is_believed_once_a_key_is_refused() -> None:
+    stock = Stock(Clock(), None)
+    assert stock.said("far", 0, 100, 256) is None
+    assert stock.empty("far") is True
+    assert stock.said("far", 0, 100, 256) is None
+    level = stock.level("far")
+    assert level is not None
+    assert level.low
+
+
+def test_a_count_that_moves_is_believed_at_0_too() -> None:
+    """Keys that come as quickly as they are made: the store stays empty, and that is told."""
+    stock = Stock(Clock(), None)
+    assert stock.said("far", 50, 100, 256) is None
+    assert stock.said("far", 0, 100, 256) is True
+    for _ in range(20):
+        stock.used("far", 1)
+        assert stock.said("far", 0, 100, 256) is None
+    assert stock.doubts() == []
+
+
+def test_a_full_store_is_full_after_many_keys_too() -> None:
+    stock = Stock(Clock(), None)
+    for _ in range(20):
+        assert stock.said("far", 5, 5, 256) is None
+        stock.used("far", 1)
+    assert stock.doubts() == []
+    assert stock.level("far") is not None
+
+
+def test_a_key_that_the_far_end_took_before_contradicts_nothing() -> None:
+    stock = Stock(Clock(), None)
+    stock.said("far", 0, 100, 256)
+    stock.used("far", 1, new=False)
+    assert stock.doubts() == []
+
+
+async def test_an_alarm_that_was_false_is_taken_back(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told
+) -> None:
+    status = http(200, SPEC_STATUS | {"stored_key_count": 1})
+    kme.answers = [status, fresh, fresh, status]
+    source = QkdSource("kme", qkd_config(kme, quirks=[]), told)
+    await source.obtain(FAR)
+    await source.obtain(FAR)
+    await source.refresh_status()
+    assert told.names == ["source_stock_low", "source_stock_back"]
+    low, back = (one["reason"] for one in told.events)
+    assert low.startswith("1 key for MMMMNNNNOOOOPPPP is left")
+    assert "the number is not believed" in back
+    assert "says 1 of 100000 keys" in source.status().warnings[-1]
+
+
+async def test_a_pool_that_is_said_to_be_empty_and_is(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told
+) -> None:
+    empty = http(503, {"message": "no keys left"})
+    kme.answers = [http(200, SPEC_STATUS | {"stored_key_count": 0}), empty]
+    source = QkdSource("kme", qkd_config(kme, quirks=[]), told)
+    with pytest.raises(SourceError):
+        await source.obtain(FAR)
+    assert told.names == ["source_stock_low", "source_failed"]
+    assert told.events[0]["reason"].startswith("0 keys for MMMMNNNNOOOOPPPP are left")
 
 
 async def test_a_renewal_does_not_wait_for_a_slow_kme(
