@@ -9,12 +9,18 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from vpnd.file_trust import FileFault, read_public, read_secret
 from vpnd.keysource.base import Certificate
 
 MAX_PEM_BYTES: Final = 256 * 1024
+
+_TOO_WEAK: Final = {
+    "EE_KEY_TOO_SMALL": "its key is too short for OpenSSL (RSA needs 2,048 bits)",
+    "CA_KEY_TOO_SMALL": "the key of its CA is too short for OpenSSL (RSA needs 2,048 bits)",
+    "CA_MD_TOO_WEAK": "it is signed with a hash that OpenSSL no longer takes (SHA-1, MD5)",
+}
 
 
 class UnusableContent(FileFault):
@@ -49,10 +55,20 @@ def load_credentials(ca: Path, certificate: Path, key: Path) -> Credentials:
     _check_pair(key, certificate, chain[0])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # host name and certificate are checked
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # What stands in `ca` is believed as it is: an intermediate, or the server's own certificate
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        context.load_verify_locations(cadata=_read_public(ca).decode("ascii"))
-        context.load_cert_chain(certificate, key, password=_no_password)
+        # As DER: a PEM file may have text of any encoding beside its blocks
+        context.load_verify_locations(
+            cadata=b"".join(one.public_bytes(Encoding.DER) for one in authorities)
+        )
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise UnusableContent(
+            ca, f"cannot be used: {_reason(error)}", "PEM, of the CA's certificate"
+        ) from None
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except (OSError, ValueError) as error:
         raise UnusableContent(
             certificate,
             f"cannot be used: {_reason(error)}",
@@ -114,5 +130,6 @@ def _no_password() -> bytes:
 
 def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLError):
-        return (error.reason or "unknown error").lower().replace("_", " ")
+        reason = error.reason or "unknown error"
+        return _TOO_WEAK.get(reason, reason.lower().replace("_", " "))
     return type(error).__name__
