@@ -19,6 +19,7 @@ from uuid import UUID
 from kex.external import MAX_KEY_ID_LENGTH
 from kex.secret import Secret
 from vpnd.keysource.base import SourceFault
+from vpnd.keysource.http_refusal import asked, known_refusal, not_200, nothing_left
 from vpnd.keysource.https_call import Answer, Request
 from vpnd.keysource.json_answer import (
     JsonObject,
@@ -26,10 +27,12 @@ from vpnd.keysource.json_answer import (
     json_kind,
     message_untrusted,
     object_untrusted,
+    only_a_message,
     quoted_untrusted,
 )
 from vpnd.keysource.key_manager import BadAnswer
 
+API: Final = "/api/v1/keys"
 STATUS: Final = "status"
 GET_KEY: Final = "enc_keys"
 GET_KEY_WITH_IDS: Final = "dec_keys"
@@ -45,6 +48,15 @@ _UNKNOWN: Final = re.compile(
     r"not\s+found|unknown\s+key|no\s+such\s+key|not\s+exist|unknown\s+id|not\s+known"
     r"|not\s+(yet\s+)?(available|present|ready|synchroni[sz]ed)|invalid\s+key[\s_-]*id",
     re.IGNORECASE,
+)
+
+
+_STATUS_FIELDS: Final = frozenset(
+    {
+        *("source_KME_ID", "target_KME_ID", "master_SAE_ID", "slave_SAE_ID"),
+        *("key_size", "max_key_size", "min_key_size", "stored_key_count", "max_key_count"),
+        *("max_key_per_request", "max_SAE_ID_count", "status_extension"),
+    }
 )
 
 
@@ -101,14 +113,21 @@ def get_key_with_ids_request(master_sae: str, key_ids: Sequence[str], *, post: b
 
 
 def _path(sae: str, method: str) -> str:
-    return f"/api/v1/keys/{quote(sae, safe='')}/{method}"
+    return f"{API}/{quote(sae, safe='')}/{method}"
 
 
 def read_status_untrusted(answer: Answer) -> Status:
     """Raises BadAnswer. A field that is missing, null or of another type is as if it were not
     there: nothing but our messages depends on most of them."""
-    _check_success(answer)
+    _check_success(answer, hands_out=False)
     found = object_untrusted(answer)
+    if not _STATUS_FIELDS & set(found) and (said := only_a_message(found)):
+        raise BadAnswer(
+            SourceFault.BAD_ANSWER,
+            f"expected a status; an object without any field of one came{said}",
+            _HINTS[SourceFault.REFUSED],
+            undelivered=True,
+        )
     return Status(
         source_kme=_name(found, "source_KME_ID"),
         target_kme=_name(found, "target_KME_ID"),
@@ -174,7 +193,12 @@ def _container(answer: Answer, *, by_id: bool) -> list[JsonObject]:
     keys = found.get("keys")
     if not isinstance(keys, list):
         came = json_kind(keys) if "keys" in found else "none"
-        raise BadAnswer(SourceFault.BAD_ANSWER, f'expected an array "keys"; {came} came')
+        said = "" if "keys" in found else only_a_message(found)
+        raise BadAnswer(
+            SourceFault.BAD_ANSWER,
+            f'expected an array "keys"; {came} came{said}',
+            _HINTS[SourceFault.REFUSED] if said else "",
+        )
     if not keys:
         fault = SourceFault.UNKNOWN_KEY if by_id else SourceFault.EMPTY
         raise BadAnswer(
@@ -271,30 +295,22 @@ _HINTS: Final[dict[SourceFault, str]] = {
 }
 
 
-def _check_success(answer: Answer, *, by_id: bool = False) -> None:
-    """Raise BadAnswer for any HTTP status but 200.
-
-    A status of a request that was not served says that no key was handed out; 500 and what a
-    proxy answers for a lost connection (502, 504) do not.
-    """
+def _check_success(answer: Answer, *, by_id: bool = False, hands_out: bool = True) -> None:
+    """Raise BadAnswer for any HTTP status but 200. `hands_out`: whether the call gives keys."""
     status = answer.status
     if status == 200:
         return
-    if 200 < status < 400:
-        to = f" to {quoted_untrusted(answer.location)}" if answer.location else ""
-        raise BadAnswer(
-            SourceFault.REFUSED,
-            f"expected status 200; {status} came{to}",
-            "it is not followed: write the right address into `urls`",
-            undelivered=status >= 300,
-        )
+    other = not_200(answer)
+    if other is not None:
+        raise other
     message = message_untrusted(answer)
-    fault = _fault_of(answer, message, by_id=by_id)
+    known = known_refusal(answer, message, base=API)
+    fault = _fault_of(answer, message, by_id=by_id) if known is None else known[0]
     raise BadAnswer(
         fault,
-        f"expected status 200; {status} came with {message}",
-        _HINTS[fault],
-        undelivered=status < 500 or status == 503,
+        f"expected status 200; {status} came{asked(answer)} with {message}",
+        _HINTS[fault] if known is None else known[1],
+        undelivered=not hands_out or nothing_left(status),
     )
 
 

@@ -60,6 +60,8 @@ class Answer:
     location: str
     body: bytearray = field(repr=False)
     """May hold keys: `wipe` it after reading."""
+    asked: str = ""
+    """Method and path, as they were asked, without a query."""
 
     def wipe(self) -> None:
         self.body[:] = bytes(len(self.body))
@@ -252,12 +254,16 @@ async def _ask(
     )
     response = await pool.handle_async_request(asked)
     try:
-        return await _read(response)
+        return await _read(response, f"{asked.method.decode()} {_path_of(asked)}")
     finally:
         await response.aclose()
 
 
-async def _read(response: httpcore.Response) -> Answer:
+def _path_of(request: httpcore.Request) -> str:
+    return request.url.target.partition(b"?")[0].decode("ascii", "replace")
+
+
+async def _read(response: httpcore.Response, asked: str) -> Answer:
     found = {name.lower(): value for name, value in response.headers}
     encoding = found.get(b"content-encoding", b"identity").strip().lower()
     if encoding not in (b"", b"identity"):
@@ -274,4 +280,5 @@ async def _read(response: httpcore.Response) -> Answer:
         content_type=header_text(found.get(b"content-type", b"")),
         location=header_text(found.get(b"location", b"")),
         body=body,
+        asked=asked,
     )

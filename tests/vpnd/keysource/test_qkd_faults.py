@@ -56,9 +56,9 @@ ANSWERS: list[tuple[str, bytes, SourceFault, str]] = [
     ("422 JSON", http(422, {"detail": [{"loc": ["size"]}]}), SourceFault.REFUSED, "422"),
     ("422 HTML", http(422, HTML, "text/html"), SourceFault.REFUSED, "422"),
     ("422 nothing", http(422), SourceFault.REFUSED, "422"),
-    ("500 JSON", http(500, {"error": "boom"}), SourceFault.REFUSED, '500 came with "boom"'),
-    ("500 HTML", http(500, HTML, "text/html"), SourceFault.REFUSED, "500"),
-    ("500 nothing", http(500), SourceFault.REFUSED, "500"),
+    ("500 JSON", http(500, {"error": "boom"}), SourceFault.UNAVAILABLE, '500 came with "boom"'),
+    ("500 HTML", http(500, HTML, "text/html"), SourceFault.UNAVAILABLE, "500"),
+    ("500 nothing", http(500), SourceFault.UNAVAILABLE, "500"),
     ("503 JSON", http(503, {"message": "later"}), SourceFault.UNAVAILABLE, "503"),
     ("503 HTML", http(503, HTML, "text/html"), SourceFault.UNAVAILABLE, "503"),
     ("503 nothing", http(503), SourceFault.UNAVAILABLE, "503"),
@@ -255,9 +255,9 @@ async def test_a_key_that_is_not_there_yet_is_asked_for_again(
 
 
 MAYBE_DELIVERED: list[tuple[str, bytes, SourceFault]] = [
-    ("500", http(500, {"message": "key not found"}), SourceFault.REFUSED),
-    ("502", http(502), SourceFault.REFUSED),
-    ("504", http(504), SourceFault.REFUSED),
+    ("500", http(500, {"message": "key not found"}), SourceFault.UNAVAILABLE),
+    ("502", http(502), SourceFault.UNAVAILABLE),
+    ("504", http(504), SourceFault.UNAVAILABLE),
     ("another ID", keys(SPEC_KEYS[1]), SourceFault.WRONG_KEY_ID),
     ("a short key", keys(key_of(FIRST_KEY[:16])), SourceFault.BAD_KEY),
     ("JSON cut off", http(200, b'{"keys": ['), SourceFault.BAD_ANSWER),

@@ -71,7 +71,7 @@ BAD = [
     ("401", http(401), SourceFault.UNAUTHORIZED),
     ("404", http(404, b"<html>", "text/html"), SourceFault.REFUSED),
     ("405", http(405), SourceFault.REFUSED),
-    ("500", http(500), SourceFault.REFUSED),
+    ("500", http(500), SourceFault.UNAVAILABLE),
     ("503", http(503), SourceFault.UNAVAILABLE),
     ("no JSON", http(200, b"{"), SourceFault.BAD_ANSWER),
     ("no ID", http(200, {"key": KEY}), SourceFault.WRONG_KEY_ID),

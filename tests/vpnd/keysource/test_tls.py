@@ -105,7 +105,7 @@ def test_the_file_that_is_wrong_is_blamed(sae_files: Files, name: str, content: 
 
 # ---- what is wrong with a certificate, in its own words
 
-SHORT = rsa.generate_private_key(65537, 1024)
+SHORT = rsa.generate_private_key(65537, 1024)  # noqa: S505 -- that is the point
 NO_CA = Authority("not a CA", signed_by=ROOT, may_sign=False)
 
 
