@@ -99,11 +99,13 @@ def try_source(
     if as_json:
         print_json(done)
     else:
+        hints = set()
         for step in done["steps"]:
             verdict = "ok" if step["done"] else "failed"
             sys.stdout.write(fields([(f"{step['step']}: {verdict}", step["detail"])]))
-            if step["hint"] and not step["done"]:
+            if step["hint"] and not step["done"] and step["hint"] not in hints:
                 tell_hint(step["hint"])
+                hints.add(step["hint"])
         if done["key_id"]:
             print(f"{done['peer']}: key id {done['key_id']}, the same at both ends")
     return ExitCode.DONE if done["done"] else ExitCode.FAILED

@@ -50,6 +50,8 @@ class Progress:
         self.check = check
         self.connected = False
         self.secured = False
+        self.version = ""
+        """Of TLS."""
         self.asked = False
         self.read = 0
         """Bytes, headers included."""

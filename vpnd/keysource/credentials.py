@@ -32,6 +32,8 @@ class Credentials:
     """Files that were read, and the TLS settings that they make."""
 
     context: ssl.SSLContext
+    any_name: ssl.SSLContext
+    """The same, but that it takes a certificate whatever the names in it."""
     certificates: tuple[Certificate, ...]
     """This end's first, then those of the CA file."""
     not_before: float
@@ -53,6 +55,24 @@ def load_credentials(ca: Path, certificate: Path, key: Path) -> Credentials:
     authorities = _certificates(ca)
     chain = _certificates(certificate)
     _check_pair(key, certificate, chain[0])
+    context = _context(ca, authorities, certificate, key)
+    any_name = _context(ca, authorities, certificate, key)
+    any_name.check_hostname = False
+    return Credentials(
+        context=context,
+        any_name=any_name,
+        certificates=(
+            certificate_of(chain[0], "client"),
+            *(certificate_of(one, "CA") for one in authorities),
+        ),
+        not_before=chain[0].not_valid_before_utc.timestamp(),
+    )
+
+
+def _context(
+    ca: Path, authorities: list[x509.Certificate], certificate: Path, key: Path
+) -> ssl.SSLContext:
+    """Raises UnusableContent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # host name and certificate are checked
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # What stands in `ca` is believed as it is: an intermediate, or the server's own certificate
@@ -74,14 +94,7 @@ def load_credentials(ca: Path, certificate: Path, key: Path) -> Credentials:
             f"cannot be used: {_reason(error)}",
             "PEM, the certificate of the key first",
         ) from None
-    return Credentials(
-        context=context,
-        certificates=(
-            certificate_of(chain[0], "client"),
-            *(certificate_of(one, "CA") for one in authorities),
-        ),
-        not_before=chain[0].not_valid_before_utc.timestamp(),
-    )
+    return context
 
 
 def _check_pair(key: Path, certificate: Path, leaf: x509.Certificate) -> None:

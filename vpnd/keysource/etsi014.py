@@ -116,6 +116,50 @@ def _path(sae: str, method: str) -> str:
     return f"{API}/{quote(sae, safe='')}/{method}"
 
 
+def methods_request(far_sae: str) -> Request:
+    """Which methods get key has. It hands nothing out."""
+    return Request("methods of enc_keys", _path(far_sae, GET_KEY), method="OPTIONS")
+
+
+def read_methods_untrusted(answer: Answer, *, post: bool) -> str:
+    """What to tell of them. Raises BadAnswer where the one that is wanted is surely not there."""
+    wanted, other = ("POST", "get") if post else ("GET", "post")
+    said = {one.strip().upper() for one in answer.allow.split(",")} - {""}
+    if answer.status < 500 and said & {"GET", "POST"} and wanted not in said:
+        raise BadAnswer(
+            SourceFault.REFUSED,
+            f"expected {wanted} among the methods of enc_keys; it takes {', '.join(sorted(said))}",
+            f'verbs = "{other}"',
+            undelivered=True,
+        )
+    if wanted in said:
+        return f"enc_keys takes {wanted}"
+    return f"not known before a key is asked for: it does not say whether enc_keys takes {wanted}"
+
+
+def read_no_key_untrusted(answer: Answer, key_id: str) -> str:
+    """The answer to a call by an ID that nobody has. Raises BadAnswer for one that is no answer
+    to that."""
+    if answer.status == 200:
+        found = object_untrusted(answer)
+        if isinstance(found.get("keys"), list) and found["keys"]:
+            raise BadAnswer(
+                SourceFault.WRONG_KEY_ID,
+                f"expected no key for {key_id}, an ID that was made up; one came",
+                "an error of the key manager: do not use it until that is mended",
+            )
+    elif (known := known_refusal(answer, message_untrusted(answer), base=API)) is not None and (
+        known[0] is not SourceFault.UNAVAILABLE
+    ):
+        _check_success(answer, by_id=True)
+    return f"{answer.asked.partition(' ')[0]} of dec_keys is taken (status {answer.status})"
+
+
+def read_any_answer_untrusted(answer: Answer) -> str:
+    """What an answer that is of no matter proves."""
+    return f"HTTP answers (status {answer.status})"
+
+
 def read_status_untrusted(answer: Answer) -> Status:
     """Raises BadAnswer. A field that is missing, null or of another type is as if it were not
     there: nothing but our messages depends on most of them."""

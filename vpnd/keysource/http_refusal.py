@@ -29,7 +29,7 @@ def not_200(answer: Answer) -> BadAnswer | None:
         f"expected status 200; {status} came{to}",
         "it is not followed: write the right address into `urls`"
         if status >= 300
-        else "an error of the key manager, or of a proxy before it: only 200 says that all is there",
+        else "an error of the key manager, or of a proxy before it: only 200 is success",
         undelivered=status >= 300,
     )
 

@@ -23,7 +23,6 @@ import trio
 from vpnd.keysource.base import SourceFault
 from vpnd.keysource.call_failed import (
     CallFailed,
-    Checker,
     Limits,
     Progress,
     broken,
@@ -49,6 +48,8 @@ class Request:
     path: str
     """From the base URL on, percent-encoded, with its query."""
     body: bytes | None = None
+    method: str = ""
+    """Where it is neither GET nor POST."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Answer:
     """May hold keys: `wipe` it after reading."""
     asked: str = ""
     """Method and path, as they were asked, without a query."""
+    allow: str = ""
+    """The methods that it says it takes."""
 
     def wipe(self) -> None:
         self.body[:] = bytes(len(self.body))
@@ -103,7 +106,9 @@ class _Stream(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         try:
             secure = await self._inner.start_tls(ssl_context, server_hostname, timeout)
-            self._watch.check(secure.get_extra_info("ssl_object").getpeercert(binary_form=True))
+            found = secure.get_extra_info("ssl_object")
+            self._watch.version = str(found.version())
+            self._watch.check(found.getpeercert(binary_form=True))
         except BaseException:
             with trio.CancelScope() as at_once:
                 at_once.cancel()
@@ -170,13 +175,13 @@ async def call(
     context: ssl.SSLContext,
     limits: Limits,
     server_name: str | None,
-    check: Checker,
+    watch: Progress,
 ) -> Answer:
-    """Ask once. Raises CallFailed, and what `check` raises about the certificate (DER) it is given.
+    """Ask once. Raises CallFailed, and what the check in `watch`, which is told how far the call
+    comes, raises about the certificate (DER) it is given.
 
     Redirections are not followed, and nothing is unpacked.
     """
-    watch = Progress(check)
     try:
         with trio.fail_after(limits.call):
             async with httpcore.AsyncConnectionPool(
@@ -205,23 +210,20 @@ async def handshake(
     context: ssl.SSLContext,
     limits: Limits,
     server_name: str | None,
-    check: Checker,
-) -> str:
-    """Connect, and ask nothing; the version of TLS. Raises CallFailed, and what `check` raises."""
-    watch = Progress(check)
+    watch: Progress,
+) -> None:
+    """Connect, and ask nothing. Raises CallFailed, and what the check in `watch` raises."""
     parts = urlsplit(base_url)
     host = parts.hostname or ""
     try:
         with trio.fail_after(limits.call):
             stream = await _Backend(watch).connect_tcp(host, parts.port or 443, limits.connect)
             secure = await stream.start_tls(context, server_name or host, limits.connect)
-            version = secure.get_extra_info("ssl_object").version()
             await secure.aclose()
     except (trio.TooSlowError, httpcore.TimeoutException):
         raise timed_out(stage_of(watch, limits), watch) from None
     except httpcore.NetworkError as error:
         raise broken(error, watch) from None
-    return str(version)
 
 
 async def _ask(
@@ -246,7 +248,7 @@ async def _ask(
         headers.append(("Content-Type", "application/json"))
         headers.append(("Content-Length", str(len(request.body))))
     asked = httpcore.Request(
-        "GET" if request.body is None else "POST",
+        request.method or ("GET" if request.body is None else "POST"),
         base_url + request.path,
         headers=headers,
         content=_Body(request.body or b""),
@@ -281,4 +283,5 @@ async def _read(response: httpcore.Response, asked: str) -> Answer:
         location=header_text(found.get(b"location", b"")),
         body=body,
         asked=asked,
+        allow=header_text(found.get(b"allow", b"")),
     )

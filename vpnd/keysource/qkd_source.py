@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from uuid import uuid4
 
 import trio
 
@@ -24,12 +25,17 @@ from vpnd.keysource.etsi014 import (
     Status,
     get_key_request,
     get_key_with_ids_request,
+    methods_request,
+    read_any_answer_untrusted,
     read_keys_untrusted,
+    read_methods_untrusted,
+    read_no_key_untrusted,
     read_status_untrusted,
     status_request,
 )
 from vpnd.keysource.https_call import Answer
 from vpnd.keysource.key_manager import AskFailed, BadAnswer
+from vpnd.keysource.probing import Question
 from vpnd.keysource.remote_source import Had, RemoteSource
 from vpnd.keysource.used_keys import UsedKeys
 
@@ -229,17 +235,50 @@ class QkdSource(RemoteSource):
         address.identity = status.source_kme
         return status
 
-    async def _probe_look(self, far: Correspondent | None) -> str:
-        if far is None or "no-status" in self._qkd.quirks:
-            return ""
-        await self._look(far, self._aside)
-        status = self._statuses[far.peer_id]
-        return (
-            f"KME {status.source_kme or '(no ID)'} to {status.target_kme or '(no ID)'}: "
-            f"{_number(status.stored)} of {_number(status.capacity)} keys, "
-            f"{_number(status.min_key_size)} to {_number(status.max_key_size)} bits, "
-            f"{_number(status.key_size)} without a size"
-        )
+    def _questions(self, far: Correspondent | None) -> list[Question]:
+        if far is None:
+            # Something is asked all the same: some servers mind a connection without a question
+            return [
+                Question(
+                    "status",
+                    status_request(self._qkd.sae),
+                    lambda answer, _: (
+                        f"{read_any_answer_untrusted(answer)}; its keys are not "
+                        "asked for, since no link uses this source"
+                    ),
+                )
+            ]
+        made_up = str(uuid4())
+        verbs = [
+            Question(
+                "dec_keys",
+                get_key_with_ids_request(far.peer_id, [made_up], post=self._post),
+                lambda answer, _: read_no_key_untrusted(answer, made_up),
+            ),
+            Question(
+                "enc_keys",
+                methods_request(far.peer_id),
+                lambda answer, _: read_methods_untrusted(answer, post=self._post),
+            ),
+        ]
+        if "no-status" in self._qkd.quirks:
+            none = Question(
+                "status", None, lambda _, __: "", 'not asked, by quirks = ["no-status"]'
+            )
+            return [*verbs, none]
+        return [Question("status", status_request(far.peer_id), self._tell_status(far)), *verbs]
+
+    def _tell_status(self, far: Correspondent) -> Callable[[Answer, Address], str]:
+        def read(answer: Answer, address: Address) -> str:
+            status = self._statuses[far.peer_id] = self._read_status(answer, address, far)
+            return (
+                f"KME {status.source_kme or '(no ID)'} to {status.target_kme or '(no ID)'}: "
+                f"{_number(status.stored)} of {_number(status.capacity)} keys, "
+                f"{_number(status.min_key_size)} to {_number(status.max_key_size)} bits, "
+                f"{_number(status.key_size)} without a size"
+            )
+
+        return read
 
 
 def _joined(keys: list[DeliveredKey]) -> Secret:

@@ -97,7 +97,7 @@ HINTS: list[tuple[str, dict[str, Any], bytes, SourceFault, str, str]] = [
         http(201, {"keys": [SPEC_KEYS[0]]}),
         SourceFault.REFUSED,
         "expected status 200; 201 came",
-        "only 200 says that all is there",
+        "only 200 is success",
     ),
 ]
 
