@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, PlainValidator, model_validator
@@ -27,6 +27,21 @@ MAX_KEY_SOURCES: Final = 64
 QUIRKS: Final = ("size-in-bytes", "no-size", "no-status", "other-sae-names")
 """What a key manager may do against the specification where it is switched on: docs/qkd.md."""
 
+API_PATH: Final = "/api/v1/keys"
+"""ETSI GS QKD 014 V1.1.1, clause 5.1."""
+CREDENTIAL: Final = "credential:"
+"""In the place of a path: a file in $CREDENTIALS_DIRECTORY, which systemd makes."""
+MAX_HEADERS: Final = 8
+
+_API_PATH: Final = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+", re.ASCII)
+_CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,255}", re.ASCII)
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
+_OWN_HEADERS: Final = frozenset(
+    {
+        *("host", "accept", "accept-encoding", "connection", "content-type", "content-length"),
+        *("transfer-encoding", "te", "trailer", "upgrade", "expect", "keep-alive"),
+    }
+)
 _PIN: Final = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 _GLOB_HINT: Final = "a text of at most 64 bytes; * stands for any characters, ? for one"
 
@@ -62,6 +77,47 @@ def _check_parts(parts: SplitResult) -> None:
         )
     if not parts.path.isascii() or " " in parts.path or "//" in parts.path:
         raise FieldError("has a path that cannot be one", "write it percent-encoded, or leave it")
+
+
+def _secret_file(value: object) -> Path:
+    """A file with a secret: a path, or a credential of the daemon's systemd unit."""
+    found = fields.text(value)
+    if found.startswith(CREDENTIAL):
+        name = found.removeprefix(CREDENTIAL)
+        if not _CREDENTIAL_NAME.fullmatch(name) or name in (".", ".."):
+            raise FieldError(
+                "is no name of a credential", "credential:NAME, as LoadCredential= has it"
+            )
+        return Path(found)
+    return fields.absolute_path(value)
+
+
+def _headers(value: object) -> tuple[tuple[str, Path], ...]:
+    """Names of headers, and the files that have what is sent in them."""
+    if not isinstance(value, dict):
+        raise FieldError(
+            f"must be a table, is {kind_of(value)}", 'such as { "X-Api-Key" = "/etc/vpnd/kme/api" }'
+        )
+    if len(value) > MAX_HEADERS:
+        raise FieldError(f"has {len(value)} entries", f"at most {MAX_HEADERS}")
+    for name in value:
+        if not _HEADER_NAME.fullmatch(str(name)) or str(name).lower() in _OWN_HEADERS:
+            raise FieldError(
+                f"{shown(str(name))} is no header that can be set",
+                "another name: letters, digits, -",
+            )
+    if len({name.lower() for name in value}) < len(value):
+        raise FieldError("names one twice", "each once")
+    return tuple(sorted((name, _secret_file(file)) for name, file in value.items()))
+
+
+def _api_path(value: object) -> str:
+    found = fields.text(value)
+    if not _API_PATH.fullmatch(found) or "//" in found or {".", ".."} & set(found.split("/")):
+        raise FieldError(
+            f"{shown(found)} is no path of an API", f'a / first and none last, such as "{API_PATH}"'
+        )
+    return found
 
 
 def _pin(value: object) -> str:
@@ -172,16 +228,23 @@ class RemoteSourceConfig(Table):
     """Asked in this order: the next where one cannot be reached."""
     ca: AbsolutePath
     """PEM: who signed the key manager's certificate. The system's own CAs are not believed."""
-    certificate: AbsolutePath
-    """PEM: this end's certificate, and what is between it and its CA."""
-    key: AbsolutePath
+    certificate: AbsolutePath | None = None
+    """PEM: this end's certificate, and what is between it and its CA; None where the server asks
+    for none."""
+    key: AbsolutePath | None = None
     """PEM, not encrypted, mode 0600."""
+    bearer_token: Annotated[Path, PlainValidator(_secret_file)] | None = None
+    """The file of a token that is sent as Authorization: Bearer."""
+    headers: Annotated[tuple[tuple[str, Path], ...], PlainValidator(_headers)] = ()
+    """Other headers, and the files of what is sent in them."""
     server_name: Annotated[str, PlainValidator(_server_name)] | None = None
     """The name in the key manager's certificate, where it is not the URL's host."""
     pin: Annotated[
         tuple[Annotated[str, PlainValidator(_pin)], ...], BeforeValidator(_list_of_one)
     ] = ()
     """SHA-256 of the DER of the key manager's certificate, in hex; of one of several."""
+    check_name: Flag = True
+    """Whether its certificate must be of the URL's host, or server_name; if not, `pin` decides."""
     kme_name: Annotated[tuple[FarName, ...], BeforeValidator(_list_of_one)] = ()
     """A name that must stand in its certificate: common name, or a subject alternative name."""
     key_size: Annotated[int, PlainValidator(_key_bits)] = 256
@@ -197,6 +260,23 @@ class RemoteSourceConfig(Table):
     prefetch: Flag = True
     """Fetch the key for a renewal shortly before it is due."""
 
+    @model_validator(mode="after")
+    def _shows_itself(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            there, missing = ("certificate", "key") if self.key is None else ("key", "certificate")
+            raise FieldError(
+                f"has {there} without {missing}",
+                "both; or neither, where the key manager asks for no client certificate",
+            )
+        if not self.check_name and not self.pin:
+            raise FieldError(
+                "has check_name = false without a pin",
+                "`pin` says then whose certificate it has to be: `vpnctl keysource test` shows it",
+            )
+        if self.bearer_token and "authorization" in {name.lower() for name, _ in self.headers}:
+            raise FieldError("has bearer_token, and a header Authorization", "one of the two")
+        return self
+
 
 class QkdSourceConfig(RemoteSourceConfig):
     """`type = "qkd"`: a key manager after ETSI GS QKD 014 V1.1.1."""
@@ -206,6 +286,8 @@ class QkdSourceConfig(RemoteSourceConfig):
     """This end's SAE ID."""
     verbs: Annotated[Literal["post", "get"], PlainValidator(fields.choice("post", "get"))] = "post"
     """"get" where the key manager has only that."""
+    api_path: Annotated[str, PlainValidator(_api_path)] = API_PATH
+    """What stands before the SAE ID in its paths."""
     kme_id: Annotated[tuple[FarName, ...], BeforeValidator(_list_of_one)] = ()
     """What `source_KME_ID` in its status must be; one of several."""
     low_water: Annotated[int, PlainValidator(fields.whole_number(0, 10**9, "keys"))] | None = None
@@ -219,6 +301,10 @@ class QkdSourceConfig(RemoteSourceConfig):
         if "no-status" in self.quirks and self.kme_id:
             raise FieldError(
                 'has kme_id, and the quirk "no-status"', "without a status there is no KME ID"
+            )
+        if any(urlsplit(url).path.endswith(self.api_path) for url in self.urls):
+            raise FieldError(
+                f"has urls that end with {self.api_path}", "leave that out: vpnd adds api_path"
             )
         return self
 
@@ -259,11 +345,18 @@ def key_source_config(values: object, source: Source, at: Location) -> KeySource
     return validate(_AnySource, values, source, at)  # type: ignore[return-value]  # it always raises
 
 
-def files_of(config: KeySourceConfig) -> dict[str, Path]:
+def files_of(config: RemoteSourceConfig | FileSourceConfig) -> dict[str, Path]:
     """The files that a source names, by key."""
     if isinstance(config, FileSourceConfig):
         return {"file": config.file}
-    return {"ca": config.ca, "certificate": config.certificate, "key": config.key}
+    found = {
+        "ca": config.ca,
+        "certificate": config.certificate,
+        "key": config.key,
+        "bearer_token": config.bearer_token,
+        **{f"headers.{name}": file for name, file in config.headers},
+    }
+    return {key: file for key, file in found.items() if file is not None}
 
 
 class _AnySource(Table):

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from kex.external import MAX_KEY_ID_LENGTH
 from kex.secret import Secret
+from vpnd.config_key_sources import API_PATH
 from vpnd.keysource.base import SourceFault
 from vpnd.keysource.http_refusal import asked, known_refusal, not_200, nothing_left
 from vpnd.keysource.https_call import Answer, Request
@@ -32,7 +33,6 @@ from vpnd.keysource.json_answer import (
 )
 from vpnd.keysource.key_manager import BadAnswer
 
-API: Final = "/api/v1/keys"
 STATUS: Final = "status"
 GET_KEY: Final = "enc_keys"
 GET_KEY_WITH_IDS: Final = "dec_keys"
@@ -86,25 +86,29 @@ class DeliveredKey:
     key: Secret
 
 
-def status_request(far_sae: str) -> Request:
+def status_request(far_sae: str, *, base: str = API_PATH) -> Request:
     """Clause 5.2, get status."""
-    return Request(STATUS, _path(far_sae, STATUS))
+    return Request(STATUS, _path(base, far_sae, STATUS))
 
 
-def get_key_request(slave_sae: str, *, number: int, size: int | None, post: bool) -> Request:
+def get_key_request(
+    slave_sae: str, *, number: int, size: int | None, post: bool, base: str = API_PATH
+) -> Request:
     """Clause 5.3, get key: `size` as it stands in the request, None for the KME's own."""
     wanted: dict[str, int] = {"number": number}
     if size is not None:
         wanted["size"] = size
-    path = _path(slave_sae, GET_KEY)
+    path = _path(base, slave_sae, GET_KEY)
     if post:
         return Request(GET_KEY, path, json.dumps(wanted).encode())
     return Request(GET_KEY, f"{path}?{urlencode(wanted)}")
 
 
-def get_key_with_ids_request(master_sae: str, key_ids: Sequence[str], *, post: bool) -> Request:
+def get_key_with_ids_request(
+    master_sae: str, key_ids: Sequence[str], *, post: bool, base: str = API_PATH
+) -> Request:
     """Clause 5.4, get key with key IDs; one ID where it is a GET."""
-    path = _path(master_sae, GET_KEY_WITH_IDS)
+    path = _path(base, master_sae, GET_KEY_WITH_IDS)
     if post:
         body = {"key_IDs": [{"key_ID": key_id} for key_id in key_ids]}
         return Request(GET_KEY_WITH_IDS, path, json.dumps(body).encode())
@@ -112,13 +116,13 @@ def get_key_with_ids_request(master_sae: str, key_ids: Sequence[str], *, post: b
     return Request(GET_KEY_WITH_IDS, f"{path}?{urlencode({'key_ID': key_id})}")
 
 
-def _path(sae: str, method: str) -> str:
-    return f"{API}/{quote(sae, safe='')}/{method}"
+def _path(base: str, sae: str, method: str) -> str:
+    return f"{base}/{quote(sae, safe='')}/{method}"
 
 
-def methods_request(far_sae: str) -> Request:
+def methods_request(far_sae: str, *, base: str = API_PATH) -> Request:
     """Which methods get key has. It hands nothing out."""
-    return Request("methods of enc_keys", _path(far_sae, GET_KEY), method="OPTIONS")
+    return Request("methods of enc_keys", _path(base, far_sae, GET_KEY), method="OPTIONS")
 
 
 def read_methods_untrusted(answer: Answer, *, post: bool) -> str:
@@ -148,9 +152,9 @@ def read_no_key_untrusted(answer: Answer, key_id: str) -> str:
                 f"expected no key for {key_id}, an ID that was made up; one came",
                 "an error of the key manager: do not use it until that is mended",
             )
-    elif (known := known_refusal(answer, message_untrusted(answer), base=API)) is not None and (
-        known[0] is not SourceFault.UNAVAILABLE
-    ):
+    elif (
+        known := known_refusal(answer, message_untrusted(answer), base=API_PATH)
+    ) is not None and (known[0] is not SourceFault.UNAVAILABLE):
         _check_success(answer, by_id=True)
     return f"{answer.asked.partition(' ')[0]} of dec_keys is taken (status {answer.status})"
 
@@ -327,8 +331,8 @@ def _count(found: JsonObject, key: str) -> int | None:
 
 
 _HINTS: Final[dict[SourceFault, str]] = {
-    SourceFault.UNAUTHORIZED: "is this end's certificate registered there, under `sae`; and may it "
-    "have keys with this far end?",
+    SourceFault.UNAUTHORIZED: "is this end's certificate (or bearer_token) registered there, under "
+    "`sae`; and may it have keys with this far end?",
     SourceFault.EMPTY: "the QKD link makes keys more slowly than they are used: docs/qkd.md, "
     "capacity planning",
     SourceFault.UNAVAILABLE: "it is tried again by itself; its own log says more",
@@ -348,7 +352,7 @@ def _check_success(answer: Answer, *, by_id: bool = False, hands_out: bool = Tru
     if other is not None:
         raise other
     message = message_untrusted(answer)
-    known = known_refusal(answer, message, base=API)
+    known = known_refusal(answer, message, base=API_PATH)
     fault = _fault_of(answer, message, by_id=by_id) if known is None else known[0]
     raise BadAnswer(
         fault,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpcore
 import trio
 
+from kex.secret import Secret
 from vpnd.keysource.base import SourceFault
 from vpnd.keysource.call_failed import (
     CallFailed,
@@ -176,11 +177,12 @@ async def call(
     limits: Limits,
     server_name: str | None,
     watch: Progress,
+    headers: Sequence[tuple[str, Secret]] = (),
 ) -> Answer:
-    """Ask once. Raises CallFailed, and what the check in `watch`, which is told how far the call
-    comes, raises about the certificate (DER) it is given.
+    """Ask once, with `headers` besides its own. `watch` is told how far the call comes.
 
-    Redirections are not followed, and nothing is unpacked.
+    Raises CallFailed, and what the check in `watch` raises about the certificate (DER) that it is
+    given. Redirections are not followed, and nothing is unpacked.
     """
     try:
         with trio.fail_after(limits.call):
@@ -191,7 +193,7 @@ async def call(
                 retries=0,
                 network_backend=_Backend(watch),
             ) as pool:
-                return await _ask(pool, base_url, request, limits, server_name)
+                return await _ask(pool, base_url, request, limits, server_name, headers)
     except CallFailed as failed:
         failed.reached = watch.asked
         raise
@@ -232,17 +234,19 @@ async def _ask(
     request: Request,
     limits: Limits,
     server_name: str | None,
+    others: Sequence[tuple[str, Secret]],
 ) -> Answer:
     extensions: dict[str, Any] = {
         "timeout": {"connect": limits.connect, "read": limits.read, "write": limits.read}
     }
     if server_name is not None:
         extensions["sni_hostname"] = server_name
-    headers = [
+    headers: list[tuple[str, str | bytes]] = [
         ("Host", urlsplit(base_url).netloc),
         ("Accept", "application/json"),
         ("Accept-Encoding", "identity"),
         ("Connection", "close"),
+        *((name, value.expose()) for name, value in others),
     ]
     if request.body is not None:
         headers.append(("Content-Type", "application/json"))

@@ -6,6 +6,7 @@ out: where the request did not leave, or the answer says so.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -61,7 +62,7 @@ class KeyManager:
         self._what = what
         """What it is called in messages: KME, key provider."""
         self.addresses = Addresses(config.urls)
-        self.files = CredentialFiles(config.ca, config.certificate, config.key)
+        self.files = CredentialFiles(config)
         self._last_failure: AskFailed | None = None
         self.shown: dict[str, Certificate] = {}
         """By address: the certificate that it showed last."""
@@ -171,22 +172,27 @@ class KeyManager:
             return await call(
                 address.url,
                 request,
-                context=credentials.context,
+                context=self._context(credentials),
                 limits=self._limits,
                 server_name=self._config.server_name,
                 watch=watch,
+                headers=credentials.headers,
             )
         except CallFailed as failed:
             if failed.of_another_name:
                 await self._tell_names(address, credentials, failed)
             raise
 
+    def _context(self, credentials: Credentials) -> ssl.SSLContext:
+        # Without the check of the name there is a pin: the configuration sees to that
+        return credentials.context if self._config.check_name else credentials.any_name
+
     async def _handshake(self, address: Address, credentials: Credentials, watch: Progress) -> None:
         """Raises CallFailed."""
         try:
             await handshake(
                 address.url,
-                context=credentials.context,
+                context=self._context(credentials),
                 limits=self._limits,
                 server_name=self._config.server_name,
                 watch=watch,
@@ -220,6 +226,10 @@ class KeyManager:
             failed.reason += (
                 f"; it has no subject alternative name, but the common name {_few(common)}"
             )
+            failed.hint = (
+                "have it made anew with a subject alternative name; or pin it, and set "
+                "check_name = false"
+            )
 
     async def _credentials(self) -> Credentials:
         """What is shown, and believed, now. Raises AskFailed."""
@@ -229,7 +239,9 @@ class KeyManager:
             raise AskFailed(
                 self.name, SourceFault.FILE, f"{fault.path} {fault.reason}", fault.hint
             ) from None
-        own = found.certificates[0]
+        own = found.own
+        if own is None:
+            return found
         if own.not_after <= wall():
             raise AskFailed(
                 self.name,

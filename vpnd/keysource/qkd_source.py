@@ -83,7 +83,11 @@ class QkdSource(RemoteSource):
             await self._look(far, room)
         shape = self._shape(far)
         request = get_key_request(
-            far.peer_id, number=shape.parts, size=self._size(shape.bits), post=self._post
+            far.peer_id,
+            number=shape.parts,
+            size=self._size(shape.bits),
+            post=self._post,
+            base=self._qkd.api_path,
         )
         try:
             keys, said_name = await self._manager.ask(
@@ -137,7 +141,9 @@ class QkdSource(RemoteSource):
 
         try:
             return await self._manager.ask(
-                get_key_with_ids_request(far.peer_id, ids, post=self._post),
+                get_key_with_ids_request(
+                    far.peer_id, ids, post=self._post, base=self._qkd.api_path
+                ),
                 lambda answer, _: read_keys_untrusted(
                     answer, number=len(ids), length=length, wanted=ids
                 ),
@@ -184,7 +190,7 @@ class QkdSource(RemoteSource):
             return
         try:
             status = await self._manager.ask(
-                status_request(far.peer_id),
+                status_request(far.peer_id, base=self._qkd.api_path),
                 lambda answer, address: self._read_status(answer, address, far),
                 room=room,
             )
@@ -241,7 +247,7 @@ class QkdSource(RemoteSource):
             return [
                 Question(
                     "status",
-                    status_request(self._qkd.sae),
+                    status_request(self._qkd.sae, base=self._qkd.api_path),
                     lambda answer, _: (
                         f"{read_any_answer_untrusted(answer)}; its keys are not "
                         "asked for, since no link uses this source"
@@ -252,12 +258,14 @@ class QkdSource(RemoteSource):
         verbs = [
             Question(
                 "dec_keys",
-                get_key_with_ids_request(far.peer_id, [made_up], post=self._post),
+                get_key_with_ids_request(
+                    far.peer_id, [made_up], post=self._post, base=self._qkd.api_path
+                ),
                 lambda answer, _: read_no_key_untrusted(answer, made_up),
             ),
             Question(
                 "enc_keys",
-                methods_request(far.peer_id),
+                methods_request(far.peer_id, base=self._qkd.api_path),
                 lambda answer, _: read_methods_untrusted(answer, post=self._post),
             ),
         ]
@@ -266,7 +274,14 @@ class QkdSource(RemoteSource):
                 "status", None, lambda _, __: "", 'not asked, by quirks = ["no-status"]'
             )
             return [*verbs, none]
-        return [Question("status", status_request(far.peer_id), self._tell_status(far)), *verbs]
+        return [
+            Question(
+                "status",
+                status_request(far.peer_id, base=self._qkd.api_path),
+                self._tell_status(far),
+            ),
+            *verbs,
+        ]
 
     def _tell_status(self, far: Correspondent) -> Callable[[Answer, Address], str]:
         def read(answer: Answer, address: Address) -> str:

@@ -96,10 +96,13 @@ async def test_text_beside_the_blocks_of_a_pem_file(
 
 @pytest.mark.parametrize("name", ["ca", "certificate", "key"])
 @pytest.mark.parametrize("content", [b"\xc3\xa4", b"", b"-----BEGIN CERTIFICATE-----\n"])
-def test_the_file_that_is_wrong_is_blamed(sae_files: Files, name: str, content: bytes) -> None:
+def test_the_file_that_is_wrong_is_blamed(
+    qkd_config: QkdConfig, sae_files: Files, name: str, content: bytes
+) -> None:
+    config = qkd_config(urls=["https://kme1"])
     Path(sae_files[name]).write_bytes(content)
     with pytest.raises(FileFault) as refused:
-        load_credentials(*(Path(sae_files[one]) for one in ("ca", "certificate", "key")))
+        load_credentials(config)
     assert refused.value.path == Path(sae_files[name])
 
 
@@ -167,12 +170,14 @@ async def test_a_certificate_that_openssl_does_not_take(
     ],
     ids=["RSA 1024", "SHA-1"],
 )
-def test_a_weak_certificate_of_this_end(sae_files: Files, issued: Issued, says: str) -> None:
-    paths = [Path(sae_files[one]) for one in ("ca", "certificate", "key")]
-    issued.write(paths[1], paths[2])
+def test_a_weak_certificate_of_this_end(
+    qkd_config: QkdConfig, sae_files: Files, issued: Issued, says: str
+) -> None:
+    config = qkd_config(urls=["https://kme1"])
+    issued.write(Path(sae_files["certificate"]), Path(sae_files["key"]))
     with pytest.raises(FileFault) as refused:
-        load_credentials(*paths)
-    assert refused.value.path == paths[1]
+        load_credentials(config)
+    assert refused.value.path == config.certificate
     assert says in refused.value.reason
 
 
