@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, PlainValidator, model_validator
 
-from kex.external import MAX_KEY_LENGTH, MAX_NAME_LENGTH, MIN_KEY_LENGTH
+from kex.external import MAX_KEY_LENGTH, MAX_NAME_LENGTH, MAX_SAE_LENGTH, MIN_KEY_LENGTH
 from vpnd import config_fields as fields
 from vpnd.config_errors import Location, kind_of, shown
 from vpnd.config_fields import FieldError, did_you_mean
@@ -32,6 +32,8 @@ API_PATH: Final = "/api/v1/keys"
 CREDENTIAL: Final = "credential:"
 """In the place of a path: a file in $CREDENTIALS_DIRECTORY, which systemd makes."""
 MAX_HEADERS: Final = 8
+MAX_PSK_IDENTITY: Final = 128
+"""Bytes (RFC 4279, section 5.3)."""
 
 _API_PATH: Final = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+", re.ASCII)
 _CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9._@-]{1,255}", re.ASCII)
@@ -137,12 +139,25 @@ def _server_name(value: object) -> str:
 
 
 def _name_of_far(value: object) -> str:
-    """An SAE ID, a KME ID, a name in a certificate: 1 to 64 bytes of printable text."""
+    """A KME ID, a name in a certificate: 1 to 64 bytes of printable text."""
+    return _name_of_at_most(value, MAX_NAME_LENGTH)
+
+
+def _sae(value: object) -> str:
+    return _name_of_at_most(value, MAX_SAE_LENGTH)
+
+
+def _name_of_at_most(value: object, most: int) -> str:
     found = fields.text(value)
-    if not 0 < len(found.encode()) <= MAX_NAME_LENGTH:
-        raise FieldError(
-            f"has {len(found.encode())} bytes", f"1 to {MAX_NAME_LENGTH}: it is told the far end"
-        )
+    if not 0 < len(found.encode()) <= most:
+        raise FieldError(f"has {len(found.encode())} bytes", f"1 to {most}: it is told the far end")
+    return found
+
+
+def _psk_identity(value: object) -> str:
+    found = fields.text(value)
+    if not 0 < len(found.encode()) <= MAX_PSK_IDENTITY:
+        raise FieldError(f"has {len(found.encode())} bytes", f"1 to {MAX_PSK_IDENTITY}")
     return found
 
 
@@ -226,7 +241,7 @@ class RemoteSourceConfig(Table):
         _some(MAX_ADDRESSES),
     ]
     """Asked in this order: the next where one cannot be reached."""
-    ca: AbsolutePath
+    ca: AbsolutePath | None
     """PEM: who signed the key manager's certificate. The system's own CAs are not believed."""
     certificate: AbsolutePath | None = None
     """PEM: this end's certificate, and what is between it and its CA; None where the server asks
@@ -282,7 +297,8 @@ class QkdSourceConfig(RemoteSourceConfig):
     """`type = "qkd"`: a key manager after ETSI GS QKD 014 V1.1.1."""
 
     type: Literal["qkd"]
-    sae: FarName
+    ca: AbsolutePath
+    sae: Annotated[str, PlainValidator(_sae)]
     """This end's SAE ID."""
     verbs: Annotated[Literal["post", "get"], PlainValidator(fields.choice("post", "get"))] = "post"
     """"get" where the key manager has only that."""
@@ -313,8 +329,31 @@ class SkipSourceConfig(RemoteSourceConfig):
     """`type = "skip"`: a key provider after draft-cisco-skip."""
 
     type: Literal["skip"]
+    ca: AbsolutePath | None = None
+    psk: Annotated[Path, PlainValidator(_secret_file)] | None = None
+    """The file of a pre-shared key: TLS with that, and without certificates."""
+    psk_identity: Annotated[str, PlainValidator(_psk_identity)] | None = None
+    """Under which name the provider knows it."""
     local_system_id: Annotated[str, PlainValidator(_glob)] = "*"
     """What the provider's `localSystemID` must match."""
+
+    @model_validator(mode="after")
+    def _shows_one_thing(self) -> Self:
+        if (self.psk is None) != (self.psk_identity is None):
+            raise FieldError("has one of psk and psk_identity", "both, or neither")
+        if self.psk is None and self.ca is None:
+            raise FieldError("has neither ca nor psk", "certificates, or a pre-shared key")
+        of_certificates = [
+            key
+            for key in ("ca", "certificate", "key", "pin", "kme_name", "server_name")
+            if getattr(self, key)
+        ]
+        if self.psk is not None and (of_certificates or not self.check_name):
+            raise FieldError(
+                f"has psk and {', '.join(of_certificates) or 'check_name'}",
+                "with a pre-shared key there are no certificates",
+            )
+        return self
 
 
 class FileSourceConfig(Table):
@@ -353,6 +392,7 @@ def files_of(config: RemoteSourceConfig | FileSourceConfig) -> dict[str, Path]:
         "ca": config.ca,
         "certificate": config.certificate,
         "key": config.key,
+        "psk": config.psk if isinstance(config, SkipSourceConfig) else None,
         "bearer_token": config.bearer_token,
         **{f"headers.{name}": file for name, file in config.headers},
     }

@@ -14,7 +14,8 @@ import trio
 
 from vpnd.config_key_sources import RemoteSourceConfig, files_of
 from vpnd.file_trust import FileFault
-from vpnd.keysource.credentials import Credentials, UnusableContent, load_credentials
+from vpnd.keysource.credentials import Credentials, load_credentials
+from vpnd.keysource.psk import UnusableContent
 from vpnd.keysource.unit_credentials import located
 
 _Stamp = tuple[tuple[int, ...] | None, ...]

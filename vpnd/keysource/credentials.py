@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from kex.secret import Secret
-from vpnd.config_key_sources import RemoteSourceConfig
-from vpnd.file_trust import FileFault, read_public, read_secret
+from vpnd.config_key_sources import RemoteSourceConfig, SkipSourceConfig
+from vpnd.file_trust import read_public, read_secret
 from vpnd.keysource.base import Certificate
+from vpnd.keysource.psk import UnusableContent, psk_context
 from vpnd.keysource.unit_credentials import read_credential
 
 MAX_PEM_BYTES: Final = 256 * 1024
@@ -26,10 +27,6 @@ _TOO_WEAK: Final = {
     "CA_KEY_TOO_SMALL": "the key of its CA is too short for OpenSSL (RSA needs 2,048 bits)",
     "CA_MD_TOO_WEAK": "it is signed with a hash that OpenSSL no longer takes (SHA-1, MD5)",
 }
-
-
-class UnusableContent(FileFault):
-    """A file that is there and safe, with something in it that cannot be used (yet)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +58,20 @@ def certificate_of(found: x509.Certificate, what: str) -> Certificate:
 
 def load_credentials(config: RemoteSourceConfig) -> Credentials:
     """Read the files. Raises FileFault; UnusableContent where only what is in them is wrong."""
+    if isinstance(config, SkipSourceConfig) and config.psk is not None:
+        context = psk_context(config.psk, config.psk_identity or "")
+        return Credentials(context, context, None, (), 0.0, _headers(config))
+    if config.ca is None:
+        raise ValueError("neither a CA nor a pre-shared key")
     authorities = _certificates(config.ca)
     leaf = None
     if config.certificate is not None and config.key is not None:
         leaf = _certificates(config.certificate)[0]
         _check_pair(config.key, config.certificate, leaf)
-    any_name = _context(config, authorities)
+    any_name = _context(config, config.ca, authorities)
     any_name.check_hostname = False
     return Credentials(
-        context=_context(config, authorities),
+        context=_context(config, config.ca, authorities),
         any_name=any_name,
         own=None if leaf is None else certificate_of(leaf, "client"),
         authorities=tuple(certificate_of(one, "CA") for one in authorities),
@@ -104,7 +106,9 @@ def _header_value(file: Path) -> Secret:
     return Secret(value)
 
 
-def _context(config: RemoteSourceConfig, authorities: list[x509.Certificate]) -> ssl.SSLContext:
+def _context(
+    config: RemoteSourceConfig, ca: Path, authorities: list[x509.Certificate]
+) -> ssl.SSLContext:
     """Raises UnusableContent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # host name and certificate are checked
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -117,7 +121,7 @@ def _context(config: RemoteSourceConfig, authorities: list[x509.Certificate]) ->
         )
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise UnusableContent(
-            config.ca, f"cannot be used: {_reason(error)}", "PEM, of the CA's certificate"
+            ca, f"cannot be used: {_reason(error)}", "PEM, of the CA's certificate"
         ) from None
     if config.certificate is None:
         return context

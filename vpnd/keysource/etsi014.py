@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
-from kex.external import MAX_KEY_ID_LENGTH
+from kex.external import MAX_KEY_ID_LENGTH, MAX_NAME_LENGTH
 from kex.secret import Secret
 from vpnd.config_key_sources import API_PATH
 from vpnd.keysource.base import SourceFault
@@ -317,7 +317,7 @@ def _name(found: JsonObject, key: str) -> str:
     if not isinstance(value, str):
         return ""
     # It goes over the wire as a name of at most 64 bytes
-    kept = "".join(c for c in value if c.isprintable()).encode()[:MAX_KEY_ID_LENGTH]
+    kept = "".join(c for c in value if c.isprintable()).encode()[:MAX_NAME_LENGTH]
     return kept.decode(errors="ignore")
 
 

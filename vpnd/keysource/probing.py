@@ -62,8 +62,8 @@ def _reached(manager: KeyManager, address: Address, watch: Progress) -> list[Pro
         steps.append(ProbeStep("connect", True, address.url))
     if watch.version:
         steps.append(ProbeStep("tls", True, watch.version))
-    if watch.secured:
-        shown = manager.shown[address.url]
+    shown = manager.shown.get(address.url)
+    if watch.secured and shown is not None:
         steps.append(
             ProbeStep(
                 "certificate",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from kex.external import check_reference
 from tests.vpnd.config_files import Site, refusal
 from tests.vpnd.keysource.authority import Authority
 from tests.vpnd.keysource.conftest import (
@@ -25,8 +26,12 @@ from tests.vpnd.keysource.conftest import (
 from tests.vpnd.keysource.test_qkd_faults import keys
 from tests.vpnd.keysource.tls_server import TlsServer, http
 from vpnd.config import load_config
-from vpnd.keysource.base import SourceError, SourceFault
+from vpnd.config_key_sources import SkipSourceConfig, key_source_config
+from vpnd.config_source import Source
+from vpnd.keysource.base import Correspondent, SourceError, SourceFault
+from vpnd.keysource.psk import has_psk
 from vpnd.keysource.qkd_source import QkdSource
+from vpnd.keysource.skip_source import SkipSource
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +184,24 @@ async def test_a_pin_in_the_place_of_the_name(
     assert stranger.received == []
 
 
+async def test_long_names_and_ids(kme: TlsServer, qkd_config: QkdConfig, told: Told) -> None:
+    """An application with an ID of 291 characters, and a key whose ID is eight UUIDs."""
+    long_sae, long_id = "s" * 291, "+".join([SPEC_KEYS[0]["key_ID"]] * 8)
+    far = Correspondent("ams1", "f" * 291)
+    kme.answers = [
+        keys(SPEC_KEYS[0] | {"key_ID": long_id}),
+        keys(SPEC_KEYS[1] | {"key_ID": long_id}),
+    ]
+    reference = (await QkdSource("kme", qkd_config(kme, sae=long_sae), told).obtain(far)).reference
+    assert (reference.sae, reference.key_ids) == (long_sae, (long_id,))
+    check_reference(reference)
+    assert await QkdSource("kme", qkd_config(kme), told).retrieve(far, reference)
+    assert kme.received[1].json == {"key_IDs": [{"key_ID": long_id}]}
+    kme.answers = [keys(SPEC_KEYS[2] | {"key_ID": "x" * 301})]
+    refused = await failure(QkdSource("kme", qkd_config(kme), told))
+    assert refused.fault is SourceFault.WRONG_KEY_ID
+
+
 @pytest.mark.parametrize("verbs", ["post", "get"])
 async def test_another_base_path(
     kme: TlsServer, qkd_config: QkdConfig, told: Told, verbs: str
@@ -240,3 +263,107 @@ def test_a_credential_is_noted_where_it_cannot_be_looked_at(
     site.write()
     (note,) = load_config(site.path).notes
     assert "$CREDENTIALS_DIRECTORY is not set" in note.reason
+
+
+# ---- TLS with a pre-shared key
+
+PSK = bytes(range(32))
+needs_psk = pytest.mark.skipif(
+    not has_psk(), reason="Python's ssl has TLS-PSK from 3.13 on; this one is older"
+)
+
+
+def with_psk(context: Any) -> None:
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("PSK")
+    context.set_psk_server_callback(lambda name: PSK if name == "vpnd-fra1" else b"")
+
+
+def psk_config(server: TlsServer, file: str, identity: str = "vpnd-fra1") -> SkipSourceConfig:
+    values = {
+        "type": "skip",
+        "urls": [server.url],
+        "psk": file,
+        "psk_identity": identity,
+        "prefetch": False,
+    }
+    found = key_source_config(values, Source(None), ("key_sources", "skip"))
+    assert isinstance(found, SkipSourceConfig)
+    return found
+
+
+@needs_psk
+async def test_skip_over_a_pre_shared_key(
+    make_server: MakeServer, nursery: trio.Nursery, told: Told, tmp_path: Path
+) -> None:
+    server = make_server(change_context=with_psk)
+    server.answers = [
+        http(200, {"localSystemID": "KP_A", "remoteSystemID": ["KP_B"]}),
+        http(200, {"keyId": "0a" * 16, "key": PSK[::-1].hex()}),
+    ]
+    await server.start(nursery)
+    file = secret(tmp_path / "psk", PSK.hex().encode() + b"\n")
+    far = Correspondent("ams1", "KP_B")
+    source = SkipSource("skip", psk_config(server, file), told)
+    steps = await source.probe(far)
+    assert [(one.step, one.done) for one in steps] == [
+        ("connect", True),
+        ("tls", True),
+        ("status", True),
+    ]
+    assert (await source.obtain(far)).present
+    # Another key, or another name: nothing is asked
+    asked = len(server.received)
+    other = secret(tmp_path / "other", b"00" * 32)
+    for config in (psk_config(server, other), psk_config(server, file, "somebody")):
+        with pytest.raises(SourceError) as refused:
+            await SkipSource("skip", config, told).obtain(far)
+        assert refused.value.fault is SourceFault.TLS
+    assert len(server.received) == asked
+
+
+@needs_psk
+async def test_a_server_with_a_certificate_is_not_believed_for_a_pre_shared_key(
+    kme: TlsServer, told: Told, tmp_path: Path
+) -> None:
+    file = secret(tmp_path / "psk", PSK.hex().encode())
+    with pytest.raises(SourceError) as refused:
+        await SkipSource("skip", psk_config(kme, file), told).obtain(Correspondent("a", "KP_B"))
+    assert refused.value.fault is SourceFault.TLS
+    assert kme.received == []
+
+
+@pytest.mark.skipif(has_psk(), reason="this Python's ssl has TLS-PSK")
+def test_a_python_without_it_says_so_at_the_check(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    table = {"type": "skip", "urls": "https://kp", "psk": secret(tmp_path / "psk", b"0" * 64)}
+    site.main["key_sources"] = {"skip": table | {"psk_identity": "vpnd-fra1"}}
+    site.write()
+    errors = refusal(site.path)
+    assert errors is not None
+    (problem,) = errors.problems
+    assert problem.key == "key_sources.skip.psk"
+    assert "this Python has no TLS with a pre-shared key" in problem.reason
+    assert "3.13" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"psk": "/x"}, "has one of psk and psk_identity"),
+        ({"psk_identity": "x"}, "has one of psk and psk_identity"),
+        ({}, "has neither ca nor psk"),
+        ({"psk": "/x", "psk_identity": "x", "ca": "/x"}, "has psk and ca"),
+        ({"psk": "/x", "psk_identity": "x" * 129}, "has 129 bytes"),
+    ],
+)
+def test_what_cannot_be_configured_of_it(
+    tmp_path: Path, changed: dict[str, Any], says: str
+) -> None:
+    site = Site(tmp_path)
+    site.main["key_sources"] = {"skip": {"type": "skip", "urls": "https://kp"} | changed}
+    site.write()
+    errors = refusal(site.path)
+    assert errors is not None
+    assert says in errors.problems[0].reason
