@@ -79,11 +79,19 @@ def try_source(
             help="Take a real key: renew the link's key now, with one of this source in it.",
         ),
     ] = False,
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep",
+            help="Try what a link may do: several keys, sizes, GET and POST; then --consume-one. "
+            "Uses up about seven keys.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Try a key source: connection, certificate, status; exit 1 if anything fails.
 
-    Without --consume-one no key is used up.
+    Without --consume-one and --deep no key is used up.
     """
     if link is not None:
         from cli.values import Flags
@@ -93,6 +101,8 @@ def try_source(
         link = flags.read("--link", config_fields.name, link)
         flags.check()
     request = KeySourceTestRequest(peer=link, consume_one=consume_one)
+    if deep:
+        request["deep"] = True
     client = Client.of(Settings.of(context))
     _found(client, name)
     done = client.test_key_source(name, request)

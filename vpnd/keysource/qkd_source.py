@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 from uuid import uuid4
 
 import trio
@@ -15,6 +16,7 @@ from vpnd.config_key_sources import QkdSourceConfig
 from vpnd.keysource.addresses import Address
 from vpnd.keysource.base import (
     Correspondent,
+    ProbeStep,
     SourceError,
     SourceFault,
     SourceListener,
@@ -38,6 +40,9 @@ from vpnd.keysource.key_manager import AskFailed, BadAnswer
 from vpnd.keysource.probing import Question
 from vpnd.keysource.remote_source import Had, RemoteSource
 from vpnd.keysource.used_keys import UsedKeys
+
+TRIED_SIZES: Final = (128, 256, 512)
+"""Bits, of keys that a deep test asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +287,61 @@ class QkdSource(RemoteSource):
             ),
             *verbs,
         ]
+
+    async def _try_more(self, far: Correspondent, parts: int) -> list[ProbeStep]:
+        bits = self._qkd.key_size // parts
+        several = await self._try(far, number=2, bits=bits, post=self._post)
+        steps = [
+            ProbeStep(
+                "several keys",
+                not several or parts == 1,
+                f"two in one call: {several or 'came, and were thrown away'}",
+                "" if parts == 1 else "set key_size to what one key has, at both ends",
+            )
+        ]
+        verb = "GET" if self._post else "POST"
+        other = await self._try(far, number=1, bits=bits, post=not self._post)
+        steps.append(
+            ProbeStep("other verb", True, f"by {verb}, which is not configured: {other or 'came'}")
+        )
+        status = self._statuses.get(far.peer_id)
+        unit = 8 if "size-in-bytes" in self._qkd.quirks else 1
+        low = ((status and status.min_key_size) or 0) * unit
+        high = ((status and status.max_key_size) or 0) * unit or max(TRIED_SIZES)
+        sizes = []
+        for size in TRIED_SIZES:
+            if size != bits and low <= size <= high and "no-size" not in self._qkd.quirks:
+                said = await self._try(far, number=1, bits=size, post=self._post)
+                sizes.append(f"{size} bits: {said or 'came'}")
+        if sizes:
+            steps.append(ProbeStep("other sizes", True, "; ".join(sizes)))
+        return steps
+
+    async def _try(self, far: Correspondent, *, number: int, bits: int, post: bool) -> str:
+        """Take keys and throw them away; "", or why none came."""
+        if not self._bucket.take(number):
+            return "not tried, for max_keys_per_minute is reached"
+        request = get_key_request(
+            far.peer_id,
+            number=number,
+            size=self._size(bits),
+            post=post,
+            base=self._qkd.api_path,
+        )
+        try:
+            # Without a consequence for the address: what is refused here may be what it has not
+            address = self._manager.addresses.current
+            keys = await self._manager.examine(
+                address,
+                request,
+                lambda answer, _: read_keys_untrusted(answer, number=number, length=bits // 8),
+                self._manager.progress(address),
+            )
+            self._fresh(far, [one.key_id for one in keys or ()], [one.key for one in keys or ()])
+        except SourceError as error:
+            return error.reason
+        self._stock.used(far.peer_id, number)
+        return ""
 
     def _tell_status(self, far: Correspondent) -> Callable[[Answer, Address], str]:
         def read(answer: Answer, address: Address) -> str:

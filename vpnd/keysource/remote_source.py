@@ -298,6 +298,21 @@ class RemoteSource(ABC):
                 steps.append(await ask_question(self._manager, good, question))
         return steps
 
+    async def try_out(self, far: Correspondent) -> Sequence[ProbeStep]:
+        """What a link does, and what else it might do. Keys come, and are thrown away."""
+        try:
+            key = await self._fetch_limited(far, self._aside)
+        except SourceError as error:
+            return [ProbeStep("key", False, error.reason, error.hint)]
+        parts = len(key.reference.key_ids)
+        made = "" if parts == 1 else f", made of {parts}"
+        detail = f"one of {key.reference.bits} bits came{made}, and was thrown away"
+        return [ProbeStep("key", True, detail), *await self._try_more(far, parts)]
+
+    async def _try_more(self, far: Correspondent, parts: int) -> Sequence[ProbeStep]:
+        """What is not sure from one key of a link, which has `parts`."""
+        return []
+
     # ---- its own tasks
 
     async def run(self) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import uuid
 from collections.abc import Sequence
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import trio
@@ -176,3 +180,73 @@ async def test_skip_is_asked_for_its_capabilities(
     assert outline(steps)[-1] == ("status", False)
     assert f'it has no keys with "{FAR_SAE}"' in steps[-1].detail
     assert kme.connections == len(kme.received) == 2
+
+
+# ---- a deep test
+
+
+def key_of(bits: int) -> dict[str, str]:
+    return {"key_ID": str(uuid.uuid4()), "key": base64.b64encode(os.urandom(bits // 8)).decode()}
+
+
+@pytest.mark.parametrize("has", ["everything", "only what the link needs"])
+async def test_a_deep_test_takes_keys_as_a_link_might(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, has: str
+) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    async def serve(request: Received, stream: Stream) -> None:
+        parts = urlsplit(request.target)
+        answer = STATUS
+        if parts.path.endswith("enc_keys"):
+            query = {name: found[0] for name, found in parse_qs(parts.query).items()}
+            wanted = request.json if request.method == "POST" else query
+            number, size = int(wanted["number"]), int(wanted["size"])
+            asked.append((request.method, number, size))
+            usual = (request.method, number, size) == ("POST", 1, 256)
+            answer = keys(*(key_of(size) for _ in range(number)))
+            if has != "everything" and not usual:
+                answer = http(400, {"message": "one key of 256 bits, by POST"})
+        await stream.send_all(answer)
+        await stream.aclose()
+
+    kme.answers = [serve]
+    source = QkdSource("kme", qkd_config(kme, quirks=[]), told)
+    steps = await source.try_out(FAR)
+    assert outline(steps) == [
+        (name, True) for name in ("key", "several keys", "other verb", "other sizes")
+    ]
+    assert asked == [
+        ("POST", 1, 256),
+        ("POST", 2, 256),
+        ("GET", 1, 256),
+        ("POST", 1, 128),
+        ("POST", 1, 512),
+    ]
+    for step in steps[1:]:
+        assert ("one key of 256 bits" in step.detail) == (has != "everything")
+    assert source.status().prefetched == 0
+
+
+async def test_a_deep_test_fails_where_a_link_would(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told
+) -> None:
+    """With keys of 128 bits at most, two make one: a key manager that gives one by one is none."""
+
+    async def serve(request: Received, stream: Stream) -> None:
+        answer = http(200, SPEC_STATUS | {"max_key_size": 128, "min_key_size": 128})
+        if request.target.endswith("enc_keys"):
+            number = request.json["number"]
+            answer = keys(*(key_of(128) for _ in range(number)))
+            if len(kme.received) > 2:
+                answer = http(400, {"message": "one by one"})
+        await stream.send_all(answer)
+        await stream.aclose()
+
+    kme.answers = [serve]
+    steps = await QkdSource("kme", qkd_config(kme, quirks=[]), told).try_out(FAR)
+    assert outline(steps)[:2] == [("key", True), ("several keys", False)]
+    kme.answers = [http(405)]
+    steps = await QkdSource("kme", qkd_config(kme), told).try_out(FAR)
+    assert outline(steps) == [("key", False)]
+    assert 'verbs = "get"' in steps[0].hint
