@@ -158,7 +158,8 @@ _TLS_HINTS: Final = (
     # Parts of OpenSSL's names of alerts and errors, and what they mean for who sets a source up
     (
         ("protocol version", "unsupported protocol", "version too low", "wrong ssl version"),
-        "it has TLS 1.1 at most, and 1.2 is the least here: have newer versions switched on there",
+        "no version of TLS in common: it has TLS 1.1 at most, and 1.2 is the least here (with psk, "
+        "the only one)",
     ),
     (
         ("unsupported certificate",),
