@@ -94,7 +94,7 @@ ANSWERS: list[tuple[str, bytes, SourceFault, str]] = [
     ("no ID", keys(without("key_ID")), SourceFault.WRONG_KEY_ID, "none came"),
     ("ID null", keys(KEY | {"key_ID": None}), SourceFault.WRONG_KEY_ID, "null came"),
     ("ID empty", keys(KEY | {"key_ID": ""}), SourceFault.WRONG_KEY_ID, "an empty one"),
-    ("ID too long", keys(KEY | {"key_ID": "a" * 65}), SourceFault.WRONG_KEY_ID, "65 characters"),
+    ("ID too long", keys(KEY | {"key_ID": "a" * 301}), SourceFault.WRONG_KEY_ID, "301 characters"),
     ("ID of lines", keys(KEY | {"key_ID": "a\nb"}), SourceFault.WRONG_KEY_ID, "3 characters"),
     ("ID doubled", keys(KEY, KEY), SourceFault.WRONG_KEY_ID, "one ID came twice"),
     ("two keys", keys(*SPEC_KEYS[:2]), SourceFault.BAD_ANSWER, "expected one key; 2 keys came"),

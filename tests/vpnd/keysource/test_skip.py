@@ -76,7 +76,7 @@ BAD = [
     ("no JSON", http(200, b"{"), SourceFault.BAD_ANSWER),
     ("no ID", http(200, {"key": KEY}), SourceFault.WRONG_KEY_ID),
     ("ID no hex", http(200, ANSWER | {"keyId": "xyz"}), SourceFault.WRONG_KEY_ID),
-    ("ID too long", http(200, ANSWER | {"keyId": "ab" * 33}), SourceFault.WRONG_KEY_ID),
+    ("ID too long", http(200, ANSWER | {"keyId": "ab" * 151}), SourceFault.WRONG_KEY_ID),
     ("no key", http(200, {"keyId": KEY_ID}), SourceFault.BAD_KEY),
     ("key null", http(200, ANSWER | {"key": None}), SourceFault.BAD_KEY),
     ("key no hex", http(200, ANSWER | {"key": "zz" * 32}), SourceFault.BAD_KEY),
