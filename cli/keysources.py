@@ -79,11 +79,19 @@ def try_source(
             help="Take a real key: renew the link's key now, with one of this source in it.",
         ),
     ] = False,
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep",
+            help="Try what a link may do: several keys, sizes, GET and POST; then --consume-one. "
+            "Uses up about seven keys.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Try a key source: connection, certificate, status; exit 1 if anything fails.
 
-    Without --consume-one no key is used up.
+    Without --consume-one and --deep no key is used up.
     """
     if link is not None:
         from cli.values import Flags
@@ -93,17 +101,21 @@ def try_source(
         link = flags.read("--link", config_fields.name, link)
         flags.check()
     request = KeySourceTestRequest(peer=link, consume_one=consume_one)
+    if deep:
+        request["deep"] = True
     client = Client.of(Settings.of(context))
     _found(client, name)
     done = client.test_key_source(name, request)
     if as_json:
         print_json(done)
     else:
+        hints = set()
         for step in done["steps"]:
             verdict = "ok" if step["done"] else "failed"
             sys.stdout.write(fields([(f"{step['step']}: {verdict}", step["detail"])]))
-            if step["hint"] and not step["done"]:
+            if step["hint"] and not step["done"] and step["hint"] not in hints:
                 tell_hint(step["hint"])
+                hints.add(step["hint"])
         if done["key_id"]:
             print(f"{done['peer']}: key id {done['key_id']}, the same at both ends")
     return ExitCode.DONE if done["done"] else ExitCode.FAILED

@@ -14,8 +14,11 @@ from kex.secret import Secret
 
 MAX_EXTERNAL_KEYS = 4
 MAX_NAME_LENGTH = 64
-"""Bytes of a key manager's name, an SAE's name, a source type."""
-MAX_KEY_ID_LENGTH = 64
+"""Bytes of a key manager's name, a source type."""
+MAX_SAE_LENGTH = 300
+"""Bytes. There are applications with IDs of 291 characters."""
+MAX_KEY_ID_LENGTH = 300
+"""Bytes. Long ones fit as long as the whole payload does (docs/protocol.md §5.5)."""
 MAX_KEY_IDS = 4
 """IDs behind one external key (a key of 512 bits may be two of 256)."""
 MIN_KEY_LENGTH = 16
@@ -121,13 +124,15 @@ def check_reference(reference: ExternalKeyReference) -> None:
     names = (reference.source_type, reference.source, reference.sae)
     if not all(is_printable(text) for text in (*names, *reference.key_ids)):
         raise ValueError("a name or a key ID holds a character that is not printable")
-    for name in names:
-        if len(name.encode()) > MAX_NAME_LENGTH:
-            raise ValueError(f"a name of {len(name.encode())} bytes; at most {MAX_NAME_LENGTH}")
+    for name, most in zip(names, (MAX_NAME_LENGTH, MAX_NAME_LENGTH, MAX_SAE_LENGTH), strict=True):
+        if len(name.encode()) > most:
+            raise ValueError(f"a name of {len(name.encode())} bytes; at most {most}")
     if len(reference.key_ids) > MAX_KEY_IDS:
         raise ValueError(f"{len(reference.key_ids)} key IDs; at most {MAX_KEY_IDS}")
     for key_id in reference.key_ids:
         if len(key_id.encode()) > MAX_KEY_ID_LENGTH:
-            raise ValueError(f"a key ID of {len(key_id.encode())} bytes; at most 64")
+            raise ValueError(
+                f"a key ID of {len(key_id.encode())} bytes; at most {MAX_KEY_ID_LENGTH}"
+            )
     if not 0 <= reference.bits <= MAX_KEY_LENGTH * 8:
         raise ValueError(f"a key of {reference.bits} bits; at most {8 * MAX_KEY_LENGTH}")

@@ -40,7 +40,7 @@ def _statuses() -> Iterator[Row]:
         401: ("source_unauthorized", "source_unknown_key"),
         404: ("source_refused", "source_unknown_key"),
         422: ("source_refused", "source_refused"),
-        500: ("source_refused", "source_refused"),
+        500: ("source_unavailable", "source_unavailable"),
         503: ("source_unavailable", "source_unavailable"),
     }
     for status, (initiator, responder) in codes.items():

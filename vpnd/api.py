@@ -507,6 +507,8 @@ class KeySourceTestRequest(TypedDict):
     """The link that it is tested for; needed to consume a key."""
     consume_one: NotRequired[bool]
     """Begin an exchange on that link which gives no key without one of this source."""
+    deep: NotRequired[bool]
+    """That, and before it take some keys as a link would, and as it might: they are thrown away."""
 
 
 class TestStep(TypedDict):

@@ -139,11 +139,11 @@ class _Routes:
 
     async def test_source(self, request: Request) -> Response:
         body = await request.body()
-        peer, consume = source_test_request(_json_object(body) if body else {})
+        peer, consume, deep = source_test_request(_json_object(body) if body else {})
         name = _source_name(request)
         return Answer(
             await self._node.test_key_source(
-                name, peer=peer, consume_one=consume, caller=_caller(request)
+                name, peer=peer, consume_one=consume, deep=deep, caller=_caller(request)
             )
         )
 

@@ -14,7 +14,6 @@ from kex import payload
 from kex.exchange import initiator_payload_length
 from kex.external import (
     MAX_EXTERNAL_KEYS,
-    MAX_KEY_ID_LENGTH,
     MAX_KEY_IDS,
     MAX_KEY_LENGTH,
     MAX_NAME_LENGTH,
@@ -31,6 +30,9 @@ from vpnd.config_model import ExternalKeys, PeerConfig, TunnelConfig
 from vpnd.config_source import Source
 
 _UUID_LENGTH: Final = 36
+_KEY_ID_LENGTH: Final = 64
+"""What a key ID may have that is no UUID. Longer ones are possible, and rare: where such a one does
+not fit, the exchange that it is for says so."""
 _AT: Final = "external_keys"
 _ROOM: Final = {
     number: initiator_payload_length(make_suite(number, random=os.urandom))
@@ -175,7 +177,7 @@ def _check_room(
 
 def _longest_reference(table: KeySourceConfig) -> ExternalKeyReference:
     """What a source may put on the wire, at its longest."""
-    longest, key_id = "x" * MAX_NAME_LENGTH, "x" * MAX_KEY_ID_LENGTH
+    longest, key_id = "x" * MAX_NAME_LENGTH, "x" * _KEY_ID_LENGTH
     if isinstance(table, FileSourceConfig):
         return ExternalKeyReference("file", "", "", (key_id,), 8 * MAX_KEY_LENGTH)
     if isinstance(table, SkipSourceConfig):

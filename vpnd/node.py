@@ -650,11 +650,12 @@ class Node:
         return key_source(self._source(name).status(), self.config.peers)
 
     async def test_key_source(
-        self, name: str, *, peer: str | None, consume_one: bool, caller: Caller
+        self, name: str, *, peer: str | None, consume_one: bool, deep: bool, caller: Caller
     ) -> KeySourceTest:
         source = self._source(name)
         if peer is not None:
             self._named(peer)
+        consume_one = consume_one or deep
         user = source_test.user_of(source, list(self.config.peers.values()), peer)
         if consume_one and user is None:
             raise ControlError(
@@ -664,9 +665,16 @@ class Node:
             )
         told = None if user is None else user[0].name
         self._journal.record(
-            "source_tested", peer=told, source=name, uid=caller.uid, consume_one=consume_one
+            "source_tested",
+            peer=told,
+            source=name,
+            uid=caller.uid,
+            consume_one=consume_one,
+            deep=deep,
         )
         test = await source_test.probe(source, None if user is None else user[1], told)
+        if deep and user is not None and test["done"]:
+            test = await source_test.try_out(source, user[1], test)
         if not consume_one or user is None or not test["done"]:
             return test
         link = self._named(user[0].name)

@@ -175,7 +175,7 @@ class NodeControl(Protocol):
         """One key source; `no_such_source`."""
 
     async def test_key_source(
-        self, name: str, *, peer: str | None, consume_one: bool, caller: Caller
+        self, name: str, *, peer: str | None, consume_one: bool, deep: bool, caller: Caller
     ) -> KeySourceTest:
         """Try a source; `no_such_source`, `no_such_peer`, and `conflict`."""
 

@@ -46,13 +46,16 @@ def fallback_extension(values: dict[str, Any]) -> FallbackExtension:
     return FallbackExtension(seconds=seconds, reason=reason)
 
 
-def source_test_request(values: dict[str, Any]) -> tuple[str | None, bool]:
-    """The link's peer, and whether a key is to be consumed. Raises ControlError."""
+def source_test_request(values: dict[str, Any]) -> tuple[str | None, bool, bool]:
+    """The link's peer, whether a key is to be consumed, and whether several are. Raises
+    ControlError."""
     peer, consume = values.pop("peer", None), values.pop("consume_one", False)
-    if values or not isinstance(consume, bool) or not (peer is None or isinstance(peer, str)):
+    deep = values.pop("deep", False)
+    flags = isinstance(consume, bool) and isinstance(deep, bool)
+    if values or not flags or not (peer is None or isinstance(peer, str)):
         raise ControlError(
             ErrorCode.BAD_REQUEST,
-            "a test takes peer, a name, and consume_one, true or false",
+            "a test takes peer, a name, and consume_one and deep, true or false",
             "{}",
         )
-    return peer, consume
+    return peer, consume, deep

@@ -9,12 +9,14 @@ import trio
 from vpnd.api import SCHEMA, ErrorCode, KeySourceTest, TestStep
 from vpnd.config_model import PeerConfig
 from vpnd.keysource.base import Correspondent, KeySource
+from vpnd.keysource.remote_source import RemoteSource
 from vpnd.node_control import ControlError
 
 if TYPE_CHECKING:
     from vpnd.link import ManagedLink
 
 PROBE_SECONDS: Final = 30.0
+TRY_SECONDS: Final = 60.0
 EXCHANGE_SECONDS: Final = 50.0
 """Hello, the sources' 30 s, and the answer."""
 
@@ -58,6 +60,19 @@ async def probe(source: KeySource, far: Correspondent | None, link: str | None) 
         key_id=None,
         key_ids=[],
     )
+
+
+async def try_out(source: KeySource, far: Correspondent, test: KeySourceTest) -> KeySourceTest:
+    """Take keys as a link would, and as it might; none of them is used."""
+    if not isinstance(source, RemoteSource):
+        return test
+    with trio.move_on_after(TRY_SECONDS) as scope:
+        for found in await source.try_out(far):
+            test["steps"].append(_step(found.step, found.done, found.detail, found.hint))
+    if scope.cancelled_caught:
+        test["steps"].append(_step("key", False, f"none within {TRY_SECONDS:.0f} s"))
+    test["done"] = all(step["done"] for step in test["steps"])
+    return test
 
 
 async def consume_one(link: ManagedLink, source: KeySource, test: KeySourceTest) -> KeySourceTest:

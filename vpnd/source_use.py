@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kex.external import MAX_SAE_LENGTH
 from vpnd import config_fields as fields
 from vpnd.config_errors import kind_of, shown
 from vpnd.config_fields import FieldError
 
-MAX_PEER_SAE_BYTES: Final = 64
+MAX_PEER_SAE_BYTES: Final = MAX_SAE_LENGTH
 """What fits into an exchange (docs/protocol.md, section 5.2)."""
 _HINT: Final = 'such as [{ source = "kme-a", peer_sae = "sae-ams1" }, { source = "shared" }]'
 
@@ -26,7 +27,7 @@ class SourceUse:
 
 
 def read_peer_sae(value: object) -> str:
-    """The far end's SAE ID or system ID: printable, not empty, 64 bytes at most."""
+    """The far end's SAE ID or system ID: printable, not empty, 300 bytes at most."""
     found = fields.text(value)
     if not found:
         raise FieldError("is empty", "the far end's SAE ID, or its system ID")

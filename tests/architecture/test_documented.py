@@ -209,7 +209,6 @@ TAKES_A_MESSAGE: dict[str, dict[str, dict[str, int]]] = {
             "stage_of": 0, "slow": 0,
         },
         "vpnd/keysource/https_call.py": {"timed_out": 0},
-        "vpnd/keysource/skip_source.py": {"_refusal": 0},
     },
     REASONS: {
         "vpnd/link_external.py": {"SourceError": 2},

@@ -118,6 +118,8 @@ def test_a_source_is_tried(vpnctl: Vpnctl, daemon: FakeDaemon) -> None:
     ended = vpnctl("keysource", "test", "kme-fra", "--link", "ams1", "--consume-one")
     assert daemon.requests[-1][2] == {"peer": "ams1", "consume_one": True}
     assert "ams1: key id 0badc0de, the same at both ends" in ended.stdout
+    vpnctl("keysource", "test", "kme-fra", "--deep")
+    assert daemon.requests[-1][2] == {"peer": None, "consume_one": False, "deep": True}
     daemon.tested |= {"done": False, "key_id": None}
     daemon.tested["steps"] = [{"step": "tls", "done": False, "detail": "no", "hint": "renew"}]
     ended = vpnctl("keysource", "test", "kme-fra")

@@ -147,9 +147,9 @@ def test_keys_that_are_mixed() -> None:
         ([ExternalKey(reference(bits=8193), None)], "a key of 8193 bits"),
         ([ExternalKey(reference(source="x" * 65), None)], "a name of 65 bytes"),
         ([ExternalKey(reference(source="ü" * 33), None)], "a name of 66 bytes"),
-        ([ExternalKey(reference(sae="x" * 65), None)], "a name of 65 bytes"),
+        ([ExternalKey(reference(sae="x" * 301), None)], "a name of 301 bytes"),
         ([ExternalKey(reference(source_type="x" * 65), None)], "a name of 65 bytes"),
-        ([ExternalKey(reference(key_ids=("x" * 65,)), None)], "a key ID of 65 bytes"),
+        ([ExternalKey(reference(key_ids=("x" * 301,)), None)], "a key ID of 301 bytes"),
         ([ExternalKey(reference(key_ids=("x",) * (MAX_KEY_IDS + 1)), None)], "5 key IDs"),
     ],
 )

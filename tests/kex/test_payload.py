@@ -16,9 +16,11 @@ from kex.errors import PacketRejected
 from kex.exchange import initiator_payload_length
 from kex.external import (
     MAX_EXTERNAL_KEYS,
+    MAX_KEY_ID_LENGTH,
     MAX_KEY_IDS,
     MAX_KEY_LENGTH,
     MAX_NAME_LENGTH,
+    MAX_SAE_LENGTH,
     MIN_KEY_LENGTH,
     ExternalKeyReference,
     ExternalMode,
@@ -476,12 +478,13 @@ KEY: list[Any] = ["qkd", "kme", "sae", ["id"], 256, True]
         [KEY[:5]],
         [[*KEY, 0]],
         *([[*KEY[:n], value, *KEY[n + 1 :]]] for n in range(3) for value in (1, b"x", None)),
-        *([[*KEY[:n], "x" * (MAX_NAME_LENGTH + 1), *KEY[n + 1 :]]] for n in range(3)),
+        *([[*KEY[:n], "x" * (MAX_NAME_LENGTH + 1), *KEY[n + 1 :]]] for n in range(2)),
+        [[*KEY[:2], "x" * (MAX_SAE_LENGTH + 1), *KEY[3:]]],
         *([[*KEY[:n], "line\nbreak", *KEY[n + 1 :]]] for n in range(3)),
         [["qkd", "kme", "sae", "id", 256, True]],
         [["qkd", "kme", "sae", [1], 256, True]],
         [["qkd", "kme", "sae", ["id"] * (MAX_KEY_IDS + 1), 256, True]],
-        [["qkd", "kme", "sae", ["i" * 65], 256, True]],
+        [["qkd", "kme", "sae", ["i" * (MAX_KEY_ID_LENGTH + 1)], 256, True]],
         [["qkd", "kme", "sae", ["\x1b[2J"], 256, True]],
         *(
             [["qkd", "kme", "sae", ["id"], bits, True]]
@@ -602,7 +605,7 @@ def room_needed(said: InitiatorPayload) -> int:
 
     def text(value: str) -> int:
         size = len(value.encode())
-        return size + (1 if size < 24 else 2)
+        return size + (1 if size < 24 else 2 if size < 256 else 3)
 
     size = 106 + sum(20 if p.version == 6 else 8 for p in said.announcement.prefixes)
     for entry in said.external:
@@ -652,6 +655,14 @@ def test_the_room_that_counters_take() -> None:
         (16, [listed(f"k{n}", names=64, ids=2) for n in range(2)]),
         (6, [listed(f"k{n}", names=64, ids=1) for n in range(4)]),
         (3, [listed(f"k{n}", names=32, ids=4, id_length=28) for n in range(4)]),
+        (
+            9,
+            [
+                ExternalListing(
+                    ExternalKeyReference("qkd", "k" * 64, "s" * 291, ("i" * 300,), 256), True
+                )
+            ],
+        ),
     ],
 )
 def test_large_configurations_that_fit(prefixes: int, keys: list[ExternalListing]) -> None:
@@ -664,6 +675,14 @@ def test_large_configurations_that_fit(prefixes: int, keys: list[ExternalListing
     [
         (16, [listed(f"k{n}", names=64) for n in range(4)]),
         (0, [listed(f"k{n}", names=64, ids=4, id_length=64) for n in range(4)]),
+        (
+            10,
+            [
+                ExternalListing(
+                    ExternalKeyReference("qkd", "k" * 64, "s" * 291, ("i" * 300,), 256), True
+                )
+            ],
+        ),
     ],
 )
 def test_what_does_not_fit_says_what_to_do(prefixes: int, keys: list[ExternalListing]) -> None:

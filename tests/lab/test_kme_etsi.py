@@ -183,7 +183,7 @@ async def test_ids_are_encoded_in_the_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [k for k in get_args(CertificateKind) if k not in {"good", "wrong-name"}]
+    "kind", [k for k in get_args(CertificateKind) if k not in {"good", "wrong-name", "no-names"}]
 )
 async def test_wrong_client_certificates_are_refused(tmp_path: Path, kind: CertificateKind) -> None:
     async with both(tmp_path) as (near, _):

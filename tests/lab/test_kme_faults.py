@@ -101,6 +101,29 @@ async def test_statuses_with_each_kind_of_body(tmp_path: Path, status: int, body
         await works(near, far)
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "says"),
+    [
+        ({"kind": "status", "status": 422, "body": "fields"}, 422, b'"loc": ["body", "size"]'),
+        ({"kind": "status", "status": 400, "body": "certificate"}, 400, b"SSL certificate error"),
+        ({"kind": "message-only"}, 200, b'"message"'),
+        ({"kind": "no-post"}, 405, b"Method Not Allowed"),
+    ],
+)
+async def test_answers_as_others_give_them(
+    tmp_path: Path, fault: dict[str, Any], status: int, says: bytes
+) -> None:
+    async with both(tmp_path) as (near, far):
+        near.fault(**fault, times=1, calls=["enc_keys"])
+        got = await near.call("POST", NEW)
+        assert got.status == status
+        assert says in got.body
+        assert near.kme.network.key_counts()["made"] == 0
+        near.fault("no-post", calls=["status"], times=1)
+        assert (await near.call("GET", STATUS)).status == 200
+        await works(near, far)
+
+
 async def test_answers_that_end_too_early(tmp_path: Path) -> None:
     async with both(tmp_path) as (near, far):
         near.fault("json-cut", calls="enc_keys", times=1)

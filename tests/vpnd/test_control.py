@@ -167,10 +167,10 @@ class MemoryNode:
         raise no_such_source(name)
 
     async def test_key_source(
-        self, name: str, *, peer: str | None, consume_one: bool, caller: Caller
+        self, name: str, *, peer: str | None, consume_one: bool, deep: bool, caller: Caller
     ) -> KeySourceTest:
         self.callers.append(caller)
-        self.changes.append({"name": name, "peer": peer, "consume_one": consume_one})
+        self.changes.append({"name": name, "peer": peer, "consume_one": consume_one or deep})
         return KeySourceTest(
             schema=SCHEMA, source=name, peer=peer, done=True, steps=[], key_id=None, key_ids=[]
         )
@@ -976,13 +976,16 @@ async def test_key_sources_are_asked_about(running: Running) -> None:
     body = {"peer": "ams1", "consume_one": True}
     assert (await running.ask("POST", "/v1/keysources/kme/test", body)).status == 200
     assert (await running.ask("POST", "/v1/keysources/kme/test")).status == 200
+    body = {"peer": "ams1", "deep": True}
+    assert (await running.ask("POST", "/v1/keysources/kme/test", body)).status == 200
     assert running.node.changes == [
         {"name": "kme", "peer": "ams1", "consume_one": True},
         {"name": "kme", "peer": None, "consume_one": False},
+        {"name": "kme", "peer": "ams1", "consume_one": True},
     ]
 
 
-@pytest.mark.parametrize("body", [{"consume_one": "yes"}, {"peer": 5}, {"more": 1}])
+@pytest.mark.parametrize("body", [{"consume_one": "yes"}, {"deep": 1}, {"peer": 5}, {"more": 1}])
 async def test_a_test_of_a_source_that_cannot_be(running: Running, body: dict[str, Any]) -> None:
     answer = await running.ask("POST", "/v1/keysources/kme/test", body)
     assert (answer.status, answer.error()["code"]) == (400, "bad_request")

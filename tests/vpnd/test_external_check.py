@@ -106,7 +106,7 @@ def test_what_is_right(linked: Site, external: dict[str, Any]) -> None:
         ({"mode": "require", **QKD, "min_interval": 121}, "min_interval", "rekey_interval"),
         ({"mode": "require", **QKD, "on_mismatch": "ignore"}, "on_mismatch", "not known"),
         ({"mode": "prefer", **QKD, "fallback_limit": -1}, "fallback_limit", "out of range"),
-        ({"mode": "require", "source": "kme-a", "peer_sae": "s" * 65}, "peer_sae", "64 bytes"),
+        ({"mode": "require", "source": "kme-a", "peer_sae": "s" * 301}, "peer_sae", "300 bytes"),
         ({"mode": "require", "sources": [{"sauce": "x"}]}, "sources", "unknown key"),
         ({"mode": "require", "sources": ["kme-a"]}, "sources", "no table"),
         ({"mode": "require", "sources": [{}]}, "sources", "names no source"),

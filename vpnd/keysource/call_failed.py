@@ -39,6 +39,8 @@ class CallFailed(Exception):
         self.reason = reason
         self.hint = hint
         self.reached = reached
+        self.of_another_name = False
+        """Whether all is well with the certificate but the names in it."""
 
 
 class Progress:
@@ -48,6 +50,8 @@ class Progress:
         self.check = check
         self.connected = False
         self.secured = False
+        self.version = ""
+        """Of TLS."""
         self.asked = False
         self.read = 0
         """Bytes, headers included."""
@@ -105,9 +109,7 @@ def broken(error: Exception, watch: Progress) -> CallFailed:
         return CallFailed(
             SourceFault.TLS,
             f"the TLS connection was refused: {name}" if refused else f"no TLS connection: {name}",
-            "does it know this end's certificate, and the CA of it?"
-            if refused
-            else "is this an https port? TLS 1.2 is the least",
+            _tls_hint(name, watch, refused=refused),
             reached=watch.asked and not refused,
         )
     if not watch.connected:
@@ -152,6 +154,45 @@ def broken(error: Exception, watch: Progress) -> CallFailed:
     )
 
 
+_TLS_HINTS: Final = (
+    # Parts of OpenSSL's names of alerts and errors, and what they mean for who sets a source up
+    (
+        ("protocol version", "unsupported protocol", "version too low", "wrong ssl version"),
+        "no version of TLS in common: it has TLS 1.1 at most, and 1.2 is the least here (with psk, "
+        "the only one)",
+    ),
+    (
+        ("unsupported certificate",),
+        "this end's certificate is not made for clients there: have it made anew with the extended "
+        "key usage clientAuth, or without any; and with a key that the server supports",
+    ),
+    (("certificate expired",), "to it, this end's certificate has expired: is its clock right?"),
+    (("certificate revoked",), "it holds this end's certificate for revoked: have a new one made"),
+    (
+        ("certificate required", "peer did not return a certificate"),
+        "it wants a client certificate: set `certificate` and `key`",
+    ),
+    (
+        ("unrecognized name",),
+        "it has nothing under the name that it is asked for: server_name, or the host in `urls`",
+    ),
+)
+
+
+def _tls_hint(name: str, watch: Progress, *, refused: bool) -> str:
+    for parts, hint in _TLS_HINTS:
+        if any(part in name for part in parts):
+            return hint
+    if "handshake failure" in name and not watch.secured:
+        return (
+            "no way of encryption in common, or no certificate that it takes: is it a port for "
+            "TLS-PSK (SKIP) alone? Else: does it know this end's certificate, and the CA of it?"
+        )
+    if refused:
+        return "does it know this end's certificate, and the CA of it?"
+    return "is this an https port? TLS 1.2 is the least"
+
+
 def _tls_cause(error: BaseException) -> ssl.SSLError | None:
     found: BaseException | None = error
     while found is not None:
@@ -166,23 +207,60 @@ _NAME_HINT: Final = (
     "use a subject alternative name of the certificate in `urls`, or set server_name; if it has "
     "none, have it made anew with one: the common name does not count (RFC 9525)"
 )
+_CA_HINT: Final = (
+    "`ca` must hold the CA that signed the key manager's certificate, an intermediate one or that "
+    "certificate itself"
+)
+_REISSUE: Final = "have the key manager's certificate made anew, by a CA and with a key of today"
 _VERIFY: Final[dict[int, tuple[str, str]]] = {
     # X509_V_ERR_… of OpenSSL
+    7: ("has a signature that does not fit its CA", _CA_HINT),
     9: ("is not valid yet", "is this host's clock right, and the key manager's certificate?"),
-    10: ("has expired", "renew the key manager's certificate"),
-    62: (f"is for another name, {_BY_SUBJECT}", _NAME_HINT),
-    64: (f"is for another address, {_BY_SUBJECT}", _NAME_HINT),
+    10: (
+        "has expired",
+        "renew the key manager's certificate; or that of its CA, if that one has expired",
+    ),
+    18: (
+        "is signed by itself, and is not in `ca`",
+        "if it is the right one, put that certificate itself into `ca`",
+    ),
+    26: (
+        "is not made for servers (its extended key usage says what for)",
+        "have it made anew with the extended key usage serverAuth, or without any",
+    ),
+    66: ("has a key that is too short for OpenSSL (RSA needs 2,048 bits)", _REISSUE),
+    67: ("is of a CA whose key is too short for OpenSSL (RSA needs 2,048 bits)", _REISSUE),
+    68: ("is signed with a hash that OpenSSL no longer takes (SHA-1, MD5)", _REISSUE),
 }
+_NOT_A_CA: Final = (
+    "is signed by a certificate that may not sign others",
+    "its issuer is no CA (basicConstraints CA:FALSE, keyUsage without keyCertSign, or a path that "
+    "is too long): have it signed by one; or put the key manager's certificate itself into `ca`",
+)
+_OTHER_NAME: Final = {62: "is for another name", 64: "is for another address"}
+_UNTRUSTED: Final = frozenset({2, 19, 20, 21})
+"""No way leads from the certificate to one in `ca`."""
 
 
 def _not_verified(error: ssl.SSLCertVerificationError) -> CallFailed:
-    reason, hint = _VERIFY.get(
-        error.verify_code,
-        (
-            f"is not of the CA that `ca` names ({header_text(error.verify_message.encode())})",
-            "`ca` must hold the CA that signed the key manager's certificate",
-        ),
-    )
+    code = error.verify_code
+    said = header_text(error.verify_message.encode())
+    if code in _OTHER_NAME:
+        failed = CallFailed(
+            SourceFault.CERTIFICATE,
+            f"its certificate {_OTHER_NAME[code]}",
+            "use the name in the certificate in `urls`, or set server_name",
+        )
+        failed.of_another_name = True
+        return failed
+    if code in (24, 25, 32, 79):
+        reason, hint = _NOT_A_CA
+    elif code in _UNTRUSTED:
+        reason, hint = f"is not of the CA that `ca` names ({said})", _CA_HINT
+    else:
+        reason, hint = _VERIFY.get(
+            code, (f"does not pass OpenSSL's checks ({said})", "have it made anew, after RFC 5280")
+        )
     return CallFailed(SourceFault.CERTIFICATE, f"its certificate {reason}", hint)
 
 

@@ -37,7 +37,7 @@ class CertificateWatch:
 
     def certificates(self) -> list[Certificate]:
         loaded = self._manager.files.loaded
-        own = () if loaded is None else loaded.certificates
+        own = [] if loaded is None else [*filter(None, [loaded.own]), *loaded.authorities]
         shown = {one.sha256: one for one in self._manager.shown.values()}
         return [*own, *shown.values()]
 
@@ -59,8 +59,8 @@ class CertificateWatch:
             found = await self._manager.files.current()
         except FileFault:
             found = None  # whoever asks for a key is told; so is `vpnctl keysource list`
-        if found is not None:
-            own = found.certificates[0]
+        own = None if found is None else found.own
+        if own is not None:
             if self._own is not None and self._own != own.sha256:
                 self._health.tell(
                     "source_certificate_renewed",

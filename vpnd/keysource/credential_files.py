@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
 
 import trio
 
+from vpnd.config_key_sources import RemoteSourceConfig, files_of
 from vpnd.file_trust import FileFault
-from vpnd.keysource.credentials import Credentials, UnusableContent, load_credentials
+from vpnd.keysource.credentials import Credentials, load_credentials
+from vpnd.keysource.psk import UnusableContent
+from vpnd.keysource.unit_credentials import located
 
 _Stamp = tuple[tuple[int, ...] | None, ...]
 
@@ -22,8 +24,9 @@ _Stamp = tuple[tuple[int, ...] | None, ...]
 class CredentialFiles:
     """The files of one source, and what was last read from them."""
 
-    def __init__(self, ca: Path, certificate: Path, key: Path) -> None:
-        self._paths = (ca, certificate, key)
+    def __init__(self, config: RemoteSourceConfig) -> None:
+        self._config = config
+        self._paths = tuple(files_of(config).values())
         self._stamp: _Stamp | None = None
         self._loaded: Credentials | None = None
         self._fault: FileFault | None = None
@@ -51,12 +54,12 @@ class CredentialFiles:
                 await self._read()
                 self._stamp = stamp
         if self._loaded is None:
-            raise self._fault or FileFault(self._paths[1], "cannot be used")
+            raise self._fault or FileFault(self._paths[0], "cannot be used")
         return self._loaded
 
     async def _read(self) -> None:
         try:
-            self._loaded = await trio.to_thread.run_sync(load_credentials, *self._paths)
+            self._loaded = await trio.to_thread.run_sync(load_credentials, self._config)
             self._fault = None
         except UnusableContent as fault:
             self._fault = fault
@@ -68,8 +71,8 @@ class CredentialFiles:
         stamps: list[tuple[int, ...] | None] = []
         for path in self._paths:
             found = None
-            with suppress(OSError, ValueError):
-                found = os.stat(path)
+            with suppress(OSError, ValueError, FileFault):
+                found = os.stat(located(path))
             stamps.append(
                 None
                 if found is None

@@ -9,17 +9,25 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from kex.secret import Secret
 from vpnd.config_errors import printable
-from vpnd.file_trust import FileFault, read_public, read_secret
+from vpnd.config_key_sources import RemoteSourceConfig, SkipSourceConfig
+from vpnd.file_trust import read_public, read_secret
 from vpnd.keysource.base import Certificate
+from vpnd.keysource.psk import UnusableContent, psk_context
+from vpnd.keysource.unit_credentials import read_credential
 
 MAX_PEM_BYTES: Final = 256 * 1024
+MAX_HEADER_BYTES: Final = 8 * 1024
+"""A token that is signed, with all that it says, has a few hundred."""
 
-
-class UnusableContent(FileFault):
-    """A file that is there and safe, with something in it that cannot be used (yet)."""
+_TOO_WEAK: Final = {
+    "EE_KEY_TOO_SMALL": "its key is too short for OpenSSL (RSA needs 2,048 bits)",
+    "CA_KEY_TOO_SMALL": "the key of its CA is too short for OpenSSL (RSA needs 2,048 bits)",
+    "CA_MD_TOO_WEAK": "it is signed with a hash that OpenSSL no longer takes (SHA-1, MD5)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +35,16 @@ class Credentials:
     """Files that were read, and the TLS settings that they make."""
 
     context: ssl.SSLContext
-    certificates: tuple[Certificate, ...]
-    """This end's first, then those of the CA file."""
+    any_name: ssl.SSLContext
+    """The same, but that it takes a certificate whatever the names in it."""
+    own: Certificate | None
+    """This end's."""
+    authorities: tuple[Certificate, ...]
+    """Those of the CA file."""
     not_before: float
     """Wall clock: from when on this end's certificate is valid."""
+    headers: tuple[tuple[str, Secret], ...]
+    """What is sent besides."""
 
 
 def certificate_of(found: x509.Certificate, what: str) -> Certificate:
@@ -43,31 +57,85 @@ def certificate_of(found: x509.Certificate, what: str) -> Certificate:
     )
 
 
-def load_credentials(ca: Path, certificate: Path, key: Path) -> Credentials:
+def load_credentials(config: RemoteSourceConfig) -> Credentials:
     """Read the files. Raises FileFault; UnusableContent where only what is in them is wrong."""
-    authorities = _certificates(ca)
-    chain = _certificates(certificate)
-    _check_pair(key, certificate, chain[0])
+    if isinstance(config, SkipSourceConfig) and config.psk is not None:
+        context = psk_context(config.psk, config.psk_identity or "")
+        return Credentials(context, context, None, (), 0.0, _headers(config))
+    if config.ca is None:
+        raise ValueError("neither a CA nor a pre-shared key")
+    authorities = _certificates(config.ca)
+    leaf = None
+    if config.certificate is not None and config.key is not None:
+        leaf = _certificates(config.certificate)[0]
+        _check_pair(config.key, config.certificate, leaf)
+    any_name = _context(config, config.ca, authorities)
+    any_name.check_hostname = False
+    return Credentials(
+        context=_context(config, config.ca, authorities),
+        any_name=any_name,
+        own=None if leaf is None else certificate_of(leaf, "client"),
+        authorities=tuple(certificate_of(one, "CA") for one in authorities),
+        not_before=0.0 if leaf is None else leaf.not_valid_before_utc.timestamp(),
+        headers=_headers(config),
+    )
+
+
+def _headers(config: RemoteSourceConfig) -> tuple[tuple[str, Secret], ...]:
+    found = [(name, _header_value(file)) for name, file in config.headers]
+    if config.bearer_token is not None:
+        token = _header_value(config.bearer_token).expose()
+        if b" " in token:
+            raise UnusableContent(
+                config.bearer_token,
+                "holds no bearer token: there is a space in it",
+                "the token alone, without the word Bearer",
+            )
+        found.append(("Authorization", Secret(b"Bearer " + token)))
+    return tuple(found)
+
+
+def _header_value(file: Path) -> Secret:
+    """Without white space around it."""
+    value = read_credential(file, limit=MAX_HEADER_BYTES).strip()
+    if not value or not all(0x20 <= byte < 0x7F for byte in value):
+        raise UnusableContent(
+            file,
+            "holds nothing that can be sent in a header",
+            "one line of printable ASCII: the token, or the value of the header",
+        )
+    return Secret(value)
+
+
+def _context(
+    config: RemoteSourceConfig, ca: Path, authorities: list[x509.Certificate]
+) -> ssl.SSLContext:
+    """Raises UnusableContent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # host name and certificate are checked
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.hostname_checks_common_name = False  # RFC 9525, section 1.2: alternative names alone
+    # What stands in `ca` is believed as it is: an intermediate, or the server's own certificate
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        context.load_verify_locations(cadata=_read_public(ca).decode("ascii"))
-        context.load_cert_chain(certificate, key, password=_no_password)
+        # As DER: a PEM file may have text of any encoding beside its blocks
+        context.load_verify_locations(
+            cadata=b"".join(one.public_bytes(Encoding.DER) for one in authorities)
+        )
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise UnusableContent(
-            certificate,
+            ca, f"cannot be used: {_reason(error)}", "PEM, of the CA's certificate"
+        ) from None
+    if config.certificate is None:
+        return context
+    try:
+        context.load_cert_chain(config.certificate, config.key, password=_no_password)
+    except (OSError, ValueError) as error:
+        raise UnusableContent(
+            config.certificate,
             f"cannot be used: {_reason(error)}",
             "PEM, the certificate of the key first",
         ) from None
-    return Credentials(
-        context=context,
-        certificates=(
-            certificate_of(chain[0], "client"),
-            *(certificate_of(one, "CA") for one in authorities),
-        ),
-        not_before=chain[0].not_valid_before_utc.timestamp(),
-    )
+    return context
 
 
 def _check_pair(key: Path, certificate: Path, leaf: x509.Certificate) -> None:
@@ -116,5 +184,6 @@ def _no_password() -> bytes:
 
 def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLError):
-        return (error.reason or "unknown error").lower().replace("_", " ")
+        reason = error.reason or "unknown error"
+        return _TOO_WEAK.get(reason, reason.lower().replace("_", " "))
     return type(error).__name__

@@ -16,9 +16,11 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
-from kex.external import MAX_KEY_ID_LENGTH
+from kex.external import MAX_KEY_ID_LENGTH, MAX_NAME_LENGTH
 from kex.secret import Secret
+from vpnd.config_key_sources import API_PATH
 from vpnd.keysource.base import SourceFault
+from vpnd.keysource.http_refusal import asked, known_refusal, not_200, nothing_left
 from vpnd.keysource.https_call import Answer, Request
 from vpnd.keysource.json_answer import (
     JsonObject,
@@ -26,6 +28,7 @@ from vpnd.keysource.json_answer import (
     json_kind,
     message_untrusted,
     object_untrusted,
+    only_a_message,
     quoted_untrusted,
 )
 from vpnd.keysource.key_manager import BadAnswer
@@ -36,6 +39,8 @@ GET_KEY_WITH_IDS: Final = "dec_keys"
 
 KEY_ID: Final = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
 """Clause 6.3: a UUID; in either case, and let pass without its hyphens."""
+ANY_KEY_ID: Final = re.compile(rf"[0-9A-Za-z_-][0-9A-Za-z._~-]{{0,{MAX_KEY_ID_LENGTH - 1}}}")
+"""For a KME that has other IDs: what RFC 3986 never escapes in a path, and no step of one."""
 
 _THINGS: Final = r"\b(key|keys|pool|store|buffer|material)\b"
 _LEFT: Final = r"(available|left|remain\w*|stored|in stock|exist\w*|present|have|has|had)"
@@ -56,6 +61,15 @@ _UNKNOWN: Final = re.compile(
     r"not\s+found|unknown\s+key|no\s+such\s+key|not\s+exist|unknown\s+id|not\s+known"
     r"|not\s+(yet\s+)?(available|present|ready|synchroni[sz]ed)|invalid\s+key[\s_-]*id",
     re.IGNORECASE,
+)
+
+
+_STATUS_FIELDS: Final = frozenset(
+    {
+        *("source_KME_ID", "target_KME_ID", "master_SAE_ID", "slave_SAE_ID"),
+        *("key_size", "max_key_size", "min_key_size", "stored_key_count", "max_key_count"),
+        *("max_key_per_request", "max_SAE_ID_count", "status_extension"),
+    }
 )
 
 
@@ -85,25 +99,29 @@ class DeliveredKey:
     key: Secret
 
 
-def status_request(far_sae: str) -> Request:
+def status_request(far_sae: str, *, base: str = API_PATH) -> Request:
     """Clause 5.2, get status."""
-    return Request(STATUS, _path(far_sae, STATUS))
+    return Request(STATUS, _path(base, far_sae, STATUS))
 
 
-def get_key_request(slave_sae: str, *, number: int, size: int | None, post: bool) -> Request:
+def get_key_request(
+    slave_sae: str, *, number: int, size: int | None, post: bool, base: str = API_PATH
+) -> Request:
     """Clause 5.3, get key: `size` as it stands in the request, None for the KME's own."""
     wanted: dict[str, int] = {"number": number}
     if size is not None:
         wanted["size"] = size
-    path = _path(slave_sae, GET_KEY)
+    path = _path(base, slave_sae, GET_KEY)
     if post:
         return Request(GET_KEY, path, json.dumps(wanted).encode())
     return Request(GET_KEY, f"{path}?{urlencode(wanted)}")
 
 
-def get_key_with_ids_request(master_sae: str, key_ids: Sequence[str], *, post: bool) -> Request:
+def get_key_with_ids_request(
+    master_sae: str, key_ids: Sequence[str], *, post: bool, base: str = API_PATH
+) -> Request:
     """Clause 5.4, get key with key IDs; one ID where it is a GET."""
-    path = _path(master_sae, GET_KEY_WITH_IDS)
+    path = _path(base, master_sae, GET_KEY_WITH_IDS)
     if post:
         body = {"key_IDs": [{"key_ID": key_id} for key_id in key_ids]}
         return Request(GET_KEY_WITH_IDS, path, json.dumps(body).encode())
@@ -111,15 +129,66 @@ def get_key_with_ids_request(master_sae: str, key_ids: Sequence[str], *, post: b
     return Request(GET_KEY_WITH_IDS, f"{path}?{urlencode({'key_ID': key_id})}")
 
 
-def _path(sae: str, method: str) -> str:
-    return f"/api/v1/keys/{quote(sae, safe='')}/{method}"
+def _path(base: str, sae: str, method: str) -> str:
+    return f"{base}/{quote(sae, safe='')}/{method}"
+
+
+def methods_request(far_sae: str, *, base: str = API_PATH) -> Request:
+    """Which methods get key has. It hands nothing out."""
+    return Request("methods of enc_keys", _path(base, far_sae, GET_KEY), method="OPTIONS")
+
+
+def read_methods_untrusted(answer: Answer, *, post: bool) -> str:
+    """What to tell of them. Raises BadAnswer where the one that is wanted is surely not there."""
+    wanted, other = ("POST", "get") if post else ("GET", "post")
+    said = {one.strip().upper() for one in answer.allow.split(",")} - {""}
+    if answer.status < 500 and said & {"GET", "POST"} and wanted not in said:
+        raise BadAnswer(
+            SourceFault.REFUSED,
+            f"expected {wanted} among the methods of enc_keys; it takes {', '.join(sorted(said))}",
+            f'verbs = "{other}"',
+            undelivered=True,
+        )
+    if wanted in said:
+        return f"enc_keys takes {wanted}"
+    return f"not known before a key is asked for: it does not say whether enc_keys takes {wanted}"
+
+
+def read_no_key_untrusted(answer: Answer, key_id: str) -> str:
+    """The answer to a call by an ID that nobody has. Raises BadAnswer for one that is no answer
+    to that."""
+    if answer.status == 200:
+        found = object_untrusted(answer)
+        if isinstance(found.get("keys"), list) and found["keys"]:
+            raise BadAnswer(
+                SourceFault.WRONG_KEY_ID,
+                f"expected no key for {key_id}, an ID that was made up; one came",
+                "an error of the key manager: do not use it until that is mended",
+            )
+    elif (
+        known := known_refusal(answer, message_untrusted(answer), base=API_PATH)
+    ) is not None and (known[0] is not SourceFault.UNAVAILABLE):
+        _check_success(answer, by_id=True)
+    return f"{answer.asked.partition(' ')[0]} of dec_keys is taken (status {answer.status})"
+
+
+def read_any_answer_untrusted(answer: Answer) -> str:
+    """What an answer that is of no matter proves."""
+    return f"HTTP answers (status {answer.status})"
 
 
 def read_status_untrusted(answer: Answer) -> Status:
     """Raises BadAnswer. A field that is missing, null or of another type is as if it were not
     there: nothing but our messages depends on most of them."""
-    _check_success(answer)
+    _check_success(answer, hands_out=False)
     found = object_untrusted(answer)
+    if not _STATUS_FIELDS & set(found) and (said := only_a_message(found)):
+        raise BadAnswer(
+            SourceFault.BAD_ANSWER,
+            f"expected a status; an object without any field of one came{said}",
+            _HINTS[SourceFault.REFUSED],
+            undelivered=True,
+        )
     return Status(
         source_kme=_name(found, "source_KME_ID"),
         target_kme=_name(found, "target_KME_ID"),
@@ -135,13 +204,18 @@ def read_status_untrusted(answer: Answer) -> Status:
 
 
 def read_keys_untrusted(
-    answer: Answer, *, number: int, length: int, wanted: Sequence[str] | None = None
+    answer: Answer,
+    *,
+    number: int,
+    length: int,
+    wanted: Sequence[str] | None = None,
+    form: re.Pattern[str] = KEY_ID,
 ) -> list[DeliveredKey]:
-    """`number` different keys of `length` bytes each; those with the IDs in `wanted`, in that
-    order. Raises BadAnswer."""
+    """`number` different keys of `length` bytes each, with IDs of this form; those with the IDs in
+    `wanted`, in that order. Raises BadAnswer."""
     _check_success(answer, by_id=wanted is not None)
     keys = _container(answer, by_id=wanted is not None)
-    ids = [_key_id(one) for one in keys]
+    ids = [_key_id(one, form) for one in keys]
     if len({same_id(key_id) for key_id in ids}) < len(ids):
         raise BadAnswer(SourceFault.WRONG_KEY_ID, "expected different keys; one ID came twice")
     if len(keys) != number:
@@ -150,7 +224,7 @@ def read_keys_untrusted(
         )
     if wanted is not None:
         ids = _as_wanted(ids, wanted)
-    found = {same_id(_key_id(one)): Secret(_key_bytes(one, length)) for one in keys}
+    found = {same_id(_key_id(one, form)): Secret(_key_bytes(one, length)) for one in keys}
     return [DeliveredKey(key_id, found[same_id(key_id)]) for key_id in ids]
 
 
@@ -185,7 +259,12 @@ def _container(answer: Answer, *, by_id: bool) -> list[JsonObject]:
     keys = found.get("keys")
     if not isinstance(keys, list):
         came = json_kind(keys) if "keys" in found else "none"
-        raise BadAnswer(SourceFault.BAD_ANSWER, f'expected an array "keys"; {came} came')
+        said = "" if "keys" in found else only_a_message(found)
+        raise BadAnswer(
+            SourceFault.BAD_ANSWER,
+            f'expected an array "keys"; {came} came{said}',
+            _HINTS[SourceFault.REFUSED] if said else "",
+        )
     if not keys:
         fault = SourceFault.UNKNOWN_KEY if by_id else SourceFault.EMPTY
         raise BadAnswer(
@@ -199,7 +278,7 @@ def _container(answer: Answer, *, by_id: bool) -> list[JsonObject]:
     return keys
 
 
-def _key_id(one: JsonObject) -> str:
+def _key_id(one: JsonObject, form: re.Pattern[str]) -> str:
     key_id = one.get("key_ID")
     if not isinstance(key_id, str) or not key_id:
         came = json_kind(key_id) if key_id != "" else "an empty one"
@@ -207,11 +286,13 @@ def _key_id(one: JsonObject) -> str:
             SourceFault.WRONG_KEY_ID,
             f'expected a "key_ID" with each key; {came if "key_ID" in one else "none"} came',
         )
-    if not KEY_ID.fullmatch(key_id):
+    if not form.fullmatch(key_id):
+        expected = "a UUID" if form is KEY_ID else "1 to 300 letters, digits and -._~"
         raise BadAnswer(
             SourceFault.WRONG_KEY_ID,
-            f"expected a UUID as key_ID; a text of {len(key_id)} characters came that is none",
-            "an error of the key manager: clause 6.3 has UUIDs, 8-4-4-4-12 hexadecimal digits",
+            f"expected {expected} as key_ID; a text of {len(key_id)} characters came that is none",
+            "clause 6.3 has UUIDs, 8-4-4-4-12 hexadecimal digits; for a key manager with IDs of "
+            'another kind: quirks = ["other-key-ids"], at both ends',
         )
     return key_id
 
@@ -256,7 +337,7 @@ def _name(found: JsonObject, key: str) -> str:
     if not isinstance(value, str):
         return ""
     # It goes over the wire as a name of at most 64 bytes
-    kept = "".join(c for c in value if c.isprintable()).encode()[:MAX_KEY_ID_LENGTH]
+    kept = "".join(c for c in value if c.isprintable()).encode()[:MAX_NAME_LENGTH]
     return kept.decode(errors="ignore")
 
 
@@ -270,8 +351,8 @@ def _count(found: JsonObject, key: str) -> int | None:
 
 
 _HINTS: Final[dict[SourceFault, str]] = {
-    SourceFault.UNAUTHORIZED: "is this end's certificate registered there, under `sae`; and may it "
-    "have keys with this far end?",
+    SourceFault.UNAUTHORIZED: "is this end's certificate (or bearer_token) registered there, under "
+    "`sae`; and may it have keys with this far end?",
     SourceFault.EMPTY: "the QKD link makes keys more slowly than they are used: docs/qkd.md, "
     "capacity planning",
     SourceFault.UNAVAILABLE: "it is tried again by itself; its own log says more",
@@ -282,30 +363,22 @@ _HINTS: Final[dict[SourceFault, str]] = {
 }
 
 
-def _check_success(answer: Answer, *, by_id: bool = False) -> None:
-    """Raise BadAnswer for any HTTP status but 200.
-
-    A status of a request that was not served says that no key was handed out; 500 and what a
-    proxy answers for a lost connection (502, 504) do not.
-    """
+def _check_success(answer: Answer, *, by_id: bool = False, hands_out: bool = True) -> None:
+    """Raise BadAnswer for any HTTP status but 200. `hands_out`: whether the call gives keys."""
     status = answer.status
     if status == 200:
         return
-    if 200 < status < 400:
-        to = f" to {quoted_untrusted(answer.location)}" if answer.location else ""
-        raise BadAnswer(
-            SourceFault.REFUSED,
-            f"expected status 200; {status} came{to}",
-            "it is not followed: write the right address into `urls`",
-            undelivered=status >= 300,
-        )
+    other = not_200(answer)
+    if other is not None:
+        raise other
     message = message_untrusted(answer)
-    fault = _fault_of(answer, message, by_id=by_id)
+    known = known_refusal(answer, message, base=API_PATH)
+    fault = _fault_of(answer, message, by_id=by_id) if known is None else known[0]
     raise BadAnswer(
         fault,
-        f"expected status 200; {status} came with {message}",
-        _HINTS[fault],
-        undelivered=status < 500 or status == 503,
+        f"expected status 200; {status} came{asked(answer)} with {message}",
+        _HINTS[fault] if known is None else known[1],
+        undelivered=not hands_out or nothing_left(status),
     )
 
 

@@ -10,6 +10,7 @@ from vpnd.config_key_sources import FileSourceConfig, KeySourceConfig, files_of
 from vpnd.file_trust import FileFault
 from vpnd.keysource.credentials import load_credentials
 from vpnd.keysource.static_key import read_static_key
+from vpnd.keysource.unit_credentials import NoCredentials
 
 
 class FileNoted(FileFault):
@@ -24,11 +25,16 @@ def file_faults(config: KeySourceConfig) -> Iterator[tuple[str, FileFault]]:
         if isinstance(config, FileSourceConfig):
             read_static_key(config.file)
             return
-        found = load_credentials(config.ca, config.certificate, config.key)
+        found = load_credentials(config)
+    except NoCredentials as fault:
+        yield keys[fault.path], FileNoted(fault.path, fault.reason, fault.hint)
+        return
     except FileFault as fault:
         yield keys.get(fault.path, next(iter(keys.values()))), fault
         return
-    own = found.certificates[0]
+    own = found.own
+    if own is None or config.certificate is None:
+        return
     if own.not_after <= wall():
         reason = f"expired on {day(own.not_after)}"
         yield (

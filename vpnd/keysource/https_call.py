@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 import httpcore
 import trio
 
+from kex.secret import Secret
 from vpnd.keysource.base import SourceFault
 from vpnd.keysource.call_failed import (
     CallFailed,
-    Checker,
     Limits,
     Progress,
     broken,
@@ -49,6 +49,8 @@ class Request:
     path: str
     """From the base URL on, percent-encoded, with its query."""
     body: bytes | None = None
+    method: str = ""
+    """Where it is neither GET nor POST."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,10 @@ class Answer:
     location: str
     body: bytearray = field(repr=False)
     """May hold keys: `wipe` it after reading."""
+    asked: str = ""
+    """Method and path, as they were asked, without a query."""
+    allow: str = ""
+    """The methods that it says it takes."""
 
     def wipe(self) -> None:
         self.body[:] = bytes(len(self.body))
@@ -101,7 +107,9 @@ class _Stream(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         try:
             secure = await self._inner.start_tls(ssl_context, server_hostname, timeout)
-            self._watch.check(secure.get_extra_info("ssl_object").getpeercert(binary_form=True))
+            found = secure.get_extra_info("ssl_object")
+            self._watch.version = str(found.version())
+            self._watch.check(found.getpeercert(binary_form=True))
         except BaseException:
             with trio.CancelScope() as at_once:
                 at_once.cancel()
@@ -168,13 +176,14 @@ async def call(
     context: ssl.SSLContext,
     limits: Limits,
     server_name: str | None,
-    check: Checker,
+    watch: Progress,
+    headers: Sequence[tuple[str, Secret]] = (),
 ) -> Answer:
-    """Ask once. Raises CallFailed, and what `check` raises about the certificate (DER) it is given.
+    """Ask once, with `headers` besides its own. `watch` is told how far the call comes.
 
-    Redirections are not followed, and nothing is unpacked.
+    Raises CallFailed, and what the check in `watch` raises about the certificate (DER) that it is
+    given. Redirections are not followed, and nothing is unpacked.
     """
-    watch = Progress(check)
     try:
         with trio.fail_after(limits.call):
             async with httpcore.AsyncConnectionPool(
@@ -184,7 +193,7 @@ async def call(
                 retries=0,
                 network_backend=_Backend(watch),
             ) as pool:
-                return await _ask(pool, base_url, request, limits, server_name)
+                return await _ask(pool, base_url, request, limits, server_name, headers)
     except CallFailed as failed:
         failed.reached = watch.asked
         raise
@@ -203,23 +212,20 @@ async def handshake(
     context: ssl.SSLContext,
     limits: Limits,
     server_name: str | None,
-    check: Checker,
-) -> str:
-    """Connect, and ask nothing; the version of TLS. Raises CallFailed, and what `check` raises."""
-    watch = Progress(check)
+    watch: Progress,
+) -> None:
+    """Connect, and ask nothing. Raises CallFailed, and what the check in `watch` raises."""
     parts = urlsplit(base_url)
     host = parts.hostname or ""
     try:
         with trio.fail_after(limits.call):
             stream = await _Backend(watch).connect_tcp(host, parts.port or 443, limits.connect)
             secure = await stream.start_tls(context, server_name or host, limits.connect)
-            version = secure.get_extra_info("ssl_object").version()
             await secure.aclose()
     except (trio.TooSlowError, httpcore.TimeoutException):
         raise timed_out(stage_of(watch, limits), watch) from None
     except httpcore.NetworkError as error:
         raise broken(error, watch) from None
-    return str(version)
 
 
 async def _ask(
@@ -228,23 +234,25 @@ async def _ask(
     request: Request,
     limits: Limits,
     server_name: str | None,
+    others: Sequence[tuple[str, Secret]],
 ) -> Answer:
     extensions: dict[str, Any] = {
         "timeout": {"connect": limits.connect, "read": limits.read, "write": limits.read}
     }
     if server_name is not None:
         extensions["sni_hostname"] = server_name
-    headers = [
+    headers: list[tuple[str, str | bytes]] = [
         ("Host", urlsplit(base_url).netloc),
         ("Accept", "application/json"),
         ("Accept-Encoding", "identity"),
         ("Connection", "close"),
+        *((name, value.expose()) for name, value in others),
     ]
     if request.body is not None:
         headers.append(("Content-Type", "application/json"))
         headers.append(("Content-Length", str(len(request.body))))
     asked = httpcore.Request(
-        "GET" if request.body is None else "POST",
+        request.method or ("GET" if request.body is None else "POST"),
         base_url + request.path,
         headers=headers,
         content=_Body(request.body or b""),
@@ -252,12 +260,16 @@ async def _ask(
     )
     response = await pool.handle_async_request(asked)
     try:
-        return await _read(response)
+        return await _read(response, f"{asked.method.decode()} {_path_of(asked)}")
     finally:
         await response.aclose()
 
 
-async def _read(response: httpcore.Response) -> Answer:
+def _path_of(request: httpcore.Request) -> str:
+    return request.url.target.partition(b"?")[0].decode("ascii", "replace")
+
+
+async def _read(response: httpcore.Response, asked: str) -> Answer:
     found = {name.lower(): value for name, value in response.headers}
     encoding = found.get(b"content-encoding", b"identity").strip().lower()
     if encoding not in (b"", b"identity"):
@@ -274,4 +286,6 @@ async def _read(response: httpcore.Response) -> Answer:
         content_type=header_text(found.get(b"content-type", b"")),
         location=header_text(found.get(b"location", b"")),
         body=body,
+        asked=asked,
+        allow=header_text(found.get(b"allow", b"")),
     )

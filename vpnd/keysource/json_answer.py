@@ -45,11 +45,14 @@ def object_untrusted(answer: Answer) -> JsonObject:
         what = f"{size} bytes of {answer.content_type or 'no type'}"
         raise BadAnswer(
             SourceFault.BAD_ANSWER,
-            f"expected JSON; {what} came that are none ({error})",
+            f"expected JSON; {what} came that are none ({error}){_words(_text(answer))}",
             "cut off? a web page of something in between?",
         ) from None
     if not isinstance(found, dict):
-        raise BadAnswer(SourceFault.BAD_ANSWER, f"expected a JSON object; {json_kind(found)} came")
+        said = _words(found) if isinstance(found, str) else ""
+        raise BadAnswer(
+            SourceFault.BAD_ANSWER, f"expected a JSON object; {json_kind(found)} came{said}"
+        )
     return found
 
 
@@ -60,16 +63,88 @@ def message_untrusted(answer: Answer) -> str:
     try:
         found = _parsed(answer)
     except ValueError:
-        text = bytes(answer.body[: 8 * QUOTED]).decode("utf-8", "replace")
-        plain = " ".join(re.sub(r"<[^>]*>", " ", text).split())
+        plain = " ".join(re.sub(r"<[^>]*>", " ", _text(answer)).split())
         return f"{quoted_untrusted(plain)} ({answer.content_type or 'no type'})"
+    if isinstance(found, str) and found:
+        return quoted_untrusted(found)
+    said = _said(found)
     if isinstance(found, dict):
-        for key in ("message", "error", "detail", "title"):
-            if isinstance(found.get(key), str) and found[key]:
-                return quoted_untrusted(found[key])
-            if isinstance(found.get(key), dict) and isinstance(found[key].get("message"), str):
-                return quoted_untrusted(found[key]["message"])
-    return f"{json_kind(found)} without a message"
+        details = "; ".join(filter(None, map(_detail, _entries(found.get("details")))))
+        if said and details:
+            return f"{quoted_untrusted(said)} (details: {quoted_untrusted(details)})"
+        said = said or details
+    return quoted_untrusted(said) if said else f"{json_kind(found)} without a message"
+
+
+def only_a_message(found: JsonObject) -> str:
+    """What an object says that has nothing of what was asked for: `, and it says "…"`; or ""."""
+    said = _said(found) or "; ".join(filter(None, map(_detail, _entries(found.get("details")))))
+    return f", and it says {quoted_untrusted(said)}" if said else ""
+
+
+_MESSAGES: Final = (
+    *("message", "msg", "error", "error_description", "errorMessage", "detail", "title"),
+    *("reason", "description", "errors"),
+)
+"""Under which names key managers put what they have to say; ETSI GS QKD 014 has the first."""
+_ENTRIES: Final = 4
+"""Of a list of messages or details that are told."""
+_DEPTH: Final = 3
+
+
+def _said(found: object, depth: int = 0) -> str:
+    """The message in an error's JSON, whichever way it is written; "" where there is none."""
+    if isinstance(found, str):
+        return found
+    if depth > _DEPTH:
+        return ""
+    if isinstance(found, list):
+        return "; ".join(filter(None, (_said(one, depth + 1) for one in found[:_ENTRIES])))
+    if not isinstance(found, dict):
+        return ""
+    for name in _MESSAGES:
+        said = _said(found.get(name), depth + 1)
+        if said:
+            # FastAPI says of each field what is wrong with it
+            where = ".".join(str(part) for part in _entries(found.get("loc")) if part != "")
+            return f"{where}: {said}" if where else said
+    return ""
+
+
+def _detail(found: object) -> str:
+    """An entry of `details` (ETSI GS QKD 014, clause 6.5): an object with anything in it."""
+    if isinstance(found, dict):
+        pairs = list(found.items())[:_ENTRIES]
+        return ", ".join(f"{name}: {value}" for name, value in pairs if _is_plain(value))
+    return str(found) if _is_plain(found) else ""
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and value != ""
+
+
+def _entries(found: object) -> list[object]:
+    if isinstance(found, list):
+        return found[:_ENTRIES]
+    return [] if found is None else [found]
+
+
+def _words(text: str) -> str:
+    """A text instead of JSON, if it is words and not a piece of JSON, which may hold a key."""
+    plain = " ".join(re.sub(r"<[^>]*>", " ", text).split())
+    if not plain or not plain.isprintable() or re.search(r'[{}\[\]"=]', plain):
+        return ""
+    return f", and it says {quoted_untrusted(plain)}"
+
+
+def _text(answer: Answer) -> str:
+    """The beginning of a body that is no JSON, in the characters that its type names."""
+    named = re.search(r"charset=\"?([\w-]+)", answer.content_type, re.IGNORECASE)
+    beginning = bytes(answer.body[: 8 * QUOTED])
+    try:
+        return beginning.decode(named[1] if named else "utf-8", "replace")
+    except (LookupError, ValueError):
+        return beginning.decode("utf-8", "replace")
 
 
 def is_json_or_nothing(answer: Answer) -> bool:

@@ -6,6 +6,7 @@ out: where the request did not leave, or the answer says so.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -15,11 +16,11 @@ from cryptography.x509.oid import NameOID
 
 from vpnd.clock import wall
 from vpnd.config_errors import printable
-from vpnd.config_key_sources import RemoteSourceConfig
+from vpnd.config_key_sources import RemoteSourceConfig, SkipSourceConfig
 from vpnd.file_trust import FileFault
 from vpnd.keysource.addresses import Address, Addresses
 from vpnd.keysource.base import Certificate, SourceError, SourceFault
-from vpnd.keysource.call_failed import CallFailed, Limits
+from vpnd.keysource.call_failed import CallFailed, Limits, Progress
 from vpnd.keysource.credential_files import CredentialFiles
 from vpnd.keysource.credentials import Credentials, certificate_of
 from vpnd.keysource.files import day
@@ -63,7 +64,7 @@ class KeyManager:
         self._what = what
         """What it is called in messages: KME, key provider."""
         self.addresses = Addresses(config.urls)
-        self.files = CredentialFiles(config.ca, config.certificate, config.key)
+        self.files = CredentialFiles(config)
         self._last_failure: AskFailed | None = None
         self.shown: dict[str, Certificate] = {}
         """By address: the certificate that it showed last."""
@@ -106,14 +107,7 @@ class KeyManager:
         read: Callable[[Answer, Address], T],
     ) -> T:
         try:
-            answer = await call(
-                address.url,
-                request,
-                context=credentials.context,
-                limits=self._limits,
-                server_name=self._config.server_name,
-                check=lambda der: self._check(address, der),
-            )
+            answer = await self._call(address, request, credentials, self.progress(address))
         except CallFailed as failed:
             if failed.fault is SourceFault.BAD_ANSWER:
                 address.busy()
@@ -142,22 +136,103 @@ class KeyManager:
         self.addresses.answered(address)
         return found
 
-    async def shake_hands(self, address: Address) -> str:
-        """TCP and TLS with an address, and its certificate checked; the version of TLS.
+    def progress(self, address: Address) -> Progress:
+        """How far a call comes; it is given to `examine`."""
+        return Progress(lambda der: self._check(address, der))
 
-        Raises AskFailed.
-        """
+    async def examine(
+        self,
+        address: Address,
+        request: Request | None,
+        read: Callable[[Answer, Address], T],
+        watch: Progress,
+    ) -> T | None:
+        """One call to this address, for a test: whether or not it rests, and without a
+        consequence for it, unless all is well. None: TCP and TLS alone. Raises AskFailed."""
         credentials = await self._credentials()
+        asked = request or Request("connection", "")
         try:
-            return await handshake(
+            if request is None:
+                await self._handshake(address, credentials, watch)
+                return None
+            answer = await self._call(address, request, credentials, watch)
+        except CallFailed as failed:
+            raise self._error(address, asked, failed, kept=False) from None
+        try:
+            found = read(answer, address)
+        except BadAnswer as bad:
+            raise self._error(address, asked, bad, kept=False) from None
+        finally:
+            answer.wipe()
+        self.addresses.answered(address)
+        return found
+
+    async def _call(
+        self, address: Address, request: Request, credentials: Credentials, watch: Progress
+    ) -> Answer:
+        """Raises CallFailed."""
+        try:
+            return await call(
                 address.url,
-                context=credentials.context,
+                request,
+                context=self._context(credentials),
                 limits=self._limits,
                 server_name=self._config.server_name,
-                check=lambda der: self._check(address, der),
+                watch=watch,
+                headers=credentials.headers,
             )
         except CallFailed as failed:
-            raise self._error(address, Request("connection", ""), failed) from None
+            if failed.of_another_name:
+                await self._tell_names(address, credentials, failed)
+            raise
+
+    def _context(self, credentials: Credentials) -> ssl.SSLContext:
+        # Without the check of the name there is a pin: the configuration sees to that
+        return credentials.context if self._config.check_name else credentials.any_name
+
+    async def _handshake(self, address: Address, credentials: Credentials, watch: Progress) -> None:
+        """Raises CallFailed."""
+        try:
+            await handshake(
+                address.url,
+                context=self._context(credentials),
+                limits=self._limits,
+                server_name=self._config.server_name,
+                watch=watch,
+            )
+        except CallFailed as failed:
+            if failed.of_another_name:
+                await self._tell_names(address, credentials, failed)
+            raise
+
+    async def _tell_names(
+        self, address: Address, credentials: Credentials, failed: CallFailed
+    ) -> None:
+        """Add to a failure which names the certificate has. OpenSSL shows none that it refuses:
+        so there is another handshake, in which all but the name is checked, and nothing asked."""
+        shown: list[x509.Certificate] = []
+        watch = Progress(lambda der: shown.append(x509.load_der_x509_certificate(der)))
+        try:
+            await handshake(
+                address.url,
+                context=credentials.any_name,
+                limits=self._limits,
+                server_name=self._config.server_name,
+                watch=watch,
+            )
+        except (CallFailed, ValueError):
+            return
+        common, others = names_in(shown[0]), alternative_names(shown[0])
+        if others:
+            failed.reason += f"; it has {_few(others)}"
+        else:
+            failed.reason += (
+                f"; it has no subject alternative name, but the common name {_few(common)}"
+            )
+            failed.hint = (
+                "have it made anew with a subject alternative name; or pin it, and set "
+                "check_name = false"
+            )
 
     async def _credentials(self) -> Credentials:
         """What is shown, and believed, now. Raises AskFailed."""
@@ -167,7 +242,9 @@ class KeyManager:
             raise AskFailed(
                 self.name, SourceFault.FILE, f"{fault.path} {fault.reason}", fault.hint
             ) from None
-        own = found.certificates[0]
+        own = found.own
+        if own is None:
+            return found
         if own.not_after <= wall():
             raise AskFailed(
                 self.name,
@@ -188,6 +265,8 @@ class KeyManager:
 
     def _check(self, address: Address, der: bytes) -> None:
         """Pin and name, before anything is asked. Raises CallFailed."""
+        if isinstance(self._config, SkipSourceConfig) and self._config.psk is not None:
+            return  # whoever finished the handshake has the pre-shared key
         try:
             certificate = x509.load_der_x509_certificate(der)
             shown = certificate_of(certificate, "server")
@@ -210,15 +289,23 @@ class KeyManager:
             raise CallFailed(
                 SourceFault.CERTIFICATE,
                 f"expected a certificate of {' or '.join(wanted)}; it is of "
-                f"{', '.join(printable(name) for name in found[:8]) or 'nobody'}",
+                f"{_few(found) if found else 'nobody'}",
                 "is this the right address, and kme_name the name in the certificate?",
             )
 
-    def _error(self, address: Address, request: Request, why: CallFailed | BadAnswer) -> AskFailed:
+    def _error(
+        self,
+        address: Address,
+        request: Request,
+        why: CallFailed | BadAnswer,
+        *,
+        kept: bool = True,
+    ) -> AskFailed:
         who = f"{self._what} {address.identity}, " if address.identity else ""
         reason = f"{who}{address.url}, {request.call}: {why.reason}"
-        # Kept as one that is never raised: tracebacks keep what functions held, keys too
-        self._last_failure = AskFailed(self.name, why.fault, reason, why.hint)
+        if kept:
+            # As one that is never raised: tracebacks keep what functions held, keys too
+            self._last_failure = AskFailed(self.name, why.fault, reason, why.hint)
         return AskFailed(self.name, why.fault, reason, why.hint)
 
     def _resting(self, request: Request) -> AskFailed:
@@ -246,11 +333,22 @@ def names_in(certificate: x509.Certificate) -> list[str]:
         str(found.value)
         for found in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     ]
+    return names + alternative_names(certificate)
+
+
+def alternative_names(certificate: x509.Certificate) -> list[str]:
+    """DNS names, URIs and addresses."""
     try:
         alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except (x509.ExtensionNotFound, ValueError):
-        return names
-    for one in alternative.value:
-        if isinstance(one, (x509.DNSName, x509.UniformResourceIdentifier, x509.IPAddress)):
-            names.append(str(one.value))
-    return names
+        return []
+    return [
+        str(one.value)
+        for one in alternative.value
+        if isinstance(one, (x509.DNSName, x509.UniformResourceIdentifier, x509.IPAddress))
+    ]
+
+
+def _few(names: list[str]) -> str:
+    """Names from outside, as a message may hold them."""
+    return printable(", ".join(names[:8]), limit=200) or "(none)"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
+from uuid import uuid4
 
 import trio
 
@@ -14,25 +16,35 @@ from vpnd.config_key_sources import QkdSourceConfig
 from vpnd.keysource.addresses import Address
 from vpnd.keysource.base import (
     Correspondent,
+    ProbeStep,
     SourceError,
     SourceFault,
     SourceListener,
     SourceType,
 )
 from vpnd.keysource.etsi014 import (
+    ANY_KEY_ID,
     KEY_ID,
     DeliveredKey,
     Status,
     get_key_request,
     get_key_with_ids_request,
+    methods_request,
+    read_any_answer_untrusted,
     read_keys_untrusted,
+    read_methods_untrusted,
+    read_no_key_untrusted,
     read_status_untrusted,
     status_request,
 )
 from vpnd.keysource.https_call import Answer
 from vpnd.keysource.key_manager import AskFailed, BadAnswer
+from vpnd.keysource.probing import Question
 from vpnd.keysource.remote_source import Had, RemoteSource
 from vpnd.keysource.used_keys import UsedKeys
+
+TRIED_SIZES: Final = (128, 256, 512)
+"""Bits, of keys that a deep test asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,8 @@ class QkdSource(RemoteSource):
             clock=clock,
         )
         self._qkd = config
+        if "other-key-ids" in config.quirks:
+            self._key_id, self._key_id_is = ANY_KEY_ID, "letters, digits and -._~"
         self._post = config.verbs == "post"
         self._statuses: dict[str, Status] = {}
 
@@ -110,9 +124,15 @@ class QkdSource(RemoteSource):
         """New keys in one call, and what the KME calls itself."""
         try:
             return await self._manager.ask(
-                get_key_request(far.peer_id, number=number, size=self._size(bits), post=self._post),
+                get_key_request(
+                    far.peer_id,
+                    number=number,
+                    size=self._size(bits),
+                    post=self._post,
+                    base=self._qkd.api_path,
+                ),
                 lambda answer, address: (
-                    read_keys_untrusted(answer, number=number, length=bits // 8),
+                    read_keys_untrusted(answer, number=number, length=bits // 8, form=self._key_id),
                     address.identity,
                 ),
                 room=room,
@@ -166,12 +186,14 @@ class QkdSource(RemoteSource):
 
         try:
             return await self._manager.ask(
-                get_key_with_ids_request(far.peer_id, ids, post=self._post),
+                get_key_with_ids_request(
+                    far.peer_id, ids, post=self._post, base=self._qkd.api_path
+                ),
                 self._read_by_id(
                     far,
                     had,
                     lambda answer, _: read_keys_untrusted(
-                        answer, number=len(ids), length=length, wanted=ids
+                        answer, number=len(ids), length=length, wanted=ids, form=self._key_id
                     ),
                 ),
                 room=self._retrieving,
@@ -217,7 +239,7 @@ class QkdSource(RemoteSource):
             return
         try:
             status = await self._manager.ask(
-                status_request(far.peer_id),
+                status_request(far.peer_id, base=self._qkd.api_path),
                 lambda answer, address: self._read_status(answer, address, far),
                 room=room,
             )
@@ -261,16 +283,116 @@ class QkdSource(RemoteSource):
         address.identity = status.source_kme
         return status
 
-    async def _probe_look(self, far: Correspondent | None) -> str:
-        if far is None or "no-status" in self._qkd.quirks:
-            return ""
-        await self._look(far, self._aside)
-        status = self._statuses[far.peer_id]
-        return (
-            f"KME {status.source_kme or '(no ID)'} to {status.target_kme or '(no ID)'}: "
-            f"{_number(status.stored)} of {_number(status.capacity)} keys, "
-            f"{_sizes(status)}"
+    def _questions(self, far: Correspondent | None) -> list[Question]:
+        if far is None:
+            # Something is asked all the same: some servers mind a connection without a question
+            return [
+                Question(
+                    "status",
+                    status_request(self._qkd.sae, base=self._qkd.api_path),
+                    lambda answer, _: (
+                        f"{read_any_answer_untrusted(answer)}; its keys are not "
+                        "asked for, since no link uses this source"
+                    ),
+                )
+            ]
+        made_up = str(uuid4())
+        verbs = [
+            Question(
+                "dec_keys",
+                get_key_with_ids_request(
+                    far.peer_id, [made_up], post=self._post, base=self._qkd.api_path
+                ),
+                lambda answer, _: read_no_key_untrusted(answer, made_up),
+            ),
+            Question(
+                "enc_keys",
+                methods_request(far.peer_id, base=self._qkd.api_path),
+                lambda answer, _: read_methods_untrusted(answer, post=self._post),
+            ),
+        ]
+        if "no-status" in self._qkd.quirks:
+            none = Question(
+                "status", None, lambda _, __: "", 'not asked, by quirks = ["no-status"]'
+            )
+            return [*verbs, none]
+        return [
+            Question(
+                "status",
+                status_request(far.peer_id, base=self._qkd.api_path),
+                self._tell_status(far),
+            ),
+            *verbs,
+        ]
+
+    async def _try_more(self, far: Correspondent, parts: int) -> list[ProbeStep]:
+        bits = self._qkd.key_size // parts
+        several = await self._try(far, number=2, bits=bits, post=self._post)
+        steps = [
+            ProbeStep(
+                "several keys",
+                not several or parts == 1,
+                f"two in one call: {several or 'came, and were thrown away'}",
+                "" if parts == 1 else "set key_size to what one key has, at both ends",
+            )
+        ]
+        verb = "GET" if self._post else "POST"
+        other = await self._try(far, number=1, bits=bits, post=not self._post)
+        steps.append(
+            ProbeStep("other verb", True, f"by {verb}, which is not configured: {other or 'came'}")
         )
+        status = self._statuses.get(far.peer_id)
+        unit = 8 if "size-in-bytes" in self._qkd.quirks else 1
+        low = ((status and status.min_key_size) or 0) * unit
+        high = ((status and status.max_key_size) or 0) * unit or max(TRIED_SIZES)
+        sizes = []
+        for size in TRIED_SIZES:
+            if size != bits and low <= size <= high and "no-size" not in self._qkd.quirks:
+                said = await self._try(far, number=1, bits=size, post=self._post)
+                sizes.append(f"{size} bits: {said or 'came'}")
+        if sizes:
+            steps.append(ProbeStep("other sizes", True, "; ".join(sizes)))
+        return steps
+
+    async def _try(self, far: Correspondent, *, number: int, bits: int, post: bool) -> str:
+        """Take keys and throw them away; "", or why none came."""
+        if not self._bucket.take(number):
+            return "not tried, for max_keys_per_minute is reached"
+        request = get_key_request(
+            far.peer_id,
+            number=number,
+            size=self._size(bits),
+            post=post,
+            base=self._qkd.api_path,
+        )
+        try:
+            # Without a consequence for the address: what is refused here may be what it has not
+            address = self._manager.addresses.current
+            keys = await self._manager.examine(
+                address,
+                request,
+                lambda answer, _: read_keys_untrusted(
+                    answer, number=number, length=bits // 8, form=self._key_id
+                ),
+                self._manager.progress(address),
+            )
+            self._fresh(far, [one.key_id for one in keys or ()], [one.key for one in keys or ()])
+        except SourceError as error:
+            return error.reason
+        self._stock.used(far.peer_id, number)
+        return ""
+
+    def _tell_status(self, far: Correspondent) -> Callable[[Answer, Address], str]:
+        def read(answer: Answer, address: Address) -> str:
+            status = self._statuses[far.peer_id] = self._read_status(answer, address, far)
+            return (
+                f"KME {status.source_kme or '(no ID)'} to {status.target_kme or '(no ID)'}: "
+                f"{_number(status.stored)} of {_number(status.capacity)} keys, "
+                f"{_number(status.min_key_size)} to {_number(status.max_key_size)} bits, "
+                f"{_number(status.key_size)} without a size"
+            )
+
+        return read
 
 
 def _joined(keys: list[DeliveredKey]) -> Secret:

@@ -39,10 +39,10 @@ from vpnd.keysource.base import (
 )
 from vpnd.keysource.certificate_watch import CertificateWatch
 from vpnd.keysource.etsi014 import DeliveredKey
-from vpnd.keysource.files import day
 from vpnd.keysource.health import Health
 from vpnd.keysource.https_call import Answer
 from vpnd.keysource.key_manager import AT_ONCE, AskFailed, BadAnswer, KeyManager
+from vpnd.keysource.probing import Question, ask_question, probe_address
 from vpnd.keysource.reserve import Reserve
 from vpnd.keysource.stock import DAY, Stock, keys_of
 from vpnd.keysource.token_bucket import TokenBucket
@@ -145,8 +145,9 @@ class RemoteSource(ABC):
         """What the key manager says of itself and of the stock. Raises SourceError."""
 
     @abstractmethod
-    async def _probe_look(self, far: Correspondent | None) -> str:
-        """The same for a test: what was found, or "" without a question. Raises SourceError."""
+    def _questions(self, far: Correspondent | None) -> Sequence[Question]:
+        """What a test asks; the first of each address, the others of the first that answers. None
+        of them may give a key."""
 
     # ---- the two ends of an exchange
 
@@ -364,40 +365,36 @@ class RemoteSource(ABC):
             raise first
 
     async def probe(self, far: Correspondent | None) -> Sequence[ProbeStep]:
-        """Each address: TCP and TLS, certificate, then what it says of itself."""
+        """Each address: TCP and TLS, certificate, and on the same connection what it says of
+        itself; then of one of them what else a link will do."""
         steps: list[ProbeStep] = []
+        first, *others = self._questions(far)
+        good: Address | None = None
         for address in self._manager.addresses.all:
-            steps += await self._probe_address(address)
-        if all(step.done for step in steps) or any(step.step == "certificate" for step in steps):
-            try:
-                found = await self._probe_look(far)
-            except SourceError as error:
-                steps.append(ProbeStep("status", False, error.reason, error.hint))
-            else:
-                detail = found or "not asked: it needs a far end"
-                steps.append(ProbeStep("status", True, detail))
+            found = await probe_address(self._manager, address, first)
+            if good is None and found[-1].done:
+                good = address
+            steps += found
+        if good is not None:
+            self._health.succeeded(far="" if far is None else far.peer_id)
+            for question in others:
+                steps.append(await ask_question(self._manager, good, question))
         return steps
 
-    async def _probe_address(self, address: Address) -> list[ProbeStep]:
+    async def try_out(self, far: Correspondent) -> Sequence[ProbeStep]:
+        """What a link does, and what else it might do. Keys come, and are thrown away."""
         try:
-            version = await self._manager.shake_hands(address)
-        except AskFailed as failed:
-            step = {
-                SourceFault.FILE: "files",
-                SourceFault.CERTIFICATE: "certificate",
-                SourceFault.TLS: "tls",
-            }.get(failed.fault, "connect")
-            return [ProbeStep(step, False, failed.reason, failed.hint)]
-        shown = self._manager.shown[address.url]
-        return [
-            ProbeStep("connect", True, address.url),
-            ProbeStep("tls", True, version),
-            ProbeStep(
-                "certificate",
-                True,
-                f"{shown.subject}, until {day(shown.not_after)}, sha256:{shown.sha256}",
-            ),
-        ]
+            key = await self._fetch_limited(far, self._aside)
+        except SourceError as error:
+            return [ProbeStep("key", False, error.reason, error.hint)]
+        parts = len(key.reference.key_ids)
+        made = "" if parts == 1 else f", made of {parts}"
+        detail = f"one of {key.reference.bits} bits came{made}, and was thrown away"
+        return [ProbeStep("key", True, detail), *await self._try_more(far, parts)]
+
+    async def _try_more(self, far: Correspondent, parts: int) -> Sequence[ProbeStep]:
+        """What is not sure from one key of a link, which has `parts`."""
+        return []
 
     # ---- its own tasks
 

@@ -11,8 +11,14 @@ from kex.external import MAX_KEY_ID_LENGTH, MAX_NAME_LENGTH
 from kex.secret import Secret
 from vpnd.keysource.base import SourceFault
 from vpnd.keysource.etsi014 import DeliveredKey
+from vpnd.keysource.http_refusal import asked, known_refusal, not_200, nothing_left
 from vpnd.keysource.https_call import Answer, Request
-from vpnd.keysource.json_answer import json_kind, message_untrusted, object_untrusted
+from vpnd.keysource.json_answer import (
+    json_kind,
+    message_untrusted,
+    object_untrusted,
+    only_a_message,
+)
 from vpnd.keysource.key_manager import BadAnswer
 
 _HEX: Final = re.compile(r"[0-9A-Fa-f]+")
@@ -68,14 +74,15 @@ def matches_glob(glob: str, name: str) -> bool:
 
 def read_capabilities_untrusted(answer: Answer) -> Capabilities:
     """Raises BadAnswer."""
-    _check_success(answer, by_id=False)
+    _check_success(answer, by_id=False, hands_out=False)
     found = object_untrusted(answer)
     local = found.get("localSystemID")
     if not isinstance(local, str) or not 0 < len(local.encode()) <= MAX_NAME_LENGTH:
         raise BadAnswer(
             SourceFault.BAD_ANSWER,
             f'expected a "localSystemID" of 1 to {MAX_NAME_LENGTH} bytes; '
-            f"{json_kind(local) if 'localSystemID' in found else 'none'} came",
+            f"{json_kind(local) if 'localSystemID' in found else 'none'} came"
+            f"{'' if 'localSystemID' in found else only_a_message(found)}",
         )
     remote = found.get("remoteSystemID")
     remote = [remote] if isinstance(remote, str) else remote
@@ -101,6 +108,12 @@ def read_key_untrusted(answer: Answer, *, length: int, wanted: str | None = None
     _check_success(answer, by_id=wanted is not None)
     found = object_untrusted(answer)
     key_id = found.get("keyId")
+    if not found.keys() & {"keyId", "key"} and (said := only_a_message(found)):
+        raise BadAnswer(
+            SourceFault.BAD_ANSWER,
+            f'expected a "keyId" and a "key"; neither came{said}',
+            _HINTS[SourceFault.REFUSED],
+        )
     if not isinstance(key_id, str) or not _HEX.fullmatch(key_id):
         came = json_kind(key_id) if "keyId" in found else "none"
         raise BadAnswer(
@@ -145,11 +158,19 @@ _HINTS: Final[dict[SourceFault, str]] = {
 }
 
 
-def _check_success(answer: Answer, *, by_id: bool) -> None:
+def _check_success(answer: Answer, *, by_id: bool, hands_out: bool = True) -> None:
+    """Raise BadAnswer for any HTTP status but 200. `hands_out`: whether the call gives keys."""
     status = answer.status
     if status == 200:
         return
+    other = not_200(answer)
+    if other is not None:
+        raise other
+    message = message_untrusted(answer)
+    known = known_refusal(answer, message)
     match status:
+        case _ if known is not None:
+            fault = known[0]
         case 401 | 403 | 407:
             fault = SourceFault.UNAUTHORIZED
         case 400 | 404 if by_id:
@@ -161,7 +182,7 @@ def _check_success(answer: Answer, *, by_id: bool) -> None:
             fault = SourceFault.REFUSED
     raise BadAnswer(
         fault,
-        f"expected status 200; {status} came with {message_untrusted(answer)}",
-        _HINTS[fault],
-        undelivered=300 <= status < 500 or status == 503,
+        f"expected status 200; {status} came{asked(answer)} with {message}",
+        _HINTS[fault] if known is None else known[1],
+        undelivered=not hands_out or nothing_left(status),
     )

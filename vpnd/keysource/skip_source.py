@@ -21,6 +21,7 @@ from vpnd.keysource.base import (
 from vpnd.keysource.https_call import Answer
 from vpnd.keysource.json_answer import quoted_untrusted
 from vpnd.keysource.key_manager import AskFailed, BadAnswer
+from vpnd.keysource.probing import Question
 from vpnd.keysource.remote_source import Had, RemoteSource
 from vpnd.keysource.skip import (
     KEY_ID,
@@ -115,22 +116,32 @@ class SkipSource(RemoteSource):
         """What is known, asked for if nothing is; checked for this far end. Raises SourceError."""
         if self._known is None:
             await self._look(far, room)
-        known = self._known
+        try:
+            return self._serving(self._known, far)
+        except BadAnswer as bad:
+            url = self._manager.addresses.current.url
+            raise SourceError(
+                self._name, bad.fault, f"{url}, capabilities: {bad.reason}", bad.hint
+            ) from None
+
+    def _serving(self, known: Capabilities | None, far: Correspondent) -> Capabilities:
+        """What is known, if keys with this far end can be had. Raises BadAnswer."""
         if known is None or not known.gives_keys:
-            raise self._refusal("it gives no keys", "is it a key provider of entropy only?")
+            raise BadAnswer(
+                SourceFault.UNAUTHORIZED,
+                "it gives no keys",
+                "is it a key provider of entropy only?",
+                undelivered=True,
+            )
         if not any(matches_glob(glob, far.peer_id) for glob in known.remote_system_ids):
             served = ", ".join(quoted_untrusted(one) for one in known.remote_system_ids[:8])
-            raise self._refusal(
+            raise BadAnswer(
+                SourceFault.UNAUTHORIZED,
                 f'it has no keys with "{far.peer_id}"; it serves {served or "nobody"}',
                 "is peer_sae the far end's localSystemID?",
+                undelivered=True,
             )
         return known
-
-    def _refusal(self, reason: str, hint: str) -> SourceError:
-        url = self._manager.addresses.current.url
-        return SourceError(
-            self._name, SourceFault.UNAUTHORIZED, f"{url}, capabilities: {reason}", hint
-        )
 
     async def _look(self, far: Correspondent, room: trio.CapacityLimiter) -> None:
         self._looked_at[far.peer_id] = trio.current_time()
@@ -152,12 +163,12 @@ class SkipSource(RemoteSource):
         address.identity = found.local_system_id
         return found
 
-    async def _probe_look(self, far: Correspondent | None) -> str:
-        known = await self._manager.ask(
-            capabilities_request(), self._read_capabilities, room=self._aside
-        )
-        self._known = known
-        if far is not None:
-            await self._capabilities(far, self._aside)
-        serves = ", ".join(quoted_untrusted(one) for one in known.remote_system_ids[:8])
-        return f"{known.local_system_id}; keys with {serves or 'nobody'}"
+    def _questions(self, far: Correspondent | None) -> list[Question]:
+        def read(answer: Answer, address: Address) -> str:
+            known = self._known = self._read_capabilities(answer, address)
+            if far is not None:
+                self._serving(known, far)
+            serves = ", ".join(quoted_untrusted(one) for one in known.remote_system_ids[:8])
+            return f"{known.local_system_id}; keys with {serves or 'nobody'}"
+
+        return [Question("status", capabilities_request(), read)]

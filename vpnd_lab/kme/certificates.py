@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-CertificateKind = Literal["good", "expired", "not-yet-valid", "wrong-ca", "wrong-name"]
+CertificateKind = Literal[
+    "good", "expired", "not-yet-valid", "wrong-ca", "wrong-name", "wrong-purpose", "no-names"
+]
 CERTIFICATE_KINDS: tuple[CertificateKind, ...] = get_args(CertificateKind)
 
 WRONG_NAME = "somebody-else.example"
@@ -130,6 +132,11 @@ class Authority:
     def _issue(
         self, names: Sequence[str], kind: CertificateKind, days: float, use: x509.ObjectIdentifier
     ) -> Credentials:
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        if kind == "wrong-purpose":
+            use = purposes[1 - purposes.index(use)]
+        if kind == "no-names":
+            names = [f"{names[0]} of the lab"]  # a name with spaces, which no host can have
         issuer = self._untrusted if kind == "wrong-ca" else self._trusted
         key = ec.generate_private_key(ec.SECP256R1())
         identifier = x509.SubjectKeyIdentifier.from_public_key(issuer.key.public_key())

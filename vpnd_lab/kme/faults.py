@@ -17,7 +17,12 @@ from vpnd_lab.kme.wire import Answer
 CALLS = ("status", "enc_keys", "dec_keys", "capabilities", "key", "key_by_id", "entropy")
 """The kinds of call: those of ETSI GS QKD 014, then those of SKIP."""
 
-BODIES = ("json", "html", "empty")
+BODIES = ("json", "html", "empty", "fields", "certificate")
+_ABOUT_A_CERTIFICATE = (
+    b"<html>\r\n<head><title>400 The SSL certificate error</title></head>\r\n<body>\r\n"
+    b"<center><h1>400 Bad Request</h1></center>\r\n<center>The SSL certificate error</center>\r\n"
+    b"</body>\r\n</html>\r\n"
+)
 _HTML = (
     b"<!DOCTYPE html>\n<html><head><title>Error</title></head><body><h1>Error</h1></body></html>\n"
 )
@@ -25,7 +30,10 @@ _HUNDRED_MB = 100_000_000
 
 # What each fault is, for people; and the arguments it takes.
 KINDS: Mapping[str, str] = {
-    "status": "answers with HTTP `status` (503) and a `body` (json, html, empty); does nothing",
+    "status": "answers with HTTP `status` (503) and a `body` (json, html, empty; fields: a list of "
+    "what is wrong, as FastAPI has it; certificate: a proxy's page about ours); does nothing",
+    "message-only": "answers with HTTP 200 and a message alone; does nothing",
+    "no-post": "takes no POST (405); does nothing",
     "pool-empty": "answers as if there were no key left",
     "slow": "waits `seconds` (5) before it does anything",
     "silent": "does what is asked and never answers; the connection stays open",
@@ -151,9 +159,13 @@ class FaultBook:
         return hit
 
 
-def instead(faults: Iterable[Fault]) -> Answer | None:
+def instead(faults: Iterable[Fault], method: str = "GET") -> Answer | None:
     """The answer that comes in place of doing what was asked, if a fault says so."""
     for fault in faults:
+        if fault.kind == "message-only":
+            return Answer.of(200, {"code": 17, "message": "密钥不足: told to say so"})
+        if fault.kind == "no-post" and method == "POST":
+            return Answer.of(405, {"detail": "Method Not Allowed"})
         if fault.kind == "pool-empty":
             return Answer.of(503, {"message": "not enough keys are available"})
         if fault.kind == "status":
@@ -163,6 +175,11 @@ def instead(faults: Iterable[Fault]) -> Answer | None:
                     return Answer(fault.status, _HTML, "text/html; charset=utf-8")
                 case "empty":
                     return Answer(fault.status)
+                case "fields":
+                    wrong = {"loc": ["body", "size"], "msg": "told to say so", "type": "lab"}
+                    return Answer.of(fault.status, {"detail": [wrong]})
+                case "certificate":
+                    return Answer(fault.status, _ABOUT_A_CERTIFICATE, "text/html")
                 case _:
                     return Answer.of(fault.status, document)
     return None

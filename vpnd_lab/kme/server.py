@@ -162,7 +162,7 @@ class KeyManager:
         await trio.sleep(waits(faults))
         names = {fault.kind for fault in faults}
         key_ids: list[str] = []
-        answer = instead(faults)
+        answer = instead(faults, request.method)
         if answer is None:
             caller = etsi.Caller(sae, self.config.name, self.homes)
             if api == etsi.API:

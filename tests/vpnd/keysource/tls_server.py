@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class TlsServer:
     connections: int = 0
     port: int = 0
     client_authority: Authority | None = None
+    change_context: Callable[[ssl.SSLContext], None] = lambda context: None
+    """What is different about its TLS."""
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     @property
@@ -78,10 +81,11 @@ class TlsServer:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate, key = self.folder / "server.pem", self.folder / "server.key"
         self.issued.write(certificate, key)
-        context.load_cert_chain(certificate, key)
         context.verify_mode = ssl.CERT_REQUIRED
         trusted = self.client_authority or self.authority
         context.load_verify_locations(cadata=trusted.pem.decode())
+        self.change_context(context)
+        context.load_cert_chain(certificate, key)
         return context
 
     def stop(self) -> None:
@@ -94,7 +98,10 @@ class TlsServer:
             try:
                 await self._one(secure)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # the client went away, or was refused
+                # The client went away, or was refused: OpenSSL has put the alert for it there,
+                # and trio leaves it
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await stream.send_all(secure._outgoing.read())
             finally:
                 await trio.aclose_forcefully(secure)
 
