@@ -656,7 +656,7 @@ def test_the_room_that_counters_take() -> None:
         (6, [listed(f"k{n}", names=64, ids=1) for n in range(4)]),
         (3, [listed(f"k{n}", names=32, ids=4, id_length=28) for n in range(4)]),
         (
-            9,
+            8,
             [
                 ExternalListing(
                     ExternalKeyReference("qkd", "k" * 64, "s" * 291, ("i" * 300,), 256), True

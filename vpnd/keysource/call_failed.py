@@ -202,11 +202,6 @@ def _tls_cause(error: BaseException) -> ssl.SSLError | None:
     return None
 
 
-_BY_SUBJECT: Final = "or has it as common name alone: no subject alternative name has it"
-_NAME_HINT: Final = (
-    "use a subject alternative name of the certificate in `urls`, or set server_name; if it has "
-    "none, have it made anew with one: the common name does not count (RFC 9525)"
-)
 _CA_HINT: Final = (
     "`ca` must hold the CA that signed the key manager's certificate, an intermediate one or that "
     "certificate itself"
@@ -249,7 +244,8 @@ def _not_verified(error: ssl.SSLCertVerificationError) -> CallFailed:
         failed = CallFailed(
             SourceFault.CERTIFICATE,
             f"its certificate {_OTHER_NAME[code]}",
-            "use the name in the certificate in `urls`, or set server_name",
+            "use a subject alternative name of the certificate in `urls`, or set server_name; a "
+            "common name alone does not count (RFC 9525)",
         )
         failed.of_another_name = True
         return failed

@@ -39,8 +39,8 @@ GET_KEY_WITH_IDS: Final = "dec_keys"
 
 KEY_ID: Final = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
 """Clause 6.3: a UUID; in either case, and let pass without its hyphens."""
-ANY_KEY_ID: Final = re.compile(rf"[0-9A-Za-z_-][0-9A-Za-z._~-]{{0,{MAX_KEY_ID_LENGTH - 1}}}")
-"""For a KME that has other IDs: what RFC 3986 never escapes in a path, and no step of one."""
+ANY_KEY_ID: Final = re.compile(rf"[0-9A-Za-z_+-][0-9A-Za-z._~+-]{{0,{MAX_KEY_ID_LENGTH - 1}}}")
+"""For a KME that has other IDs: nothing that ends a segment of a path, and no step of one."""
 
 _THINGS: Final = r"\b(key|keys|pool|store|buffer|material)\b"
 _LEFT: Final = r"(available|left|remain\w*|stored|in stock|exist\w*|present|have|has|had)"
@@ -287,7 +287,7 @@ def _key_id(one: JsonObject, form: re.Pattern[str]) -> str:
             f'expected a "key_ID" with each key; {came if "key_ID" in one else "none"} came',
         )
     if not form.fullmatch(key_id):
-        expected = "a UUID" if form is KEY_ID else "1 to 300 letters, digits and -._~"
+        expected = "a UUID" if form is KEY_ID else "1 to 300 letters, digits and -._~+"
         raise BadAnswer(
             SourceFault.WRONG_KEY_ID,
             f"expected {expected} as key_ID; a text of {len(key_id)} characters came that is none",

@@ -83,7 +83,7 @@ class QkdSource(RemoteSource):
         )
         self._qkd = config
         if "other-key-ids" in config.quirks:
-            self._key_id, self._key_id_is = ANY_KEY_ID, "letters, digits and -._~"
+            self._key_id, self._key_id_is = ANY_KEY_ID, "letters, digits and -._~+"
         self._post = config.verbs == "post"
         self._statuses: dict[str, Status] = {}
 
@@ -101,9 +101,9 @@ class QkdSource(RemoteSource):
                 more, said_name = await self._fetch_some(far, number, shape.bits, room)
                 self._fresh(far, [one.key_id for one in more], [one.key for one in more])
             except SourceError:
-                # A key of which a part is missing is none
-                self._health.counters["maybe_lost"] += len(keys)
-                self._stock.used(far.peer_id, len(keys))
+                if keys:  # a key of which a part is missing is none
+                    self._health.counters["maybe_lost"] += len(keys)
+                    self._stock.used(far.peer_id, len(keys))
                 raise
             keys += more
         self._health.succeeded(far=far.peer_id, link=far.link)
@@ -388,8 +388,7 @@ class QkdSource(RemoteSource):
             return (
                 f"KME {status.source_kme or '(no ID)'} to {status.target_kme or '(no ID)'}: "
                 f"{_number(status.stored)} of {_number(status.capacity)} keys, "
-                f"{_number(status.min_key_size)} to {_number(status.max_key_size)} bits, "
-                f"{_number(status.key_size)} without a size"
+                f"{_sizes(status)}"
             )
 
         return read

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from kex.external import check_reference
+from kex.external import ExternalKeyReference, check_reference
 from tests.vpnd.config_files import Site, refusal
 from tests.vpnd.keysource.authority import Authority
 from tests.vpnd.keysource.conftest import (
@@ -35,6 +35,7 @@ from vpnd.keysource.skip_source import SkipSource
 
 pytestmark = pytest.mark.slow
 
+OTHER_IDS = ["no-status", "other-key-ids"]
 TOKEN = "eyJhbGciOiJub25lIn0.c2FlLWZyYTE."
 
 
@@ -192,14 +193,42 @@ async def test_long_names_and_ids(kme: TlsServer, qkd_config: QkdConfig, told: T
         keys(SPEC_KEYS[0] | {"key_ID": long_id}),
         keys(SPEC_KEYS[1] | {"key_ID": long_id}),
     ]
-    reference = (await QkdSource("kme", qkd_config(kme, sae=long_sae), told).obtain(far)).reference
+    reference = (
+        await QkdSource("kme", qkd_config(kme, sae=long_sae, quirks=OTHER_IDS), told).obtain(far)
+    ).reference
     assert (reference.sae, reference.key_ids) == (long_sae, (long_id,))
     check_reference(reference)
-    assert await QkdSource("kme", qkd_config(kme), told).retrieve(far, reference)
+    assert await QkdSource("kme", qkd_config(kme, quirks=OTHER_IDS), told).retrieve(far, reference)
     assert kme.received[1].json == {"key_IDs": [{"key_ID": long_id}]}
     kme.answers = [keys(SPEC_KEYS[2] | {"key_ID": "x" * 301})]
+    refused = await failure(QkdSource("kme", qkd_config(kme, quirks=OTHER_IDS), told))
+    assert refused.fault is SourceFault.WRONG_KEY_ID
+
+
+@pytest.mark.parametrize("key_id", ["..", ".", "a/b", "a b", "a?b", "%2e%2e", "é", ".hidden", ""])
+async def test_no_id_is_more_than_a_segment_of_a_path(
+    kme: TlsServer, qkd_config: QkdConfig, told: Told, key_id: str
+) -> None:
+    """With the quirk that lets IDs be other than UUIDs, from the far end and from the KME."""
+    far = Correspondent("ams1", "f")
+    source = QkdSource("kme", qkd_config(kme, quirks=OTHER_IDS, verbs="get"), told)
+    named = ExternalKeyReference("qkd", "KME", "f", (key_id,), 256)
+    with pytest.raises(SourceError) as caught:
+        await source.retrieve(far, named)
+    assert caught.value.fault is SourceFault.WRONG_KEY_ID
+    assert kme.received == []
+    kme.answers = [keys(SPEC_KEYS[0] | {"key_ID": key_id})]
+    refused = await failure(source)
+    assert refused.fault is SourceFault.WRONG_KEY_ID
+
+
+async def test_other_ids_need_the_quirk(kme: TlsServer, qkd_config: QkdConfig, told: Told) -> None:
+    kme.answers = [keys(SPEC_KEYS[0] | {"key_ID": "key-1"})] * 2
+    source = QkdSource("kme", qkd_config(kme, quirks=OTHER_IDS), told)
+    assert (await source.obtain(Correspondent("ams1", "f"))).reference.key_ids == ("key-1",)
     refused = await failure(QkdSource("kme", qkd_config(kme), told))
     assert refused.fault is SourceFault.WRONG_KEY_ID
+    assert "other-key-ids" in refused.hint
 
 
 @pytest.mark.parametrize("verbs", ["post", "get"])
