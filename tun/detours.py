@@ -200,7 +200,9 @@ def _judge_way(scene: _Scene, way: Way, found: Detours) -> None:
 def _judge_rules(scene: _Scene, each: Watched, found: Detours) -> None:
     own_addresses = {network.prefix for network in scene.own.values()}
     for rule in scene.rules:
-        if rule.version != each.prefix.version or not rule.is_lookup or rule.by_interface:
+        if rule.version != each.prefix.version or rule.by_interface:
+            continue
+        if not (rule.is_lookup or rule.refuses):
             continue
         if rule.destination is not None and not rule.destination.overlaps(each.prefix):
             continue
@@ -208,6 +210,14 @@ def _judge_rules(scene: _Scene, each: Watched, found: Detours) -> None:
             continue  # for WireGuard's own packets
         if rule.source is not None and _is_own_address(rule.source, own_addresses):
             continue  # for an uplink: not what comes from behind this gateway
+        if rule.refuses:
+            found.add(
+                each.prefix,
+                f"{each.prefix} is refused, as a whole or in part, by the ip rule {rule.priority}: "
+                f"see `ip -{rule.version} rule`, and delete it",
+                by_route=False,
+            )
+            continue
         if rule.table == scene.table:
             passes_over = rule.suppressed is not None and each.prefix.prefixlen <= rule.suppressed
             if not rule.is_selective and rule.destination is None and not passes_over:

@@ -38,6 +38,7 @@ _CLONED: Final = 0x200
 _LOCAL_TABLE: Final = 255
 _LOCAL_TYPES: Final = (2, 3, 4, 5)  # local, broadcast, anycast, multicast
 _INVERTED: Final = 2  # FIB_RULE_INVERT
+_REFUSING: Final = (6, 7, 8)  # FR_ACT_BLACKHOLE, _UNREACHABLE, _PROHIBIT
 _SELECTORS: Final = (3, 10, 16, 17, 20, 22, 23, 24)
 """Interfaces, mark, users, protocol and ports."""
 _PATIENCE: Final = 10.0  # seconds
@@ -102,6 +103,8 @@ class Rule:
     """Whether there is anything that has to match, but for the destination."""
     suppressed: int | None
     """Routes of this prefix length and shorter are passed over."""
+    refuses: bool = False
+    """It looks nothing up, and drops or refuses what it matches."""
 
 
 def read_ways(opened: socket.socket, ranges: Ranges) -> list[Way]:
@@ -193,6 +196,7 @@ def _rule(body: memoryview, version: int) -> Rule:
         by_interface=17 in values,
         is_selective=bool(is_inverted or tos or from_length or values.keys() & set(_SELECTORS)),
         suppressed=None if suppressed in (None, 0xFFFFFFFF) else suppressed,
+        refuses=action in _REFUSING,
     )
 
 

@@ -61,6 +61,8 @@ def texts(detours: Detours) -> list[str]:
 
 OURS = way("10.2.0.0/16", protocol=157, outs=frozenset({TUNNEL}))
 DEFAULT = way("0.0.0.0/0", table=99)
+REFUSING = rule(is_lookup=False, refuses=True, table=0, destination=net("10.2.0.0/16"))
+REFUSING_LAST = rule(is_lookup=False, refuses=True, table=0, priority=40000)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,8 @@ DEFAULT = way("0.0.0.0/0", table=99)
         ([DEFAULT], [rule(mark=9, is_selective=True), MAIN]),
         ([way("10.2.3.0/24", table=99)], [rule(suppressed=0), MAIN]),
         ([DEFAULT], [rule(priority=50, table=254, suppressed=16), rule(), MAIN]),
+        ([], [rule(is_lookup=False, refuses=True, table=0), MAIN]),
+        ([], [REFUSING, MAIN]),
     ],
 )
 def test_what_leads_elsewhere(ways: list[Way], rules: list[Rule]) -> None:
@@ -97,6 +101,7 @@ def test_what_leads_elsewhere(ways: list[Way], rules: list[Rule]) -> None:
         ([DEFAULT], [rule(destination=net("10.3.0.0/16")), MAIN]),
         ([DEFAULT], [rule(by_interface=True, is_selective=True), MAIN]),
         ([DEFAULT], [rule(suppressed=0), MAIN]),
+        ([], [MAIN, REFUSING_LAST]),
     ],
 )
 def test_what_does_not(ways: list[Way], rules: list[Rule]) -> None:
