@@ -59,9 +59,12 @@ async def routes(site: Site) -> set[str]:
 
 async def link(site: Site) -> object:
     """State, MTU and addresses of the interface."""
-    shown = (await site.run(["ip", "-o", "address", "show", "dev", "wg0"])).stdout.splitlines()
-    state = (await site.run(["ip", "-o", "link", "show", "dev", "wg0"])).stdout.split()
+    show = ["ip", "-o", "address", "show", "dev", "wg0"]
+    shown = (await site.run(show, check=False)).stdout.splitlines()
+    state = (await site.run(["ip", "-o", "link", "show", "dev", "wg0"], check=False)).stdout.split()
     addresses = {line.split()[3] for line in shown}
+    if not state:
+        return None
     return addresses, state[state.index("mtu") + 1], "UP" in state[2].strip("<>").split(",")
 
 
@@ -131,6 +134,12 @@ async def test_what_is_changed_by_hand_is_put_right() -> None:
             ),
             ("MTU changed", "ip link set wg0 mtu 1300", link, "wg0: MTU 1300"),
             ("interface down", "ip link set wg0 down", everything, "; down; "),
+            (
+                "interface renamed",
+                "ip link set wg0 down; ip link set wg0 name renamed",
+                everything,
+                "renamed to renamed",
+            ),
             ("port changed", "wg set wg0 listen-port 51999", device, "UDP port 51999"),
             ("fwmark changed", "wg set wg0 fwmark 7", device, "fwmark 0x7"),
             ("allowed IPs added", f"{set_peer} allowed-ips {more}", device, "peer_altered"),

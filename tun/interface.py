@@ -83,7 +83,7 @@ class Configured:
 
 
 def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> Configured:
-    """Bring VRF, MTU, addresses and state to what is wanted.
+    """Bring name, VRF, MTU, addresses and state to what is wanted.
 
     Addresses that somebody else added to the interface stay; those that we added once and that
     are not wanted any more go (where the kernel remembers who added one: Linux 5.18).
@@ -92,9 +92,11 @@ def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> Configured:
     if link is None:
         raise InterfaceMissing(f"the interface {spec.interface} is gone")
     faults: list[str] = []
+    named = _set_name(rtnl, spec, link)
+    link = rtnl.link_at(index) or link
     try:
         # First: a change of VRF takes routes and IPv6 addresses away
-        changed = _set_master(rtnl, spec, link)
+        changed = named + _set_master(rtnl, spec, link)
         if spec.mtu is not None and link.mtu != spec.mtu:
             rtnl.set_mtu(index, spec.mtu)
             changed.append(f"MTU {link.mtu}")
@@ -108,6 +110,28 @@ def configure_link(rtnl: Rtnl, spec: TunnelSpec, index: int) -> Configured:
     except OSError as error:
         raise tun_error(error, f"configuring the interface {spec.interface}") from error
     return Configured(changed, tuple(faults))
+
+
+def _set_name(rtnl: Rtnl, spec: TunnelSpec, link: Link) -> list[str]:
+    """The fence lets packets out by the interface of this name alone."""
+    if link.name == spec.interface:
+        return []
+    if rtnl.link(spec.interface) is not None:
+        raise TunError(
+            f"the interface {spec.interface} was renamed to {link.name}, and another one has its "
+            "name now: delete or rename that one"
+        )
+    try:
+        try:
+            rtnl.rename(link.index, spec.interface)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            rtnl.set_down(link.index)
+            rtnl.rename(link.index, spec.interface)
+    except OSError as error:
+        raise tun_error(error, f"renaming {link.name} back to {spec.interface}") from error
+    return [f"renamed to {link.name}"]
 
 
 def _set_master(rtnl: Rtnl, spec: TunnelSpec, link: Link) -> list[str]:

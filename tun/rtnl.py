@@ -235,6 +235,13 @@ class Rtnl:
     def set_up(self, index: int) -> None:
         self._link("set", index=index, state="up")
 
+    def set_down(self, index: int) -> None:
+        self._link("set", index=index, state="down")
+
+    def rename(self, index: int, name: str) -> None:
+        """Give a link another name; before Linux 6.2 it has to be down for that."""
+        self._link("set", index=index, ifname=name)
+
     def without_link_local(self, index: int) -> None:
         """Let the kernel generate no IPv6 link-local address."""
         mode = {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", _NO_LINK_LOCAL]]}

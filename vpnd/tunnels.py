@@ -434,6 +434,8 @@ class ManagedTunnel:
                     "routes_failed", level="error", tunnel=self.name, reason=reason
                 )
         interface = () if self._tunnel is None else self._tunnel.faults
+        if self._restore_error:
+            interface = (*interface, self._restore_error)
         changed = before != faults or self.ways.interface != interface
         self.ways.interface = interface
         return changed
@@ -451,11 +453,17 @@ class ManagedTunnel:
                 self._gone = self._tunnel
                 return self.dumps.want()
             except BackendErrors as error:
-                if str(error) != self._restore_error:
-                    self._trouble("tunnel_failed", error)
+                if str(error) == self._restore_error:
+                    return None
+                self._trouble("tunnel_failed", error)
                 self._restore_error = str(error)
-                return None
-            self._restore_error = ""
+            else:
+                self._restore_error = ""
+            told = self._note_faults(self.ways.routes)
+        if told:
+            await self.users.tell(lambda user: user.ways_changed())
+        if self._restore_error:
+            return None
         gone = await self.set_routes()
         if gone:
             changed.append("routes missing: " + ", ".join(sorted(map(str, gone))))
