@@ -56,6 +56,7 @@ class ControlSocket:
                 lock = _take_lock(self.path)
                 os.close(self._lock)
                 self._lock = lock
+            _move_away(self.path)
             _remove_stale(self.path, own=self._inode)
             listener = _listen(self.path)
         except (OSError, ValueError) as error:
@@ -129,6 +130,20 @@ def _take_lock(path: Path) -> int:
         os.close(lock)
         raise _alive(path) from None
     return lock
+
+
+def _move_away(path: Path) -> None:
+    """Rename what somebody has put in the place of our socket: nothing of it is lost."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if stat.S_ISSOCK(found.st_mode):
+        return
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.moved-{number}")):
+        number += 1
+    path.rename(aside)
 
 
 def _remove_stale(path: Path, *, own: int = 0) -> None:
