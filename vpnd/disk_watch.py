@@ -207,6 +207,10 @@ def _stat(path: Path, *, times: bool) -> tuple[int, ...] | None:
     try:
         found = os.stat(path)
     except (OSError, ValueError):
-        return None
+        # A link to nowhere is another thing than nothing at all
+        try:
+            found = os.lstat(path)
+        except (OSError, ValueError):
+            return None
     what = (found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid)
     return (*what, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if times else what

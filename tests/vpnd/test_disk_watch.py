@@ -131,3 +131,12 @@ async def test_nothing_is_read_again_without_a_change(
     daemon.watch.own_change(daemon.config, daemon.ber1)
     assert (await daemon.watch.look())["state"] == "errors"
     assert read
+
+
+async def test_a_link_to_nowhere_is_not_the_same_as_no_file(daemon: Daemon) -> None:
+    daemon.ber1.unlink()
+    daemon.ber1.symlink_to("/nonexistent")
+    assert (await daemon.watch.look())["state"] == "errors"
+    daemon.ber1.unlink()
+    daemon.ber1.symlink_to(daemon.ber1.name)  # to itself
+    assert "symbolic links" in (await daemon.watch.look())["errors"][0]["reason"]
