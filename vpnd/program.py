@@ -8,8 +8,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -49,7 +49,9 @@ def main() -> None:
     arguments = _arguments()
     configure_logging("info")  # whatever is said from here on holds nobody up
     if arguments.check or arguments.host_notes:
-        sys.exit(_check(arguments.config, as_json=arguments.host_notes))
+        with _written_output():
+            code = _check(arguments.config, as_json=arguments.host_notes)
+        sys.exit(code)
     # Guards need no identity: they stand before the first one is made, or with a spoiled one
     start = read_start(arguments.config, with_identities=not arguments.guard_only)
     if arguments.guard_only:
@@ -104,7 +106,22 @@ def _arguments() -> argparse.Namespace:
         help="guard all peers, by routes and by fences, and leave; before the network, at boot",
     )
     parser.add_argument("--version", action="version", version=f"vpnd {version('vpnd')}")
-    return parser.parse_args()
+    with _written_output():  # --help, --version
+        return parser.parse_args()
+
+
+@contextmanager
+def _written_output() -> Iterator[None]:
+    """Leave with an error where what is printed within cannot be written: a full disk."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        print(f"vpnd: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        sys.stdout = None  # its end would fail once more
+        sys.exit(ExitCode.FAILED)
 
 
 def _check(path: Path, *, as_json: bool) -> ExitCode:
