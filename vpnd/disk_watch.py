@@ -153,11 +153,22 @@ def _look(running: Config, seen: _Seen | None) -> _Seen:
     start = read_start(running.path)
     return _Seen(
         signature=signature,
-        problems=start.problems,
+        problems=(*start.problems, *_no_identity(running, start)),
         restart=tuple(_restart(running, start)),
         running=running,
         at=rfc3339(wall()),
     )
+
+
+def _no_identity(running: Config, start: Start) -> Iterable[ConfigProblem]:
+    """That there was one, and is none any more: before the first one it is no mistake."""
+    if running.identities and not start.problems and start.config and not start.config.identities:
+        yield ConfigProblem(
+            start.config.node.state_dir,
+            "",
+            "has no identity any more",
+            "is its file system mounted? Else restore it from a backup",
+        )
 
 
 def _restart(running: Config, start: Start) -> Iterable[str]:

@@ -140,3 +140,11 @@ async def test_a_link_to_nowhere_is_not_the_same_as_no_file(daemon: Daemon) -> N
     daemon.ber1.unlink()
     daemon.ber1.symlink_to(daemon.ber1.name)  # to itself
     assert "symbolic links" in (await daemon.watch.look())["errors"][0]["reason"]
+
+
+async def test_a_state_directory_that_is_gone_is_an_error(daemon: Daemon) -> None:
+    daemon.site.state_dir.rename(daemon.site.state_dir.with_name("elsewhere"))
+    found = await daemon.watch.look()
+    assert found["state"] == "errors"
+    assert [each["reason"] for each in found["errors"]] == ["has no identity any more"]
+    assert found["restart"][0].startswith("vpnd would not start")
