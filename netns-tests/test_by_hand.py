@@ -151,6 +151,15 @@ async def test_what_is_changed_by_hand_is_put_right() -> None:
             if case == "interface down":
                 await fra.run(["ip", "route", "del", "192.0.2.78", "dev", "wg0"])
             await put_right(fra, case, command, look, told=told)
+        if BACKEND == "userspace":
+            # Of a kernel interface there the UDP port cannot be had back
+            there = ["sh", "-c", "sleep 120 </dev/null >/dev/null 2>&1 & echo $!"]
+            pid = (await lab.node("fra-host").run(there)).stdout.strip()
+            moved = f"ip link set wg0 netns {pid}"
+            await fra.run(["ip", "address", "del", "192.0.2.77/32", "dev", "wg0"])
+            await put_right(fra, "moved elsewhere", moved, link, told='"tunnel_lost"')
+            await fra.wait_state("ams", "active")
+            await fra.run(["ip", "address", "add", "192.0.2.77/32", "dev", "wg0"])
         assert "192.0.2.77/32" in (await fra.run(["ip", "address", "show", "dev", "wg0"])).stdout
         async with lab.traffic("fra-host", "ams-host") as meter:
             await meter.wait_received(20)

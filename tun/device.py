@@ -70,8 +70,9 @@ class Device(Protocol):
         """Dump the interface; decode the peer `only` or all, PSKs just if `keys`."""
         ...
 
-    async def wait_gone(self) -> None:
-        """After the link was deleted: wait until nothing of the interface is left."""
+    async def wait_gone(self, *, patience: float = ...) -> None:
+        """After the link was deleted: wait until nothing of the interface is left; help after so
+        many seconds."""
 
     async def aclose(self) -> None:
         """Close sockets; the interface runs on."""

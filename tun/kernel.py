@@ -84,7 +84,7 @@ class KernelDevice:
 
         return await self._run(dump, f"reading {self._name}")
 
-    async def wait_gone(self) -> None:
+    async def wait_gone(self, *, patience: float = 0.0) -> None:
         """Nothing is left of a kernel interface once its link is deleted."""
 
     async def aclose(self) -> None:

@@ -57,6 +57,8 @@ from tun.vrf import routing_table
 
 __all__ = ["Tunnel", "open_tunnel"]
 
+_MOVED_PATIENCE = 1.0
+"""Seconds for a wireguard-go whose link is gone to notice that."""
 _PORT_PATIENCE = 3.0  # seconds
 
 
@@ -365,6 +367,16 @@ class Tunnel:
             await delete_device(self.spec, self._index, self._device, self._netlink)
         finally:
             self._netlink.close()
+
+    async def abandon(self) -> None:
+        """Close our sockets after the interface was lost. A wireguard-go whose link somebody moved
+        to another namespace is ended, and the link with it: it would keep the UDP port."""
+        try:
+            with suppress(TunError, OSError):
+                if await self._netlink.run(lambda rtnl: rtnl.link_at(self._index)) is None:
+                    await self._device.wait_gone(patience=_MOVED_PATIENCE)
+        finally:
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Close our sockets; the interface runs on."""

@@ -24,7 +24,7 @@ _SOCKET_DIR = Path("/var/run/wireguard")
 _FIRST_BUFFER = 65536
 _MAX_ANSWER = 256 * 2**20  # 1,000 peers with 1,000 prefixes each are 30 MB
 _ANSWER_TIMEOUT = 10.0
-_GONE_TIMEOUT = 10.0
+GONE_TIMEOUT = 10.0
 
 
 def socket_path(interface: str) -> Path:
@@ -220,15 +220,15 @@ class UserspaceDevice:
                 return state
             await trio.lowlevel.checkpoint()
 
-    async def wait_gone(self) -> None:
+    async def wait_gone(self, *, patience: float = GONE_TIMEOUT) -> None:
         """Wait until the process has ended; raises TunError if it does not.
 
         It ends by itself when its TUN link is deleted. When it does not notice, it ends when its
         socket file goes.
         """
-        if not await self._wait_end():
+        if not await self._wait_end(patience):
             socket_path(self._name).unlink(missing_ok=True)
-            if not await self._wait_end():
+            if not await self._wait_end(GONE_TIMEOUT):
                 raise TunError(
                     f"wireguard-go of {self._name} does not end although its interface is gone: "
                     f"look for it with `pgrep -af 'wireguard-go .*{self._name}'`"
@@ -242,8 +242,8 @@ class UserspaceDevice:
         self._usable = False
         self._stream.close()
 
-    async def _wait_end(self) -> bool:
-        with trio.move_on_after(_GONE_TIMEOUT):
+    async def _wait_end(self, patience: float) -> bool:
+        with trio.move_on_after(patience):
             try:
                 while await self._stream.recv(4096):
                     pass

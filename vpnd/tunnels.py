@@ -277,7 +277,7 @@ class ManagedTunnel:
         self._journal.record("tunnel_lost", level="error", tunnel=self.name, reason=reason)
         tunnel, self._tunnel, self.error = self._tunnel, None, reason
         if tunnel is not None:
-            await tunnel.aclose()
+            await tunnel.abandon()
         self._unwanted.clear()
         await self.try_open()
 
