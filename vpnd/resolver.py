@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from functools import partial
+from ipaddress import IPv4Address, ip_address
 from itertools import zip_longest
 from typing import Final
 
@@ -15,6 +16,8 @@ from vpnd.config_fields import Endpoint
 
 RESOLVE_SECONDS = 10.0
 
+_EVERYBODY: Final = IPv4Address("255.255.255.255")
+_TOLD: Final = 3
 _LOOK_UPS: Final = trio.CapacityLimiter(20)
 """Threads of their own, which a name service that does not answer holds for half a minute each:
 netlink and files have others, and wait for none of these."""
@@ -52,15 +55,26 @@ class PeerAddresses:
             return f"{endpoint.host}: cannot be looked up: {_reason(error)}"
         except trio.TooSlowError:
             return f"{endpoint.host}: no answer from the name service"
-        self._candidates = _taking_turns(found)
+        addresses = _taking_turns(found)
+        self._candidates = [each for each in addresses if is_of_one_host(each.host)]
         if not self._candidates:
-            return f"{endpoint.host}: has no address"
+            told = ", ".join(each.host for each in addresses[:_TOLD])
+            return f"{endpoint.host}: has no address" + (
+                f" of one host, but {told}" if told else ""
+            )
         self._tried = [address for address in self._tried if address in self._candidates]
         if len(self._tried) == len(self._candidates):
             self._tried = []
         self.current = next(a for a in self._candidates if a not in self._tried)
         self._tried.append(self.current)
         return ""
+
+
+def is_of_one_host(address: str) -> bool:
+    """What an endpoint in a file may be as a number, a name may lead to."""
+    found = ip_address(address)
+    many = found.is_multicast or found.is_unspecified or found == _EVERYBODY
+    return not (many or found.is_link_local)
 
 
 def _taking_turns(

@@ -112,3 +112,17 @@ async def test_a_silent_name_service_holds_up_nothing_else(
         with trio.fail_after(30):
             while await PeerAddresses(NAME).advance():
                 pass  # until the threads that were given up have ended
+
+
+async def test_addresses_of_many_hosts_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may not lead where a number may not."""
+    useless = ["224.0.0.5", "0.0.0.0", "255.255.255.255", "ff02::1", "::", "fe80::1"]  # noqa: S104
+    addresses = PeerAddresses(NAME)
+    with name_service(monkeypatch, lambda: found(*useless, "192.0.2.1")):
+        for _ in range(3):
+            assert await addresses.advance() == ""
+            assert addresses.current is not None
+            assert addresses.current.host == "192.0.2.1"
+    with name_service(monkeypatch, lambda: found("224.0.0.5")):
+        said = await addresses.advance()
+    assert said == "ams1.example.net: has no address of one host, but 224.0.0.5"
