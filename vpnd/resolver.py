@@ -59,9 +59,9 @@ class PeerAddresses:
         self._candidates = [each for each in addresses if is_of_one_host(each.host)]
         if not self._candidates:
             told = ", ".join(each.host for each in addresses[:_TOLD])
-            return f"{endpoint.host}: has no address" + (
-                f" of one host, but {told}" if told else ""
-            )
+            if told:
+                return f"{endpoint.host}: has no address of one host, but {told}"
+            return f"{endpoint.host}: has no address"
         self._tried = [address for address in self._tried if address in self._candidates]
         if len(self._tried) == len(self._candidates):
             self._tried = []
