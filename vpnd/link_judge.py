@@ -114,7 +114,7 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
         minutes, at = facts.minutes_silent, facts.wireguard_at
         silent = f"no WireGuard handshake for {minutes} min or more"
         if at and not (facts.renewal_problem or unheard):
-            silent += f"; does UDP to {at} pass, and back?"
+            silent = f"{silent}; does UDP to {at} pass, and back?"
         known = (facts.twins, facts.ways, facts.renewal_problem, unheard)
         return LinkState.DOWN, "; ".join(filter(None, (silent, *known)))
     if facts.doubtful:

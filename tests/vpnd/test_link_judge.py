@@ -79,7 +79,10 @@ def test_prefixes_that_lead_elsewhere_degrade_a_link() -> None:
 
 
 def test_a_reason_that_explains_another_is_told_with_it() -> None:
-    known = {"twins": "two hosts?", "ways": "there is no route to the peer's endpoint"}
+    known: dict[str, Any] = {
+        "twins": "two hosts?",
+        "ways": "there is no route to the peer's endpoint",
+    }
     told = "two hosts?; there is no route to the peer's endpoint"
     dead = Facts(dead=True, minutes_silent=4, wireguard_at="192.0.2.1:51820", **KEY, **known)
     silent = "no WireGuard handshake for 4 min or more; does UDP to 192.0.2.1:51820 pass, and back?"
