@@ -25,7 +25,8 @@ pytestmark = pytest.mark.netns
 HARNESS = """
 import math, sys, trio, vpnd_lab
 async def main():
-    async with vpnd_lab.open_lab(vpnd_lab.LabSpec.parse("[sites.fra]\\n[sites.ams]"), name="crash") as opened:
+    spec = vpnd_lab.LabSpec.parse("[sites.fra]\\n[sites.ams]")
+    async with vpnd_lab.open_lab(spec, name="crash") as opened:
         # Its own session, no environment, no parent left: as a data plane that outlives a daemon.
         hidden = "env -i setsid -f sleep 1000 < /dev/null > /dev/null 2>&1"
         await opened.site("fra").run(["sh", "-c", hidden])
