@@ -41,7 +41,7 @@ def check(context: typer.Context, as_json: AsJson = False) -> int:
         if as_json:
             print_json(_document(path, errors=details, notes=[], restart=restart, unread=()))
         report(UsageProblem.of([_problem(detail, path) for detail in details]))
-        if path.exists() and not as_json:
+        if not as_json and not _is_missing(path):
             for line in restart[:MAX_SHOWN]:
                 hint(f"at a restart: {line}")
             if len(restart) > MAX_SHOWN:
