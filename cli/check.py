@@ -41,7 +41,7 @@ def check(context: typer.Context, as_json: AsJson = False) -> int:
         if as_json:
             print_json(_document(path, errors=details, notes=[], restart=restart, unread=()))
         report(UsageProblem.of([_problem(detail, path) for detail in details]))
-        if path.exists() and not as_json:
+        if not as_json and not _is_missing(path):
             for line in restart[:MAX_SHOWN]:
                 hint(f"at a restart: {line}")
             if len(restart) > MAX_SHOWN:
@@ -59,14 +59,21 @@ def check(context: typer.Context, as_json: AsJson = False) -> int:
 
 def _notes_on_host(path: Path) -> list[ErrorDetail]:
     """What is in the way on this host: vpnd itself looks, which can ask the kernel."""
-    looked = subprocess.run(
-        [sys.executable, "-I", "-m", "vpnd", "--config", str(path), "--host-notes"],
-        capture_output=True,
-        timeout=_PATIENCE,
-        check=False,
-    )
-    if looked.returncode != ExitCode.DONE:
+    try:
+        looked = subprocess.run(
+            [sys.executable, "-I", "-m", "vpnd", "--config", str(path), "--host-notes"],
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"this host could not be looked at within {_PATIENCE:.0f} s"
+        return [ErrorDetail(reason=reason, hint="again; `vpnctl status` tells as well")]
+    if looked.returncode == ExitCode.USAGE:
         return []  # the configuration has changed in between
+    if looked.returncode != ExitCode.DONE:
+        reason = f"this host could not be looked at: vpnd --host-notes exits {looked.returncode}"
+        return [ErrorDetail(reason=reason, hint="a bug: please report what that command prints")]
     found: list[ErrorDetail] = json.loads(looked.stdout)
     return found
 

@@ -23,9 +23,10 @@ pytestmark = pytest.mark.netns
 
 # Opens a lab, starts what is hardest to find in it, and waits for the end.
 HARNESS = """
-import math, sys, trio, lab
+import math, sys, trio, vpnd_lab
 async def main():
-    async with lab.open_lab(lab.LabSpec.parse("[sites.fra]\\n[sites.ams]"), name="crash") as opened:
+    spec = vpnd_lab.LabSpec.parse("[sites.fra]\\n[sites.ams]")
+    async with vpnd_lab.open_lab(spec, name="crash") as opened:
         # Its own session, no environment, no parent left: as a data plane that outlives a daemon.
         hidden = "env -i setsid -f sleep 1000 < /dev/null > /dev/null 2>&1"
         await opened.site("fra").run(["sh", "-c", hidden])

@@ -71,10 +71,10 @@ async def test_linked_sites_and_a_killed_daemon(lab_factory: LabFactory) -> None
 
 def test_daemons_and_data_planes_are_gone_after_a_crash(root: Path) -> None:
     program = """if True:
-        import math, sys, trio, lab
+        import math, sys, trio, vpnd_lab
         async def main():
-            spec = lab.LabSpec.parse(sys.argv[1])
-            async with lab.open_lab(spec, name="crash", start="links") as opened:
+            spec = vpnd_lab.LabSpec.parse(sys.argv[1])
+            async with vpnd_lab.open_lab(spec, name="crash", start="links") as opened:
                 await opened.site("fra").wait_state("ams", "installed", "active")
                 print("ready", flush=True)
                 await trio.sleep(math.inf)

@@ -171,9 +171,9 @@ async def test_lab_of_twelve_sites_is_built(lab_factory: LabFactory) -> None:
 
 def test_without_root_there_is_a_reason() -> None:
     program = """if True:
-        import trio, lab
+        import trio, vpnd_lab
         async def main():
-            async with lab.open_lab(lab.LabSpec.parse("[sites.a]")):
+            async with vpnd_lab.open_lab(vpnd_lab.LabSpec.parse("[sites.a]")):
                 pass
         trio.run(main)
     """

@@ -213,7 +213,7 @@ async def test_a_peer_is_changed_live_and_after_a_restart_it_is_the_same(case: C
         # is then is not asked: a datagram that ams had under way leads it back
         there = lab.site("ams").address(6)
         await fra.vpnctl("peer", "set", "ams", "--wireguard-endpoint", f"[{there}]:51820")
-        await wait_logged(fra, f'"to": "{there}", "event": "endpoint_moved"')
+        await wait_logged(fra, f'"event": "endpoint_moved", "peer": "ams", "to": "{there}"')
         await fra.kill_daemon()
         await fra.start_daemon()
         await fra.wait_state("ams", "active")

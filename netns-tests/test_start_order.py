@@ -120,7 +120,7 @@ async def test_the_uplink_has_no_address_at_the_start(case: Case) -> None:
         await fra.run(["ip", "address", "flush", "dev", "internet"])
         await fra.start_daemon()
         await lab.link("fra", "ams")
-        status = await fra.wait_link("ams", says("no answer"), what="waiting")
+        status = await fra.wait_link("ams", says("could not be sent"), what="waiting")
         print(f"{status['state']}: {status['reason']}")
         await fra.run(["ip", "address", "add", address, "dev", "internet"])
         await fra.run(["ip", "route", "add", "default", "via", way])

@@ -113,17 +113,17 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
         # No number that changes with every look: a reason is told when it changes
         minutes, at = facts.minutes_silent, facts.wireguard_at
         silent = f"no WireGuard handshake for {minutes} min or more"
-        if facts.renewal_problem or unheard:
-            return LinkState.DOWN, "; ".join(filter(None, (silent, facts.renewal_problem, unheard)))
-        return LinkState.DOWN, f"{silent}; does UDP to {at} pass, and back?" if at else silent
+        if at and not (facts.renewal_problem or unheard):
+            silent = f"{silent}; does UDP to {at} pass, and back?"
+        known = (facts.twins, facts.ways, facts.renewal_problem, unheard)
+        return LinkState.DOWN, "; ".join(filter(None, (silent, *known)))
     if facts.doubtful:
         return LinkState.DEGRADED, UNCERTAIN
     if not facts.in_force:
         waits = "waits for WireGuard's first handshake"
         problem = facts.renewal_problem if unheard else ""
-        return LinkState.INSTALLED, "; ".join(filter(None, (waits, facts.twins, problem, unheard)))
-    if facts.flow is Flow.BOTH_LOST:
-        return LinkState.DOWN, "; ".join(filter(None, (facts.ways, facts.flow.value)))
+        known = (facts.twins, facts.ways, problem, unheard)
+        return LinkState.INSTALLED, "; ".join(filter(None, (waits, *known)))
     troubles = (
         facts.twins,
         facts.ways,
@@ -134,7 +134,9 @@ def _with_key(facts: Facts) -> tuple[LinkState, str]:
         unheard,
     )
     if any(troubles):
-        return LinkState.DEGRADED, "; ".join(filter(None, troubles))
+        lost = facts.flow is Flow.BOTH_LOST
+        state = LinkState.DOWN if lost else LinkState.DEGRADED
+        return state, "; ".join(filter(None, troubles))
     if facts.second_identity:
         return LinkState.DEGRADED, "the peer used its second identity"
     return LinkState.ACTIVE, "adopted after a restart" if facts.adopted else ""

@@ -19,7 +19,7 @@ from vpnd.config_host import lookout
 from vpnd.config_model import MAIN_TABLE
 from vpnd.guarded import guarded_prefixes
 from vpnd.guards import Guards
-from vpnd.tunnels import BackendErrors, ManagedTunnel
+from vpnd.tunnels import RETRY_SECONDS, BackendErrors, ManagedTunnel
 
 if TYPE_CHECKING:
     from vpnd.journal import Journal
@@ -71,13 +71,19 @@ class PathWatch:
 
     async def run(self) -> None:
         """Look until cancelled."""
-        with RouteWatch() as watch:
-            self._watch = watch
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._look_often)
-                while True:
-                    await watch.wait_changed()
-                    self._changed.set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_often)
+            while True:
+                try:
+                    with RouteWatch() as watch:
+                        self._watch = watch
+                        while True:
+                            await watch.wait_changed()
+                            self._changed.set()
+                except OSError as error:
+                    self._journal.record("changes_unseen", level="error", reason=str(error))
+                self._changed.set()
+                await trio.sleep(RETRY_SECONDS)
 
     async def _look_often(self) -> None:
         while True:

@@ -131,11 +131,11 @@ def _check(path: Path, *, as_json: bool) -> ExitCode:
         _tell_problems(errors.problems)
         return ExitCode.USAGE
     notes = notes_on_host(config)
-    if as_json:
+    if as_json:  # those of the configuration vpnctl knows itself
         print(json.dumps([note.detail() for note in notes]))
         return ExitCode.DONE
     print(f"{path}: {len(config.peers)} peer(s), no errors")
-    for note in notes:
+    for note in (*config.notes, *notes):
         print(f"vpnd: note: {note}")
     return ExitCode.DONE
 

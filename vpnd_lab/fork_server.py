@@ -47,7 +47,8 @@ from vpnd_lab.process import ProcessId, spawn
 ENVIRONMENT = "VPND_LAB_FORK_SERVER"
 SHARED = "VPND_LAB_FORK_SERVER_SOCKET"
 """Path of the socket on which a server shared by several processes takes connections."""
-PROGRAMS = ("vpnd", "vpnctl")
+PROGRAMS = {"vpnd": "vpnd", "vpnctl": "cli"}
+"""By name, and the package that each is made of."""
 _PYTHON_MODULE = [sys.executable, "-I", "-m"]
 MODULES = ("vpnd_lab.traffic", "vpnd_lab.sniffer")
 """What is started by `python -m`."""
@@ -276,7 +277,7 @@ def _load() -> dict[str, Callable[[], object]]:
     for entry in importlib.metadata.entry_points(group="console_scripts"):
         if entry.name in PROGRAMS:
             mains[entry.name] = entry.load()
-            package = importlib.import_module(entry.module.partition(".")[0])
+            package = importlib.import_module(PROGRAMS[entry.name])
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 if not module.name.endswith("__main__"):
                     importlib.import_module(module.name)

@@ -99,6 +99,13 @@ def test_a_vpnd_toml_that_is_gone_keeps_neither_guards_nor_daemon_away() -> None
     assert "/etc/vpnd" not in required
 
 
+def test_who_sets_guards_may_see_that_there_is_ipv6() -> None:
+    """A host without IPv6 is known by its sockets (tun.guard): a unit that forbids them would have
+    every IPv6 guard that fails go untold."""
+    for unit in ("vpnd.service", "vpnd-guard.service"):
+        assert "AF_INET6" in parsed(unit)["Service"]["RestrictAddressFamilies"].split()
+
+
 def parsed(unit: str) -> ConfigParser:
     parser = ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case

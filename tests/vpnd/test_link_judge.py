@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vpnd.api import LinkState
-from vpnd.link_judge import Facts, judge
+from vpnd.link_judge import Facts, Flow, judge
 
 KEY: dict[str, Any] = {"has_key": True, "in_force": True}
 
@@ -76,6 +76,22 @@ def test_state_and_reason(facts: Facts, state: LinkState, words: str) -> None:
 def test_prefixes_that_lead_elsewhere_degrade_a_link() -> None:
     facts = Facts(has_key=True, in_force=True, ways="10.2.0.0/16 leads to eth0")
     assert judge(facts) == (LinkState.DEGRADED, "10.2.0.0/16 leads to eth0")
+
+
+def test_a_reason_that_explains_another_is_told_with_it() -> None:
+    known: dict[str, Any] = {
+        "twins": "two hosts?",
+        "ways": "there is no route to the peer's endpoint",
+    }
+    told = "two hosts?; there is no route to the peer's endpoint"
+    dead = Facts(dead=True, minutes_silent=4, wireguard_at="192.0.2.1:51820", **KEY, **known)
+    silent = "no WireGuard handshake for 4 min or more; does UDP to 192.0.2.1:51820 pass, and back?"
+    assert judge(dead) == (LinkState.DOWN, f"{silent}; {told}")
+    waits = Facts(has_key=True, **known)
+    found = f"waits for WireGuard's first handshake; {told}"
+    assert judge(waits) == (LinkState.INSTALLED, found)
+    lost = Facts(flow=Flow.BOTH_LOST, renewal_problem="no answer", **KEY, **known)
+    assert judge(lost) == (LinkState.DOWN, f"{told}; {Flow.BOTH_LOST.value}; no answer")
 
 
 def test_why_nothing_can_be_sent_comes_before_the_answer_that_is_missing() -> None:

@@ -1,4 +1,4 @@
-"""The program `vpnd` at its edges: where nothing can be written."""
+"""The daemon as a program, as far as it needs no network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vpnd.config_files import Site
+from tests.vpnd.config_files import LON1, Site
 
 
 @pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("--check",)])
@@ -23,3 +23,15 @@ def test_a_full_disk_under_stdout_is_told(tmp_path: Path, arguments: tuple[str, 
         )  # fmt: skip
     said = "vpnd: error: the output cannot be written: No space left on device\n"
     assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_check_tells_of_what_is_noted_in_the_files_and_not_of_this_host_alone(
+    tmp_path: Path,
+) -> None:
+    site = Site(tmp_path)
+    site.peers["lon1"] = {"identity": LON1, "allowed_ips": ["10.20.30.0/24"]}
+    site.write()
+    command = [sys.executable, "-m", "vpnd", "--config", str(site.path), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "10.20.30.0/24 lies within 10.20.0.0/16 at peer ams1" in done.stdout
