@@ -152,7 +152,7 @@ def stages(mode: str) -> list[Stage]:
     long = mode == "long"
     factor = 4 if long else 1
     also = () if long else ("-m", "not long")
-    tests = pytest("tests", "tests", "-q", "-n2", *also, timeout=factor * 25 * MINUTE)
+    tests = pytest("tests", "tests", "-q", "-n2", *also, timeout=factor * 40 * MINUTE)
     userspace = pytest(
         "netns userspace",
         "netns-tests",
