@@ -40,7 +40,8 @@ async def test_an_address_that_does_not_answer_is_given_up_and_told(tmp_path: Pa
         )
         assert told["reason"] == text
         assert ams.link.report.state is LinkState.DEGRADED
-        assert ams.link.report.reason == f"last exchange: no answer; {text}"
+        assert ams.link.report.reason.startswith("last exchange: no answer")
+        assert ams.link.report.reason.endswith(f"; {text}")
         status = link_status(ams.link, {})
         assert (status["endpoint"], status["next_renewal_seconds"]) == (None, None)
         ams.link.exchanges.want()
